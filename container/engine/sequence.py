@@ -1,0 +1,61 @@
+"""A sequence: one prompt and the tokens generated from it, owned by the edge process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: a stop token was generated (it is the last output token). `length`: `max_new_tokens` was reached."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose a sequence's tokens. Values are checked by the edge before they get here.
+
+    `temperature` 0 is greedy and makes `top_k`, `top_p` and `seed` irrelevant. `top_k` 0 and `top_p` 1 are off.
+    `seed` is an unsigned 64-bit integer. Stop tokens are not generated before `min_new_tokens`.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class EngineError(Exception):
+    """The engine could not finish a sequence."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Sequence:
+    """Owned by the edge: the engine process only reports tokens, which `EngineClient` appends here.
+
+    `on_tokens(n)` is called on the event loop after `n` new tokens were appended and `finish_reason` was set;
+    `on_error(error)` once, if the engine can't finish the sequence. After either end, neither is called again.
+    """
+
+    __slots__ = ("finish_reason", "id", "on_error", "on_tokens", "output_ids", "prompt_ids", "sampling")
+
+    def __init__(
+        self,
+        prompt_ids: list[int],
+        sampling: Sampling,
+        *,
+        on_tokens: Callable[[int], None],
+        on_error: Callable[[EngineError], None],
+    ) -> None:
+        self.id = -1  # given by the client at submission; unique for the life of the edge
+        self.prompt_ids = prompt_ids
+        self.sampling = sampling
+        self.output_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.on_tokens = on_tokens
+        self.on_error = on_error

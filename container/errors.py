@@ -1,0 +1,88 @@
+"""What can go wrong with a request, and the one place where it becomes an HTTP status.
+
+RequestError
+├── InvalidRequest      400  a field is wrong; `param` names it
+├── Conflict            409  the request contradicts another one
+├── TooLarge            413  the body is over a limit
+├── UnsupportedMedia    415  no dialect for this content type
+├── EngineFailure       500  the engine died under this request
+├── Unavailable         503  starting, draining or failed
+└── OutOfSpace          507  memory or disk is full
+
+Messages carry the numbers and never quote the user's text: SageMaker copies error bodies into its logs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RequestError(Exception):
+    """A request, or one item of a batch, that ends without a result."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+
+    def body(self) -> dict[str, Any]:
+        """The error object of every dialect: `{"error": {"message", "type", "param", "code"}}`."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, unknown, of the wrong type or out of range."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class Conflict(RequestError):
+    """The request contradicts another one."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class TooLarge(RequestError):
+    """The body is larger than a limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class UnsupportedMedia(RequestError):
+    """No dialect reads this content type."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_type"
+
+
+class EngineFailure(RequestError):
+    """The engine stopped before the request was done."""
+
+    status = 500
+    code = "engine_failed"
+
+
+class Unavailable(RequestError):
+    """The server is starting, draining or failed."""
+
+    status = 503
+    code = "unavailable"
+
+
+class OutOfSpace(RequestError):
+    """Memory or disk is full."""
+
+    status = 507
+    code = "out_of_space"

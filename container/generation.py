@@ -1,0 +1,98 @@
+"""What a request asks for and what it gets, in no dialect: the values that dialects, edge and engine share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A prompt as text. Special tokens are added as the model's tokenizer does by default."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A prompt as messages, put together by the model's own chat template.
+
+    `messages` are JSON objects with at least `role`, already checked by the dialect.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIds:
+    """A prompt as token ids, used as they are."""
+
+    ids: tuple[int, ...]
+
+
+Prompt = Text | Chat | TokenIds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What a request says about generation. `None` means that it says nothing, so that the model's
+    `generation_config`, then the dialect's default applies.
+
+    Ranges are checked by the dialect, so that an error names the field as the caller wrote it:
+    max_new_tokens >= 1 (0 too for OpenAI's echo-less completions is refused), 0 <= min_new_tokens <= max_new_tokens,
+    temperature in [0, 2] for OpenAI and >= 0 elsewhere (0 is greedy), top_k >= 0 (0 is off), top_p in (0, 1],
+    seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000 characters.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One prompt with its parameters: what one line of a batch, or one of a list of inputs, becomes.
+
+    `sample_by_default` is the dialect's choice where neither the request nor the model says (OpenAI: temperature 1).
+    `param` names the prompt's field in the caller's own words, for errors: `inputs[3]`, `messages`.
+    """
+
+    prompt: Prompt
+    parameters: Parameters
+    sample_by_default: bool
+    param: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One generated text. `completion_tokens` counts every generated token, a stop token or stop string included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    seed: int | None
+    """The seed that reproduces it; None when greedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What an item became: `n` completions of one prompt."""
+
+    prompt_text: str
+    """The prompt as the model saw it, for `return_full_text`."""
+    prompt_tokens: int
+    completions: tuple[Completion, ...]
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(len(completion.token_ids) for completion in self.completions)
