@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
@@ -71,6 +72,11 @@ class Item:
     parameters: Parameters
     sample_by_default: bool
     param: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Fields of `parameters` in the caller's own words: `{"max_new_tokens": "max_tokens"}`."""
+
+    def name_of(self, parameter: str) -> str:
+        return self.names.get(parameter, parameter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

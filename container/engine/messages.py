@@ -44,7 +44,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int
     max_running: int
     """Sequences that may run in one step."""
-    eos_token_ids: tuple[int, ...]
     load_seconds: float
 
 
@@ -111,9 +110,9 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     failed: list[Failed] = []
     running: int = 0
     waiting: int = 0
-    prefill_tokens: int = 0
     cache_use: float = 0.0
     preemptions: int = 0
+    """Sequences put back into the queue since the last report, to make room in the cache."""
 
 
 class Crashed(msgspec.Struct, frozen=True, tag="crashed"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 import msgspec
@@ -42,19 +42,21 @@ class Sequence:
     `on_error(error)` once, if the engine can't finish the sequence. After either end, neither is called again.
     """
 
-    __slots__ = ("finish_reason", "id", "on_error", "on_tokens", "output_ids", "prompt_ids", "sampling")
+    __slots__ = ("finish_reason", "id", "on_error", "on_tokens", "output_ids", "owner", "prompt_ids", "sampling")
 
     def __init__(
         self,
         prompt_ids: list[int],
         sampling: Sampling,
         *,
+        owner: Hashable,
         on_tokens: Callable[[int], None],
         on_error: Callable[[EngineError], None],
     ) -> None:
         self.id = -1  # given by the client at submission; unique for the life of the edge
         self.prompt_ids = prompt_ids
         self.sampling = sampling
+        self.owner = owner  # who takes turns with the others at admission
         self.output_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.on_tokens = on_tokens

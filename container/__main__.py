@@ -1,0 +1,68 @@
+"""`python -m container`: the first lines answer signals, the rest is the edge process."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(0)  # nothing has been promised to anyone yet
+
+
+for _number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(_number, _leave)
+
+
+def _bind(host: str, port: int) -> "socket.socket":
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(address)
+    # Listening at once: a connection made while the rest is imported waits instead of being refused.
+    sock.listen(2048)
+    return sock
+
+
+def main() -> int:
+    from .settings import BadSetting, Settings
+
+    try:
+        settings = Settings.from_env(os.environ)
+        sock = _bind(settings.host, settings.port)
+    except BadSetting as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"can't listen on {settings.host}:{settings.port}: {error.strerror}")
+
+    import uvloop
+
+    from .edge import serve
+    from .model_source import find_model
+    from .telemetry import configure_logging
+
+    configure_logging(settings.log_level)
+    try:
+        model = find_model(settings)
+    except BadSetting as error:
+        return _refuse(str(error))
+    return uvloop.run(serve(settings, model, sock))
+
+
+def _refuse(reason: str) -> int:
+    from .telemetry import configure_logging
+
+    configure_logging("INFO")
+    logging.getLogger("container").error(reason, extra={"action": "refused"})
+    return 1
+
+
+if __name__ == "__main__":
+    import logging
+    import socket
+
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Worker threads may still be in a library call; nothing of theirs is wanted.
+    os._exit(status)

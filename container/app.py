@@ -1,0 +1,185 @@
+"""The HTTP surface: SageMaker's two paths, OpenAI's for local use, and the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from . import __version__
+from .batch_run import BatchRun
+from .dialects import openai
+from .dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
+from .dialects.call import Call
+from .dialects.document import check_charset, is_json_lines, read_document
+from .dialects.wire import decode
+from .edge import Edge
+from .errors import InvalidRequest, RequestError, TooLarge
+from .exchange import Exchange, error_response
+from .invocation import Invocation, Prepared
+from .spool import OrderedSpool, Spool
+
+_SPOOL_WRITE = 1 << 20
+
+
+def create_app(edge: Edge) -> FastAPI:
+    app = FastAPI(title="Longhaul", version=__version__, docs_url=None, redoc_url=None)
+
+    @app.api_route("/ping", methods=["GET", "POST"])
+    async def ping() -> Response:
+        """200 when the server can take work, and while it recovers from an engine's crash."""
+        body = msgspec.json.encode({"status": edge.status, "reason": edge.reason})
+        return Response(body, status_code=200 if edge.takes_work else 503, media_type="application/json")
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(edge.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/invocations")
+    async def invocations(request: Request) -> Response:
+        """Generate, in the dialect that content type and shape of the body tell."""
+        if is_json_lines(request.headers.get("content-type")):
+            return await Exchange(edge, request).answer(lambda exchange: _answer_batch(edge, exchange))
+        return await _document(edge, request, _read_any)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """OpenAI's chat completions."""
+        return await _document(edge, request, lambda request, body: openai.read_chat(decode(body)))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        """OpenAI's completions."""
+        return await _document(edge, request, lambda request, body: openai.read_completion(decode(body)))
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, object]:
+        """The one model."""
+        model = {"id": edge.settings.name, "object": "model", "created": started, "owned_by": "longhaul"}
+        return {"object": "list", "data": [model]}
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return error_response(_named(error))
+
+    started = int(time.time())
+    return app
+
+
+Reader = Callable[[Request, bytes], Call]
+
+
+def _read_any(request: Request, body: bytes) -> Call:
+    return read_document(request.headers.get("content-type"), body, request.headers.get(CUSTOM_ATTRIBUTES))
+
+
+async def _document(edge: Edge, request: Request, read: Reader) -> Response:
+    return await Exchange(edge, request).answer(lambda exchange: _answer_document(edge, exchange, read))
+
+
+async def _answer_document(edge: Edge, exchange: Exchange, read: Reader) -> Response:
+    service, request = edge.service_or_unavailable(), exchange.request
+    body = await _read_body(request, edge.settings.max_json_bytes)
+    exchange.watch_for_disconnect()
+    invocation = Invocation(service)
+
+    def parse() -> tuple[Call, list[Prepared]]:
+        call = read(request, body)
+        # All items are checked before any runs: a bad one must not cost the others' work.
+        return call, [invocation.prepare(item) for item in call.items]
+
+    try:
+        call, prepared = await invocation.in_worker(parse)
+        results = await invocation.run_all(prepared)
+    finally:
+        invocation.close()
+        exchange.fields |= invocation.counts()
+    answer = await invocation.in_worker(lambda: _encode(call.render(results, service.name)))
+    return Response(answer, media_type=call.content_type)
+
+
+def _encode(answer: object) -> bytes:
+    return answer.encode() if isinstance(answer, str) else msgspec.json.encode(answer)
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in _chunks(request, limit, "send JSON lines (application/jsonlines) for more"):
+        body += chunk
+    return bytes(body)
+
+
+async def _chunks(request: Request, limit: int, hint: str) -> AsyncIterator[bytes]:
+    """The body, as long as it is within the limit.
+
+    One over the limit is read to its end all the same: a client that is still sending would not read the answer.
+    Only one that asked first (`Expect: 100-continue`) is told at once.
+    """
+    declared = int(request.headers.get("content-length", "0"))
+    too_large = TooLarge(f"the body is larger than {limit} bytes; {hint}")
+    if declared > limit and "expect" in request.headers:
+        raise too_large
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            yield chunk
+    if size > limit:
+        raise too_large
+
+
+async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
+    service, settings = edge.service_or_unavailable(), edge.settings
+    check_charset(exchange.request.headers.get("content-type"))
+    invocation = Invocation(service)
+    body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
+    batch = BatchRun(service, invocation, answers, settings.max_json_bytes)
+    try:
+        await _spool_body(exchange.request, body, settings.max_body_bytes)
+        exchange.watch_for_disconnect()
+        await batch.run(body)
+    except BaseException:
+        answers.close()
+        raise
+    finally:
+        body.close()
+        invocation.close()
+        exchange.fields |= invocation.counts() | {"items": batch.items, "failed_items": batch.failed}
+    return StreamingResponse(
+        _send_and_close(answers), media_type="application/jsonlines", headers={"content-length": str(answers.size)}
+    )
+
+
+async def _spool_body(request: Request, spool: Spool, limit: int) -> None:
+    spool.reserve(int(request.headers.get("content-length", "0")))
+    pending = bytearray()
+    async for chunk in _chunks(request, limit, "split the file"):
+        pending += chunk
+        if len(pending) >= _SPOOL_WRITE:
+            await asyncio.to_thread(spool.append, bytes(pending))
+            pending.clear()
+    await asyncio.to_thread(spool.append, bytes(pending))
+    await asyncio.to_thread(spool.flush)
+
+
+async def _send_and_close(answers: OrderedSpool) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answers.chunks():
+            yield chunk
+    finally:
+        answers.close()
+
+
+def _named(error: HTTPException) -> RequestError:
+    """What the router itself refuses, in our form."""
+    named = InvalidRequest("there is no such path; generation is POST /invocations", code="not_found")
+    if error.status_code == 405:
+        named = InvalidRequest("this path does not take this method", code="method_not_allowed")
+    named.status = error.status_code
+    return named

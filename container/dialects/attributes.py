@@ -1,0 +1,37 @@
+"""The header that SageMaker passes on to the container: `max_new_tokens=64;job=my-job`.
+
+SageMaker allows 1,024 visible ASCII characters in any form. Teams put their own tokens there, so whatever isn't a pair,
+and every key that nobody asks for, passes without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InvalidRequest
+
+HEADER = "X-Amzn-SageMaker-Custom-Attributes"
+PREFIX = f"{HEADER}: "
+"""What comes before a key in an error's `param`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """The header's `key=value` pairs, in order. Space around a key or a value doesn't count."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, header: str | None) -> Attributes:
+        parts = (part.partition("=") for part in (header or "").split(";"))
+        return cls(tuple((key.strip(), value.strip()) for key, equals, value in parts if equals))
+
+    def all(self, key: str) -> list[str]:
+        return [value for name, value in self.pairs if name == key]
+
+    def one(self, key: str) -> str | None:
+        """The key's value, if it is there. InvalidRequest if it is there more than once."""
+        values = self.all(key)
+        if len(values) > 1:
+            raise InvalidRequest(f"{PREFIX}{key} is given {len(values)} times; give it once", param=PREFIX + key)
+        return values[0] if values else None

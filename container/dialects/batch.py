@@ -1,0 +1,160 @@
+"""Batches: JSON lines, a line an item, each answered by one line in its own form.
+
+The forms are OpenAI's Batch (`custom_id`, `method`, `url`, `body`), Amazon Bedrock's batch inference (`recordId`,
+`modelInput`) and a bare document of a JSON dialect. A bad line fails alone. Cutting a body into lines is the caller's.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from ..errors import InvalidRequest, RequestError
+from ..generation import Result
+from . import openai
+from .call import Call
+from .document import read_object
+from .wire import BYTE_ORDER_MARK, Wire, decode, read
+
+Form = Literal["openai", "bedrock", "bare"]
+
+ROUTES: dict[str, Callable[[object], Call]] = {
+    "/v1/chat/completions": openai.read_chat,
+    "/v1/completions": openai.read_completion,
+}
+
+
+class OpenAIRequest(Wire):
+    custom_id: str = Field(min_length=1, description="a string of at least one character")
+    method: Literal["POST"] = Field(description='"POST"')
+    url: Literal["/v1/chat/completions", "/v1/completions"] = Field(description=f"one of {', '.join(ROUTES)}")
+    body: Any = Field(description="a JSON object")
+
+
+class BedrockRequest(Wire):
+    recordId: str | None = Field(None, description="a string")
+    modelInput: Any = Field(description="a JSON object")
+
+
+class _Echo(msgspec.Struct):
+    """A Bedrock line's input as it was written, so that the answer repeats its numbers digit for digit."""
+
+    modelInput: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a batch: a call, or the error that it already is."""
+
+    form: Form
+    call: Call | None = None
+    error: RequestError | None = None
+    custom_id: str | None = None
+    """The caller's own name for the line: OpenAI's `custom_id`, Bedrock's `recordId`."""
+    model_input: bytes | None = None
+    """Bedrock's `modelInput`, to be repeated in the answer."""
+
+    def success(self, results: Sequence[Result], model: str) -> bytes:
+        """The answer's line, newline included."""
+        assert self.call is not None
+        return self._line(self.call.render(results, model), None)
+
+    def failure(self, error: RequestError) -> bytes:
+        """The error's line, newline included."""
+        return self._line(None, error)
+
+    def _line(self, output: Any, error: RequestError | None) -> bytes:
+        match self.form:
+            case "openai":
+                document = self._openai(output, error)
+            case "bedrock":
+                document = self._bedrock(output, error)
+            case "bare":
+                document = output if error is None else error.body()
+        return msgspec.json.encode(document) + b"\n"
+
+    def _openai(self, output: Any, error: RequestError | None) -> dict[str, Any]:
+        response = {
+            "status_code": error.status if error else 200,
+            "request_id": secrets.token_hex(16),
+            "body": error.body() if error else output,
+        }
+        return {
+            "id": f"batch_req_{secrets.token_hex(12)}",
+            "custom_id": self.custom_id,
+            "response": response,
+            "error": {"code": error.code, "message": error.message} if error else None,
+        }
+
+    def _bedrock(self, output: Any, error: RequestError | None) -> dict[str, Any]:
+        echo = None if self.model_input is None else msgspec.Raw(self.model_input)
+        record = {"recordId": self.custom_id, "modelInput": echo}
+        if error is None:
+            return record | {"modelOutput": output}
+        return record | {"error": {"errorCode": error.status, "errorMessage": error.message}}
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line is no item: a reader of lines skips it."""
+    return not line.removeprefix(BYTE_ORDER_MARK).strip()
+
+
+def read_line(line: bytes, number: int) -> Line:
+    """Line `number`, counted from 1, with or without its newline. A bad line is a Line with an error."""
+    name = f"line {number}"
+    try:
+        document = decode(line, what=name, param=name)
+        if not isinstance(document, dict):
+            raise InvalidRequest(f"{name} must be a JSON object", param=name)
+    except RequestError as error:
+        return Line(form="bare", error=error)
+    if document.keys() & BedrockRequest.model_fields.keys():
+        return _bedrock_line(document, line, number)
+    if document.keys() & OpenAIRequest.model_fields.keys():
+        return _openai_line(document)
+    return _read("bare", lambda: read_object(document))
+
+
+def _openai_line(document: dict[str, Any]) -> Line:
+    def call() -> Call:
+        request = read(OpenAIRequest, document)
+        return ROUTES[request.url](_object(request.body, "body"))
+
+    return _read("openai", call, custom_id=_name(document.get("custom_id")))
+
+
+def _bedrock_line(document: dict[str, Any], line: bytes, number: int) -> Line:
+    echo = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK), type=_Echo).modelInput
+    return _read(
+        "bedrock",
+        lambda: read_object(_object(read(BedrockRequest, document).modelInput, "modelInput")),
+        # Bedrock, too, makes up an id of 11 characters for a line without one.
+        custom_id=_name(document.get("recordId")) or f"LINE{number:07d}",
+        # A line may hold other white space, but an answer's line must have no line break of any kind.
+        model_input=None if echo is msgspec.UNSET else msgspec.json.format(bytes(echo), indent=-1),
+    )
+
+
+def _object(value: object, param: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{param} must be a JSON object", param=param)
+    return value
+
+
+def _name(value: object) -> str | None:
+    """The caller's name for a line, so far as it is one: a bad line, too, is answered under its name."""
+    return value if isinstance(value, str) else None
+
+
+def _read(
+    form: Form, call: Callable[[], Call], *, custom_id: str | None = None, model_input: bytes | None = None
+) -> Line:
+    try:
+        return Line(form=form, call=call(), custom_id=custom_id, model_input=model_input)
+    except RequestError as error:
+        return Line(form=form, error=error, custom_id=custom_id, model_input=model_input)

@@ -1,0 +1,51 @@
+"""Generation parameters on the wire: the types and ranges that several dialects share.
+
+The ranges are those of `generation.Parameters`. None is absent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+MOST_CHOICES = 128
+MOST_STOP_STRINGS = 16
+LONGEST_STOP_STRING = 1000
+MOST_STOP_TOKENS = 128
+LARGEST_COUNT = 2**31 - 1
+LARGEST_SEED = 2**64 - 1
+
+
+def _stop_strings(value: object) -> tuple[str, ...] | None:
+    """One stop string or a list of them. A ValueError becomes the field's own sentence."""
+    if value is None:
+        return None
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or len(strings) > MOST_STOP_STRINGS:
+        raise ValueError
+    if not all(isinstance(string, str) and 1 <= len(string) <= LONGEST_STOP_STRING for string in strings):
+        raise ValueError
+    return tuple(strings)
+
+
+Flag = Annotated[bool | None, Field(description="true or false")]
+NewTokens = Annotated[int | None, Field(ge=1, le=LARGEST_COUNT, description="an integer of 1 or more")]
+MinNewTokens = Annotated[int | None, Field(ge=0, le=LARGEST_COUNT, description="an integer of 0 or more")]
+Temperature = Annotated[float | None, Field(ge=0, allow_inf_nan=False, description="a number of 0 (greedy) or more")]
+TopK = Annotated[int | None, Field(ge=0, le=LARGEST_COUNT, description="an integer of 0 (off) or more")]
+TopP = Annotated[float | None, Field(gt=0, le=1, description="a number above 0 and at most 1")]
+Seed = Annotated[int | None, Field(ge=0, le=LARGEST_SEED, description="an integer from 0 to 2**64 - 1")]
+Choices = Annotated[int | None, Field(ge=1, le=MOST_CHOICES, description=f"an integer from 1 to {MOST_CHOICES}")]
+Stop = Annotated[
+    tuple[str, ...] | None,
+    BeforeValidator(_stop_strings),
+    Field(
+        description=f"a string or a list of up to {MOST_STOP_STRINGS}, each of 1 to {LONGEST_STOP_STRING} characters"
+    ),
+]
+StopTokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=LARGEST_COUNT)]] | None,
+    # fail_fast: a body can hold millions of wrong ids, and pydantic would build an error for each.
+    Field(max_length=MOST_STOP_TOKENS, fail_fast=True, description=f"a list of at most {MOST_STOP_TOKENS} token ids"),
+]

@@ -1,0 +1,206 @@
+"""The OpenAI dialects: chat completions and completions, as the API reference has them and OpenAI's client reads them.
+
+Extensions are named as vLLM names them: `top_k`, `min_tokens`, `ignore_eos`, `stop_token_ids`. Where we differ from
+OpenAI: without a limit a completion is as long as the server allows, not 16 tokens, and every choice has its `seed`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from ..errors import InvalidRequest
+from ..generation import Completion, Item, Parameters, Prompt, Result
+from .call import Call
+from .fields import LARGEST_COUNT, Choices, Flag, MinNewTokens, NewTokens, Seed, Stop, StopTokenIds, TopP
+from .prompt import read_chat as read_chat_prompt
+from .prompt import read_each, read_text, read_token_ids
+from .wire import Wire, read
+
+Temperature = Annotated[float | None, Field(ge=0, le=2, description="a number from 0 to 2")]
+TopK = Annotated[int | None, Field(ge=-1, le=LARGEST_COUNT, description="an integer of -1 (off) or more")]
+EXPECTED_PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids"
+
+
+class Options(Wire):
+    """What both kinds of request may hold."""
+
+    model: str | None = Field(None, description="a string")
+    max_tokens: NewTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    n: Choices = None
+    stop: Stop = None
+    seed: Seed = None
+    top_k: TopK = None
+    min_tokens: MinNewTokens = None
+    ignore_eos: Flag = None
+    stop_token_ids: StopTokenIds = None
+
+    ignored: ClassVar = frozenset(
+        {
+            "user",
+            "metadata",
+            "store",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+        }
+    )
+    neutral: ClassVar = {
+        "stream": (False,),
+        "stream_options": (),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "repetition_penalty": (1,),
+        "min_p": (0,),
+        "logit_bias": ({},),
+    }
+    refusals: ClassVar = {"stream": "must be false, as asynchronous inference refuses answers sent in chunks"}
+
+    def parameters(self, max_new_tokens: int | None) -> Parameters:
+        top_k = 0 if self.top_k == -1 else self.top_k
+        return Parameters(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=self.min_tokens or 0,
+            temperature=self.temperature,
+            top_k=top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            n=self.n or 1,
+            stop=self.stop or (),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos or False,
+        )
+
+
+class ChatRequest(Options):
+    messages: Any = Field(description="a list of messages")
+    max_completion_tokens: NewTokens = None
+
+    neutral: ClassVar = {
+        **Options.neutral,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": (),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+
+    def limit(self) -> tuple[str, int | None]:
+        """`max_completion_tokens` is the newer name of `max_tokens`."""
+        if self.max_completion_tokens is None:
+            return "max_tokens", self.max_tokens
+        if self.max_tokens is not None and self.max_tokens != self.max_completion_tokens:
+            message = "max_tokens and max_completion_tokens mean the same and differ: give one of them"
+            raise InvalidRequest(message, param="max_completion_tokens")
+        return "max_completion_tokens", self.max_completion_tokens
+
+
+class CompletionRequest(Options):
+    prompt: Any = Field(description=EXPECTED_PROMPT)
+    echo: Flag = None
+    best_of: Choices = None
+
+    neutral: ClassVar = {**Options.neutral, "logprobs": (), "suffix": ("",)}
+
+
+def read_chat(document: object) -> Call:
+    request = read(ChatRequest, document)
+    name, max_new_tokens = request.limit()
+    prompt = read_chat_prompt(request.messages, "messages")
+    item = _item("messages", prompt, request.parameters(max_new_tokens), limit_name=name)
+    return Call(items=(item,), renderer=partial(_render_chat, request))
+
+
+def read_completion(document: object) -> Call:
+    request = read(CompletionRequest, document)
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        message = "best_of is not supported yet: leave it out or give n's value"
+        raise InvalidRequest(message, param="best_of", code="unsupported_parameter")
+    parameters = request.parameters(request.max_tokens)
+    items = tuple(_item(path, prompt, parameters, limit_name="max_tokens") for path, prompt in _prompts(request.prompt))
+    return Call(items=items, renderer=partial(_render_completion, request))
+
+
+def _item(path: str, prompt: Prompt, parameters: Parameters, *, limit_name: str) -> Item:
+    names = {"max_new_tokens": limit_name, "min_new_tokens": "min_tokens"}
+    return Item(prompt=prompt, parameters=parameters, sample_by_default=True, param=path, names=names)
+
+
+def _prompts(prompt: object) -> Iterable[tuple[str, Prompt]]:
+    """Each prompt with its path. The first entry of a list tells what all of them must be."""
+    match prompt:
+        case str():
+            return [("prompt", read_text(prompt, "prompt"))]
+        case []:
+            raise InvalidRequest(f"prompt is empty; it must be {EXPECTED_PROMPT}", param="prompt")
+        case [str(), *_]:
+            return read_each(prompt, "prompt", read_text)
+        case [int(), *_]:
+            return [("prompt", read_token_ids(prompt, "prompt"))]
+        case [list(), *_]:
+            return read_each(prompt, "prompt", read_token_ids)
+    raise InvalidRequest(f"prompt must be {EXPECTED_PROMPT}", param="prompt")
+
+
+def _render_chat(request: ChatRequest, results: Sequence[Result], model: str) -> dict[str, Any]:
+    completions = [completion for result in results for completion in result.completions]
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            **_end(completion),
+        }
+        for index, completion in enumerate(completions)
+    ]
+    return _answer("chatcmpl", "chat.completion", request.model or model, choices, results)
+
+
+def _render_completion(request: CompletionRequest, results: Sequence[Result], model: str) -> dict[str, Any]:
+    """Choices are numbered over the prompts, then over each prompt's n."""
+    texts = [
+        (result.prompt_text + completion.text if request.echo else completion.text, completion)
+        for result in results
+        for completion in result.completions
+    ]
+    choices = [{"index": index, "text": text, **_end(completion)} for index, (text, completion) in enumerate(texts)]
+    return _answer("cmpl", "text_completion", request.model or model, choices, results)
+
+
+def _end(completion: Completion) -> dict[str, Any]:
+    return {"finish_reason": completion.finish_reason, "logprobs": None, "seed": completion.seed}
+
+
+def _answer(
+    id_prefix: str, kind: str, model: str, choices: list[dict[str, Any]], results: Sequence[Result]
+) -> dict[str, Any]:
+    prompt_tokens = sum(result.prompt_tokens for result in results)
+    completion_tokens = sum(result.completion_tokens for result in results)
+    return {
+        "id": f"{id_prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }

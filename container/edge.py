@@ -1,0 +1,272 @@
+"""The edge process: its life from the first signal handler to the exit status, and what `/ping` says meanwhile.
+
+Owns the engine's client, the queue before it and the open exchanges. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import msgspec
+import uvicorn
+
+from .admission import Admission
+from .defaults import Defaults
+from .engine.client import EngineClient
+from .engine.messages import EngineConfig, Step
+from .engine.sequence import EngineError
+from .errors import Unavailable
+from .exchange import Exchange
+from .invocation import Service
+from .model_source import local_directory
+from .settings import BadSetting, Settings
+from .telemetry import Metrics
+from .tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["starting", "ready", "recovering", "draining", "failed"]
+
+DRAIN_S = 22.0
+"""From SIGTERM until open work is given up. SageMaker kills 30 s after it; answers and exit need their share."""
+ANSWERS_S = 2.0
+"""For the answers of given-up work to reach the wire."""
+KEEP_ALIVE_S = 180
+"""Longer than pooled clients keep a connection: they would lose a race with a shorter one."""
+_WORKERS = 2
+
+
+class Edge:
+    """Owns everything that lives as long as the process."""
+
+    def __init__(self, settings: Settings, model: str) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.service: Service | None = None
+        self.exchanges: set[Exchange] = set()
+        self.workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="text")
+        self._model = model
+        self._engine: EngineClient | None = None
+        self._admission: Admission | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._defaults = Defaults()
+        self._draining = False
+        self._failure: str | None = None
+        self._end = asyncio.Event()
+
+    @property
+    def status(self) -> Status:
+        if self._failure is not None:
+            return "failed"
+        if self._draining:
+            return "draining"
+        if self.service is None:
+            return "starting"
+        return "ready" if self._engine is not None and self._engine.state == "ready" else "recovering"
+
+    @property
+    def reason(self) -> str | None:
+        return self._failure
+
+    @property
+    def engine_pid(self) -> int | None:
+        return None if self._engine is None else self._engine.pid
+
+    @property
+    def takes_work(self) -> bool:
+        return self.status in ("ready", "recovering")
+
+    def service_or_unavailable(self) -> Service:
+        """What a new request works with. Raises Unavailable while there is none."""
+        if self.service is None or not self.takes_work:
+            status = self.status
+            code = "shutting_down" if status == "draining" else status
+            raise Unavailable(f"the server is {status}; try again when /ping answers 200", code=code)
+        return self.service
+
+    async def load(self) -> None:
+        """Fetch the model, then load tokenizer and engine side by side."""
+        try:
+            directory = await asyncio.to_thread(local_directory, self._model, self.settings)
+            self._engine = EngineClient(
+                _engine_config(self.settings, directory),
+                stall_timeout_s=self.settings.stall_timeout_s,
+                on_change=self._engine_changed,
+                on_step=self._engine_stepped,
+            )
+            self._admission = Admission(self._engine)
+            self._watch_gauges(self._engine, self._admission)
+            self._engine.start()
+            self._defaults = await asyncio.to_thread(Defaults.load, directory)
+            self._tokenizer = await asyncio.to_thread(
+                lambda: Tokenizer.load(
+                    directory,
+                    trust_remote_code=self.settings.trust_remote_code,
+                    vocab_size=self._defaults.vocab_size,
+                )
+            )
+        except (BadSetting, OSError, ValueError) as error:
+            self.fail(f"the model can't be loaded: {error}")
+            return
+        for warning in self._defaults.warnings:
+            logger.warning(warning)
+        self._engine_changed()
+
+    def fail(self, reason: str) -> None:
+        """Nothing here can be put right: answer what is open, and exit with status 1."""
+        if self._failure is None:
+            self._failure = reason
+            logger.error("the server failed: %s", reason, extra={"action": "failed"})
+            self._end.set()
+
+    def drain(self) -> None:
+        """Take nothing new, finish what can be finished in time."""
+        if not self._draining:
+            self._draining = True
+            logger.info("draining", extra={"action": "drain", "open_requests": len(self.exchanges)})
+            self._end.set()
+        else:  # asked twice: now
+            self._abort_exchanges()
+
+    async def wait_for_end(self) -> int:
+        """The exit status, once the server is to end and every open request has its answer."""
+        await self._end.wait()
+        self.metrics.ready.set(0)
+        if self._failure is None:
+            await self._exchanges_ended(DRAIN_S)
+        self._abort_exchanges()
+        await self._exchanges_ended(ANSWERS_S)
+        return 0 if self._failure is None else 1
+
+    async def stop(self) -> None:
+        if self._engine is not None:
+            await self._engine.stop()
+        self.workers.shutdown(wait=False, cancel_futures=True)
+
+    async def _exchanges_ended(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.exchanges:
+                    await asyncio.wait({exchange.ended for exchange in self.exchanges})
+
+    def _abort_exchanges(self) -> None:
+        error = Unavailable("the server is shutting down; send the request again", code="shutting_down")
+        if self._failure is not None:
+            error = Unavailable(f"the server failed: {self._failure}", code="failed")
+        for exchange in list(self.exchanges):
+            exchange.abort(error)
+
+    def _engine_changed(self) -> None:
+        engine, admission = self._engine, self._admission
+        assert engine is not None and admission is not None
+        if engine.state == "failed":
+            admission.fail_all(EngineError("engine_failed", engine.reason or "unknown"))
+            self.fail(engine.reason or "the engine failed")
+        elif engine.state == "ready" and engine.info is not None and self._tokenizer is not None:
+            logger.info("ready", extra={"action": "ready", "engine": msgspec.structs.asdict(engine.info)})
+            self.service = Service(
+                tokenizer=self._tokenizer,
+                defaults=self._defaults,
+                info=engine.info,
+                admission=admission,
+                metrics=self.metrics,
+                workers=self.workers,
+                default_max_new_tokens=self.settings.max_new_tokens,
+                name=self.settings.name,
+            )
+            admission.pump()
+        elif engine.state == "recovering":
+            self.metrics.engine_restarts.inc()
+        self.metrics.ready.set(self.takes_work)
+
+    def _engine_stepped(self, step: Step) -> None:
+        assert self._admission is not None
+        self._admission.pump()
+        self.metrics.preemptions.inc(step.preemptions)
+
+    def _watch_gauges(self, engine: EngineClient, admission: Admission) -> None:
+        """Gauges are read when they are asked for."""
+        self.metrics.sequences_running.set_function(lambda: engine.in_flight)
+        self.metrics.sequences_waiting.set_function(lambda: len(admission))
+        self.metrics.kv_cache_usage.set_function(lambda: engine.last_step.cache_use)
+        self.metrics.requests_running.set_function(lambda: len(self.exchanges))
+
+
+def _engine_config(settings: Settings, directory: str) -> EngineConfig:
+    return EngineConfig(
+        model_dir=directory,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        max_model_len=settings.max_model_len,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        trust_remote_code=settings.trust_remote_code,
+        allow_pickle=settings.allow_pickle,
+        log_level=settings.log_level,
+    )
+
+
+class _HTTPServer(uvicorn.Server):
+    """uvicorn without its signal handlers: it goes on answering `/ping` while the edge drains."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings, model: str, sock: socket.socket) -> int:
+    """Run until a signal or a failure; returns the exit status."""
+    from .app import create_app
+
+    edge = Edge(settings, model)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, edge.drain)
+    reaper = Reaper(edge) if os.getpid() == 1 else None
+    config = uvicorn.Config(
+        create_app(edge),
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=1,
+    )
+    server = _HTTPServer(config)
+    serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
+    loading = asyncio.create_task(edge.load(), name="load")
+    status = await edge.wait_for_end()
+    loading.cancel()
+    await edge.stop()
+    server.should_exit = True
+    await serving
+    if reaper is not None:
+        reaper.reap()
+    logger.info("exit", extra={"action": "exit", "status": status})
+    return status
+
+
+class Reaper:
+    """As process 1 of a container, bury the orphans; the engine's own status is left for its client to read."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+
+    def reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            # Look without burying (WNOWAIT). The engine comes first in line only while its client is about to wait.
+            while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if dead.si_pid == self._edge.engine_pid:
+                    return
+                os.waitpid(dead.si_pid, os.WNOHANG)

@@ -1,0 +1,279 @@
+"""The edge's side of one engine process: starts it, feeds it, notices its death, starts it again.
+
+Runs on the event loop. Owns the process and the table of sequences it is working on; knows no HTTP and no text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from .messages import (
+    HEADER,
+    Cancel,
+    Configure,
+    Crashed,
+    EngineConfig,
+    EngineInfo,
+    Log,
+    Ready,
+    Refused,
+    Step,
+    Submit,
+    encode,
+    to_edge,
+)
+from .sequence import EngineError, Sequence
+
+logger = logging.getLogger(__name__)
+
+State = Literal["starting", "ready", "recovering", "failed", "stopped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashBudget:
+    """How many deaths an engine may die within a time before the whole server gives up."""
+
+    crashes: int = 3
+    within_s: float = 600.0
+    first_delay_s: float = 0.25
+    """Before the first restart; doubled for each further crash within the budget."""
+
+
+class EngineClient:
+    """Owns one engine process at a time and the sequences submitted to it.
+
+    States: starting → ready ⇄ recovering → failed; stopped after `stop`. `failed` is final: the model was refused
+    or the crash budget is spent; `reason` says which. `on_change` is called after every change of state.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        stall_timeout_s: float,
+        budget: CrashBudget | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> None:
+        self._config = config
+        self._stall_timeout_s = stall_timeout_s
+        self._budget = budget or CrashBudget()
+        self._on_change = on_change
+        self._on_step = on_step
+        self.state: State = "starting"
+        self.reason: str | None = None
+        self.info: EngineInfo | None = None
+        self.restarts = 0
+        self.last_step = Step(steps=0, tokens=[])
+        self._sequences: dict[int, Sequence] = {}
+        self._ids = itertools.count()
+        self._crashes: deque[float] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._last_words: str | None = None
+        self._progressed_at = time.monotonic()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def can_take_work(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def sequences(self) -> Collection[Sequence]:
+        """Those submitted and not finished."""
+        return self._sequences.values()
+
+    def start(self) -> None:
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+
+    def submit(self, sequence: Sequence) -> None:
+        """The engine takes sequences in this order. Call only while `can_take_work`."""
+        assert self.can_take_work and self._writer is not None, "callers ask can_take_work first"
+        sequence.id = next(self._ids)
+        if not self._sequences:
+            self._progressed_at = time.monotonic()
+        self._sequences[sequence.id] = sequence
+        self._writer.write(encode(Submit(sequence.id, sequence.prompt_ids, sequence.sampling)))
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Free what the sequence holds. Its listeners are not called again. Nothing happens if it has ended."""
+        if self._sequences.pop(sequence.id, None) is not None and self._writer is not None:
+            self._writer.write(encode(Cancel(sequence.id)))
+
+    async def stop(self) -> None:
+        """End the engine process now. Sequences still in flight fail."""
+        self._change("stopped")
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        await self._end_process()
+        self._fail_all("engine_stopped", "the server is shutting down")
+
+    async def _supervise(self) -> None:
+        while self.state not in ("failed", "stopped"):
+            self._last_words = None
+            reader = await self._start_process()
+            stall_watch = asyncio.create_task(self._watch_for_stalls(), name="stall watch")
+            try:
+                await self._read(reader)
+            finally:
+                stall_watch.cancel()
+            status = await self._end_process()
+            if self.state != "failed":
+                await self._recover(status)
+
+    async def _start_process(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "container.engine.process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal reaches the edge alone
+                env=_environment(self._config),
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._writer.write(encode(Configure(self._config)))
+        logger.info("engine starting", extra={"action": "engine_start", "engine_pid": self._process.pid})
+        return reader
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Until the engine's end of the socket closes, which is its death."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+                self._handle(to_edge.decode(await reader.readexactly(length)))
+
+    def _handle(self, message: Ready | Refused | Log | Step | Crashed) -> None:
+        match message:
+            case Step():
+                self._take_step(message)
+            case Log():
+                logging.getLogger(message.logger).log(message.level, message.message)
+            case Ready():
+                self.info = message.info
+                self._progressed_at = time.monotonic()
+                self._change("ready")
+            case Refused():
+                self._fail(message.reason)
+            case Crashed():
+                self._last_words = message.reason
+
+    def _take_step(self, step: Step) -> None:
+        if step.steps != self.last_step.steps:
+            self._progressed_at = time.monotonic()
+        self.last_step = step
+        for new in step.tokens:
+            # Unknown ids are those cancelled while the engine was still working on them.
+            sequence = self._sequences.get(new.id)
+            if sequence is None:
+                continue
+            sequence.output_ids += new.token_ids
+            sequence.finish_reason = new.finish_reason
+            if new.finish_reason is not None:
+                del self._sequences[new.id]
+            sequence.on_tokens(len(new.token_ids))
+        for failure in step.failed:
+            sequence = self._sequences.pop(failure.id, None)
+            if sequence is not None:
+                sequence.on_error(EngineError("engine_failed", failure.reason))
+        self._on_step(step)
+
+    async def _watch_for_stalls(self) -> None:
+        """Kill an engine that has work but makes no step. Loading and idling are no stalls."""
+        while True:
+            await asyncio.sleep(min(1.0, self._stall_timeout_s / 4))
+            idle_s = time.monotonic() - self._progressed_at
+            if self.state == "ready" and self._sequences and idle_s > self._stall_timeout_s:
+                assert self._process is not None
+                self._last_words = f"no step for {idle_s:.0f} s with {self.in_flight} sequences in flight"
+                self._process.kill()
+
+    async def _recover(self, status: int) -> None:
+        now = time.monotonic()
+        self._crashes.append(now)
+        while self._crashes[0] < now - self._budget.within_s:
+            self._crashes.popleft()
+        cause = self._last_words or _describe_exit(status)
+        logger.error(
+            "engine died: %s",
+            cause,
+            extra={"action": "engine_died", "exit_status": status, "sequences": self.in_flight},
+        )
+        self.restarts += 1
+        if len(self._crashes) > self._budget.crashes:
+            self._fail(f"the engine died {len(self._crashes)} times in {self._budget.within_s:.0f} s, last: {cause}")
+            return
+        # A first start that fails has nothing to recover.
+        self._change("recovering" if self.info is not None else "starting")
+        self._fail_all("engine_failed", f"the engine died: {cause}")
+        await asyncio.sleep(self._budget.first_delay_s * 2 ** (len(self._crashes) - 1))
+
+    async def _end_process(self) -> int:
+        """The engine's exit status. Ends it if need be: nothing in it is worth waiting for."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        process = self._process
+        if process is None:
+            return 0
+        try:
+            # One that is exiting by itself has a moment, so that its status says why.
+            return await asyncio.to_thread(process.wait, 1.0 if self.state != "stopped" else 0.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return await asyncio.to_thread(process.wait)
+        finally:
+            self._process = None
+
+    def _fail(self, reason: str) -> None:
+        self.reason = reason
+        self._change("failed")
+        self._fail_all("engine_failed", reason)
+
+    def _fail_all(self, code: str, message: str) -> None:
+        sequences, self._sequences = self._sequences, {}
+        for sequence in sequences.values():
+            sequence.on_error(EngineError(code, message))
+
+    def _change(self, state: State) -> None:
+        if self.state not in ("failed", "stopped") and state != self.state:
+            self.state = state
+            self._on_change()
+
+
+def _environment(config: EngineConfig) -> dict[str, str]:
+    # The model is a directory by now: no library in the engine has a reason to ask a hub. Never log prompts.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("HF_TOKEN", None)
+    if config.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(config.threads)
+    return environment
+
+
+def _describe_exit(status: int) -> str:
+    if status < 0:
+        hint = " (out of memory?)" if status == -9 else ""
+        return f"killed by signal {-status}{hint}"
+    return f"exit status {status}"

@@ -1,0 +1,66 @@
+"""How much memory there is for the KV cache, and how many tokens of it that makes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CPU_CACHE_BYTES = 2 << 30
+_CPU_CACHE_SHARE = 0.5
+_GPU_SHARE = 0.92
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be taken on the device: a GPU's free memory, or what host and control group leave."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    host = int(psutil.virtual_memory().available)
+    group = _cgroup_left()
+    return host if group is None else min(host, group)
+
+
+def _cgroup_left(root: Path = _CGROUP) -> int | None:
+    """What the container's limit leaves, from cgroup v2 or v1; None where there is no limit."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return None
+
+
+def cpu_count(root: Path = _CGROUP) -> int:
+    """Cores this process may use: its affinity, cut to the control group's quota (`docker run --cpus`)."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+def cache_tokens(
+    device: torch.device, *, bytes_per_token: int, layers: int, step_bytes: int, max_model_len: int
+) -> int:
+    """Tokens for the KV cache when the settings leave it to us.
+
+    `bytes_per_token`: keys and values of all layers; `step_bytes`: what one step's activations and scores need at
+    most. Attention reads one layer's keys and values of the whole batch out of the cache, at most the whole cache's
+    share of a layer, which comes on top. A GPU gives all it has; a host's memory is shared with its other users, so
+    there it is a modest size, or enough for four of the longest sequences, within half of what is available.
+    """
+    read_share = 1 + 1 / layers
+    if device.type == "cuda":
+        budget = available_bytes(device) * _GPU_SHARE - step_bytes
+        return max(0, int(budget / (bytes_per_token * read_share)))
+    wanted = max(_CPU_CACHE_BYTES, 4 * max_model_len * bytes_per_token)
+    limit = available_bytes(device) * _CPU_CACHE_SHARE - step_bytes
+    return max(0, int(min(wanted, limit / read_share) / bytes_per_token))

@@ -1,0 +1,56 @@
+"""Where the model is: a directory, SageMaker's model directory, or a hub repository fetched to the local cache."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from .settings import SAGEMAKER_MODEL_DIR, BadSetting, Settings
+
+logger = logging.getLogger(__name__)
+
+_ALWAYS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_WEIGHTS = ["*.safetensors"]
+_PICKLES = ["*.bin"]
+_CODE = ["*.py"]
+
+
+def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> str:
+    """A local directory, or a hub id that is still to be fetched. Raises BadSetting if there is none."""
+    if settings.model is not None:
+        if not Path(settings.model).is_dir() and (
+            settings.model.startswith(("/", ".")) or settings.model.count("/") > 1
+        ):
+            raise BadSetting(f"LONGHAUL_MODEL is {settings.model!r}, which is no directory and no hub id")
+        return settings.model
+    if Path(sagemaker_dir, "config.json").is_file():
+        return sagemaker_dir
+    if settings.hf_model_id is not None:
+        return settings.hf_model_id
+    raise BadSetting(
+        f"no model: set LONGHAUL_MODEL to a directory or hub id, put one into {sagemaker_dir}, or set HF_MODEL_ID"
+    )
+
+
+def local_directory(model: str, settings: Settings) -> str:
+    """The model's directory, downloaded first if `model` is a hub id. Takes as long as that takes.
+
+    Only what is used is fetched: no pickles and no code unless switched on.
+    """
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = _ALWAYS + _WEIGHTS
+    if settings.allow_pickle:
+        wanted += _PICKLES
+    if settings.trust_remote_code:
+        wanted += _CODE
+    logger.info("fetching the model", extra={"action": "model_fetch", "model": model})
+    try:
+        return snapshot_download(
+            model, revision=settings.hf_model_revision, token=settings.hf_token, allow_patterns=wanted
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+        raise BadSetting(f"{model} is no directory, and can't be fetched from the hub: {error}") from error

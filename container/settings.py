@@ -1,0 +1,234 @@
+"""Settings: environment variables, read once, checked at the start. SageMaker gives a container nothing else."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SAGEMAKER_MODEL_DIR = "/opt/ml/model"
+PREFIX = "LONGHAUL_"
+
+
+class BadSetting(Exception):
+    """A variable has a value that can't be used, or a name that isn't known. The message is for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a variable's text becomes a value; `expected` completes "expected …" in errors."""
+
+    expected: str
+    parse: Callable[[str], Any]
+
+
+def _number(least: int, most: int | None = None) -> Kind:
+    expected = f"a whole number from {least}" + (f" to {most}" if most is not None else "")
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise ValueError
+        return value
+
+    return Kind(expected, parse)
+
+
+def _seconds(least: float) -> Kind:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least <= value < float("inf"):
+            raise ValueError
+        return value
+
+    return Kind(f"a number of seconds, at least {least:g}", parse)
+
+
+def _one_of(*choices: str) -> Kind:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return Kind("one of " + ", ".join(choices), parse)
+
+
+def _match(expected: str, pattern: str) -> Kind:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return Kind(expected, parse)
+
+
+def _directory(text: str) -> str:
+    if not Path(text).is_dir():
+        raise ValueError
+    return text
+
+
+_TEXT = Kind("some text", str)
+_SWITCHES = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
+_SWITCH = Kind("1, true, on, 0, false or off", lambda text: _SWITCHES[text.lower()])
+
+
+def _setting(
+    variable: str, kind: Kind, meaning: str, *, default: Any = None, shown: str = "", secret: bool = False
+) -> Any:
+    """A field read from `variable`; `shown` is the README's word for a default that is chosen at the start."""
+    metadata = {"variable": variable, "kind": kind, "meaning": meaning, "shown": shown}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, checked. Read `model` through `container.model_source`: it may be a hub id."""
+
+    model: str | None = _setting(
+        "LONGHAUL_MODEL",
+        _TEXT,
+        "model directory or hub id",
+        shown="`/opt/ml/model` if it holds a model, else `HF_MODEL_ID`",
+    )
+    hf_model_id: str | None = _setting("HF_MODEL_ID", _TEXT, "hub id, where no directory is given")
+    hf_model_revision: str | None = _setting(
+        "HF_MODEL_REVISION", _TEXT, "branch, tag or commit of the hub id", shown="main"
+    )
+    hf_token: str | None = _setting("HF_TOKEN", _TEXT, "for private hub models", secret=True)
+    host: str = _setting("LONGHAUL_HOST", _TEXT, "address to listen on", default="127.0.0.1")
+    port: int = _setting(
+        "LONGHAUL_PORT", _number(1, 65535), "port to listen on", default=8080, shown="`SAGEMAKER_BIND_TO_PORT` or 8080"
+    )
+    device: str | None = _setting(
+        "LONGHAUL_DEVICE",
+        _match("cpu, cuda or cuda:N", r"cpu|cuda(:\d+)?"),
+        "`cpu`, `cuda` or `cuda:N`",
+        shown="the first GPU, else the CPU",
+    )
+    dtype: str | None = _setting(
+        "LONGHAUL_DTYPE",
+        _one_of("float32", "float16", "bfloat16"),
+        "type of weights and cache",
+        shown="float32 on a CPU, the checkpoint's half precision on a GPU",
+    )
+    threads: int | None = _setting(
+        "LONGHAUL_THREADS", _number(1, 1024), "CPU threads of the engine", shown="the cores it may use"
+    )
+    max_model_len: int | None = _setting(
+        "LONGHAUL_MAX_MODEL_LEN", _number(2), "tokens a sequence may hold, prompt and output", shown="the model's"
+    )
+    max_new_tokens: int = _setting(
+        "LONGHAUL_MAX_NEW_TOKENS", _number(1), "most new tokens where a request says nothing", default=4096
+    )
+    kv_cache_tokens: int | None = _setting(
+        "LONGHAUL_KV_CACHE_TOKENS",
+        _number(64),
+        "tokens of KV cache for all running sequences",
+        shown="from free memory",
+    )
+    max_batch_tokens: int | None = _setting(
+        "LONGHAUL_MAX_BATCH_TOKENS",
+        _number(16),
+        "tokens per step; longer prompts are prefilled in pieces",
+        shown="256 on a CPU, 2048 on a GPU",
+    )
+    stall_timeout_s: float = _setting(
+        "LONGHAUL_STALL_TIMEOUT_S",
+        _seconds(1),
+        "an engine with work but no step for so long is killed and restarted",
+        default=120.0,
+    )
+    max_body_bytes: int = _setting(
+        "LONGHAUL_MAX_BODY_BYTES", _number(1024), "largest JSON-lines body", default=1 << 30, shown="1 GiB"
+    )
+    max_json_bytes: int = _setting(
+        "LONGHAUL_MAX_JSON_BYTES",
+        _number(1024),
+        "largest JSON document, text, or line of JSON lines",
+        default=64 << 20,
+        shown="64 MiB",
+    )
+    spool_dir: str = _setting(
+        "LONGHAUL_SPOOL_DIR",
+        Kind("a directory that exists", _directory),
+        "where JSON-lines bodies and answers lie while they are worked on",
+        shown="the temporary directory",
+    )
+    log_level: str = _setting(
+        "LONGHAUL_LOG_LEVEL",
+        _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        "least severe log lines written",
+        default="INFO",
+    )
+    served_name: str | None = _setting(
+        "LONGHAUL_SERVED_NAME",
+        _TEXT,
+        "the model's name in answers and in `/v1/models`",
+        shown="last part of the model's path or id",
+    )
+    trust_remote_code: bool = _setting(
+        "LONGHAUL_TRUST_REMOTE_CODE", _SWITCH, "run Python code that comes with a model", default=False, shown="off"
+    )
+    allow_pickle: bool = _setting(
+        "LONGHAUL_ALLOW_PICKLE", _SWITCH, "load pickle weights, which can run code", default=False, shown="off"
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Raises BadSetting with the variable's name, its value and what was expected.
+
+        An empty variable counts as unset. Other `LONGHAUL_` names are errors, so that a typo does not pass in silence.
+        """
+        given = {
+            name: value.strip() for name, value in environ.items() if value.strip() and not is_service_link(name, value)
+        }
+        known = {f.metadata["variable"]: f for f in fields(cls)}
+        for name in sorted(given):
+            if name.startswith(PREFIX) and name not in known:
+                raise BadSetting(f"{name} is not a setting; the settings are {', '.join(sorted(known))}")
+        values = {f.name: _parse(f.metadata["kind"], name, given[name]) for name, f in known.items() if name in given}
+        if "port" not in values and "SAGEMAKER_BIND_TO_PORT" in given:
+            values["port"] = _parse(_number(1, 65535), "SAGEMAKER_BIND_TO_PORT", given["SAGEMAKER_BIND_TO_PORT"])
+        values.setdefault("spool_dir", tempfile.gettempdir())
+        return cls(**values)
+
+    @property
+    def name(self) -> str:
+        """The model's name for callers."""
+        return self.served_name or Path(self.model or self.hf_model_id or "model").name
+
+
+def _parse(kind: Kind, variable: str, text: str) -> Any:
+    try:
+        return kind.parse(text)
+    except (ValueError, KeyError):
+        raise BadSetting(f"{variable} is {text!r}; expected {kind.expected}") from None
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Kubernetes gives every pod such variables for each service; one called `longhaul` would look like settings
+    (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)."""
+    if not name.startswith(PREFIX):
+        return False
+    if re.fullmatch(r"LONGHAUL_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?", name):
+        return re.match(r"(tcp|udp|sctp)://", value) is not None
+    return bool(
+        re.fullmatch(
+            r"LONGHAUL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))", name
+        )
+    )
+
+
+def settings_table() -> str:
+    """The README's table, so that a test can hold it to the code."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for f in fields(Settings):
+        shown = f.metadata["shown"] or (
+            "" if f.default in (None, MISSING) else f"{f.default:g}" if isinstance(f.default, float) else str(f.default)
+        )
+        rows.append(f"| `{f.metadata['variable']}` | {shown} | {f.metadata['meaning']} |")
+    return "\n".join(rows)

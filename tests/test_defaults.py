@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from container.defaults import Defaults
+from container.engine.sequence import Sampling
+from container.errors import InvalidRequest
+from container.generation import Item, Parameters, Text
+
+
+def item(*, sample_by_default: bool = False, **given: Any) -> Item:
+    return Item(
+        prompt=Text(text="a"),
+        parameters=Parameters(**given),
+        sample_by_default=sample_by_default,
+        param="prompt",
+        names={"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"},
+    )
+
+
+def resolve(
+    defaults: Defaults | None = None, asked: Item | None = None, *, prompt_tokens: int = 10
+) -> tuple[Sampling, ...]:
+    return (defaults or Defaults()).resolve(asked or item(), prompt_tokens, limit_tokens=100, default_max_new_tokens=50)
+
+
+def load(at: Path, generation: Any = None, config: Any = None) -> Defaults:
+    for name, content in (("generation_config.json", generation), ("config.json", config)):
+        if content is not None:
+            at.joinpath(name).write_text(json.dumps(content))
+    return Defaults.load(str(at))
+
+
+def test_the_real_models_files_are_read(model_dir: str) -> None:
+    assert Defaults.load(model_dir) == Defaults(eos_token_ids=(2,), vocab_size=49152)
+
+
+def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
+    assert load(tmp_path) == Defaults()
+
+
+def test_end_tokens_are_the_generation_configs_and_else_the_configs(tmp_path: Path) -> None:
+    assert load(tmp_path, config={"text_config": {"eos_token_id": 7}}).eos_token_ids == (7,)
+    assert load(tmp_path, {"eos_token_id": None}, {"eos_token_id": 5}).eos_token_ids == (5,)
+    assert load(tmp_path, {"eos_token_id": [3, 4]}, {"eos_token_id": 5}).eos_token_ids == (3, 4)
+
+
+def test_sampling_is_read_from_the_generation_config(tmp_path: Path) -> None:
+    defaults = load(tmp_path, {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95})
+    assert defaults == Defaults(do_sample=True, temperature=0.6, top_k=20, top_p=0.95)
+
+
+def test_a_models_temperature_of_zero_means_greedy(tmp_path: Path) -> None:
+    assert load(tmp_path, {"do_sample": True, "temperature": 0.0}) == Defaults(do_sample=False)
+
+
+def test_what_the_model_asks_for_in_vain_is_a_warning(tmp_path: Path) -> None:
+    defaults = load(tmp_path, {"repetition_penalty": 1.1, "num_beams": 1, "top_p": 7, "bos_token_id": 1, "min_p": None})
+    assert [warning.split(": ")[1] for warning in defaults.warnings] == [
+        "top_p is out of range and has no effect",
+        "repetition_penalty is not supported yet and has no effect",
+    ]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_file_that_is_no_json_object_is_an_error(content: str, tmp_path: Path) -> None:
+    tmp_path.joinpath("generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"generation_config\.json"):
+        Defaults.load(str(tmp_path))
+
+
+def test_new_tokens_are_the_rest_of_the_context_or_the_servers_default() -> None:
+    assert resolve(prompt_tokens=10)[0].max_new_tokens == 50
+    assert resolve(prompt_tokens=70)[0].max_new_tokens == 30
+    assert resolve(asked=item(max_new_tokens=90))[0].max_new_tokens == 90
+
+
+def test_new_tokens_that_do_not_fit_beside_the_prompt_are_refused_with_the_numbers() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(asked=item(max_new_tokens=91))
+    assert caught.value.message == (
+        "max_tokens is 91; beside the prompt's 10 tokens the model holds 90 more (100 in all)"
+    )
+    assert (caught.value.param, caught.value.code) == ("max_tokens", "context_length_exceeded")
+
+
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="prompt has 100 tokens; the model holds 100"):
+        resolve(prompt_tokens=100)
+
+
+def test_no_more_new_tokens_are_demanded_than_are_allowed() -> None:
+    assert resolve(asked=item(min_new_tokens=50))[0].min_new_tokens == 50
+    with pytest.raises(InvalidRequest, match="min_tokens is 51; at most 50 new tokens are generated") as caught:
+        resolve(asked=item(min_new_tokens=51))
+    assert caught.value.param == "min_tokens"
+
+
+MODEL = Defaults(do_sample=True, temperature=0.6, top_k=20, top_p=0.95)
+QUIET = Defaults(temperature=0.6, top_k=20)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "asked", "temperature"),
+    [
+        (Defaults(), item(), 0.0),
+        (Defaults(), item(sample_by_default=True), 1.0),
+        (MODEL, item(), 0.6),
+        (MODEL, item(sample_by_default=True), 0.6),
+        (Defaults(do_sample=False), item(sample_by_default=True), 0.0),
+        (QUIET, item(), 0.0),
+        (QUIET, item(do_sample=True), 0.6),
+        (QUIET, item(sample_by_default=True), 0.6),
+        (MODEL, item(do_sample=False), 0.0),
+        (MODEL, item(do_sample=False, temperature=0.9), 0.0),
+        (MODEL, item(temperature=0.0), 0.0),
+        (MODEL, item(temperature=1e-9), 0.0),
+        (MODEL, item(do_sample=True, temperature=0.0), 0.0),
+        (MODEL, item(temperature=0.9), 0.9),
+        (Defaults(), item(temperature=0.9), 0.9),
+        (Defaults(), item(top_k=5), 1.0),
+        (Defaults(), item(top_p=0.5), 1.0),
+        (Defaults(), item(seed=5), 0.0),
+        (Defaults(), item(do_sample=True), 1.0),
+    ],
+)
+def test_the_request_decides_before_the_model_and_the_model_before_the_dialect(
+    defaults: Defaults, asked: Item, temperature: float
+) -> None:
+    assert resolve(defaults, asked)[0].temperature == temperature
+
+
+def test_each_sampling_value_is_the_requests_or_the_models_or_off() -> None:
+    (sampling,) = resolve(MODEL, item(top_p=0.5))
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.6, 20, 0.5)
+    (sampling,) = resolve(Defaults(), item(do_sample=True))
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 0, 1.0)
+    assert resolve(MODEL, item(top_k=0))[0].top_k == 0
+
+
+def test_each_choice_has_the_next_seed() -> None:
+    choices = resolve(asked=item(temperature=1.0, seed=2**64 - 1, n=3))
+    assert [sampling.seed for sampling in choices] == [2**64 - 1, 0, 1]
+
+
+def test_a_seed_is_drawn_where_none_is_given() -> None:
+    first, second = (resolve(asked=item(temperature=1.0))[0].seed for _ in range(2))
+    assert first != second
+    assert 0 <= first < 2**53
+
+
+def test_greedy_choices_are_alike() -> None:
+    assert resolve(MODEL, item(do_sample=False, seed=5, n=2)) == (Sampling(max_new_tokens=50),) * 2
+
+
+def test_the_models_end_tokens_stop_unless_they_are_ignored() -> None:
+    model = Defaults(eos_token_ids=(2, 3))
+    assert resolve(model, item(stop_token_ids=(3, 9)))[0].stop_token_ids == (2, 3, 9)
+    assert resolve(model, item(stop_token_ids=(3, 9), ignore_eos=True))[0].stop_token_ids == (3, 9)
+
+
+def test_a_stop_token_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="stop_token_ids must be below 50"):
+        resolve(Defaults(vocab_size=50), item(stop_token_ids=(50,)))

@@ -1,0 +1,111 @@
+"""How a document's dialect is told, and how what can't be read at all is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from container.dialects.document import is_json_lines, read_document
+from container.errors import InvalidRequest, UnsupportedMedia
+from container.generation import Text
+
+BODY = b'{"prompt": "Once"}'
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/vnd.acme+json",
+        "application/octet-stream",
+        "binary/octet-stream",
+    ],
+)
+def test_json_is_read_under_its_names_and_where_nothing_is_said(content_type: str | None) -> None:
+    (item,) = read_document(content_type, BODY, None).items
+    assert item.prompt == Text(text="Once")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/html", "application/x-www-form-urlencoded", "image/png", "application/json; charset=latin-1", "text/csv"],
+)
+def test_another_content_type_is_refused_with_what_is_accepted(content_type: str) -> None:
+    with pytest.raises(UnsupportedMedia, match=r"application/json.*application/jsonlines.*text/plain") as caught:
+        read_document(content_type, BODY, None)
+    assert caught.value.status == 415
+
+
+@pytest.mark.parametrize("name", ["application/jsonlines", "application/x-ndjson", "application/jsonl"])
+def test_json_lines_are_told_by_content_type(name: str) -> None:
+    assert is_json_lines(f"{name.upper()}; charset=utf-8")
+    assert not is_json_lines("application/json")
+    assert not is_json_lines(None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"canary",
+        b'{"inputs": "canary',
+        b'{"inputs": "canary", "parameters": {"temperature": NaN}}',
+        b'{"inputs": "canary", "parameters": {"temperature": Infinity}}',
+        b'{"inputs": "canary", "parameters": {"temperature": 1e999}}',
+        b'{"inputs": "canary\\ud800"}',
+        b'{"inputs": "canary\\udc00 and more text"}',
+        b'{"inputs": "canary\xff"}',
+        b'{"inputs": ' + b"[" * 1_000_000,
+        b'{"canary": ' * 100_000,
+    ],
+)
+def test_what_is_no_json_is_a_bad_request_that_quotes_nothing(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="not valid JSON") as caught:
+        read_document("application/json", body, None)
+    assert "canary" not in caught.value.message
+    assert caught.value.__context__ is None or "canary" not in str(caught.value.__context__)
+
+
+def test_several_documents_under_one_are_pointed_to_json_lines() -> None:
+    with pytest.raises(InvalidRequest, match="JSON lines"):
+        read_document("application/json", BODY + b"\n" + BODY, None)
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"parameters": {}}, {"inputs": None}, {"inputs": "canary", "prompt": "canary"}]
+)
+def test_a_document_of_no_dialect_or_of_two_is_told_what_is_expected(document: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match=r"exactly one of inputs .* messages .* and prompt") as caught:
+        read_document("application/json", json.dumps(document).encode(), None)
+    assert "canary" not in caught.value.message
+
+
+@pytest.mark.parametrize("document", [[], "canary", 3, None, True])
+def test_a_document_must_be_an_object(document: object) -> None:
+    with pytest.raises(InvalidRequest, match="must be a JSON object"):
+        read_document("application/json", json.dumps(document).encode(), None)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_document() -> None:
+    assert read_document("application/json", b"\xef\xbb\xbf" + BODY, None).items[0].prompt == Text(text="Once")
+
+
+def test_millions_of_unknown_fields_are_refused_with_a_few_names() -> None:
+    body = json.dumps({"prompt": "a"} | {f"field{index}": 1 for index in range(200_000)}).encode()
+    with pytest.raises(InvalidRequest, match="field4 and 199995 more") as caught:
+        read_document("application/json", body, None)
+    assert len(caught.value.message) < 500
+
+
+def test_the_dialects_import_neither_torch_nor_transformers() -> None:
+    script = (
+        "import sys, container.dialects.batch as b; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from container.dialects.huggingface import read_request
+from container.errors import InvalidRequest
+from container.generation import Chat, Completion, Parameters, Prompt, Result, Text
+
+CANARY = "kept-secret"
+USER = {"role": "user", "content": "Hi"}
+
+
+def result(*texts: str, seed: int | None = None) -> Result:
+    completions = tuple(Completion(text=text, token_ids=(5, 6), finish_reason="stop", seed=seed) for text in texts)
+    return Result(prompt_text="prompt:", prompt_tokens=3, completions=completions)
+
+
+def prompts(inputs: object) -> list[Prompt]:
+    return [item.prompt for item in read_request({"inputs": inputs}).items]
+
+
+def parameters(**given: Any) -> Parameters:
+    return read_request({"inputs": "a", "parameters": given}).items[0].parameters
+
+
+def refusal(document: dict[str, Any]) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        read_request(document)
+    assert CANARY not in caught.value.message
+    return caught.value
+
+
+def test_a_string_is_one_text() -> None:
+    assert prompts("Once upon") == [Text(text="Once upon")]
+
+
+def test_a_list_of_strings_is_a_text_each() -> None:
+    assert prompts(["a", "b"]) == [Text(text="a"), Text(text="b")]
+
+
+def test_messages_are_one_chat() -> None:
+    assert prompts([USER]) == [Chat(messages=(USER,))]
+
+
+def test_lists_of_messages_are_a_chat_each() -> None:
+    assert prompts([[USER], [USER, USER]]) == [Chat(messages=(USER,)), Chat(messages=(USER, USER))]
+
+
+def test_each_input_is_named_by_its_place() -> None:
+    assert [item.param for item in read_request({"inputs": ["a", "b"]}).items] == ["inputs[0]", "inputs[1]"]
+    assert [item.param for item in read_request({"inputs": [USER]}).items] == ["inputs"]
+
+
+def test_null_is_the_same_as_absent() -> None:
+    nothing = {
+        name: None for name in ("temperature", "stop", "seed", "details", "repetition_penalty", "stop_token_ids")
+    }
+    assert parameters(**nothing) == Parameters()
+    assert read_request({"inputs": "a", "parameters": None}).items[0].parameters == Parameters()
+
+
+def test_every_parameter_reaches_the_item() -> None:
+    assert parameters(
+        max_new_tokens=7,
+        min_new_tokens=2,
+        do_sample=True,
+        temperature=0.5,
+        top_k=3,
+        top_p=1,
+        seed=2**64 - 1,
+        stop=["x"],
+        stop_token_ids=[4],
+        ignore_eos=True,
+        num_return_sequences=2,
+    ) == Parameters(
+        max_new_tokens=7,
+        min_new_tokens=2,
+        do_sample=True,
+        temperature=0.5,
+        top_k=3,
+        top_p=1.0,
+        seed=2**64 - 1,
+        stop=("x",),
+        stop_token_ids=(4,),
+        ignore_eos=True,
+        n=2,
+    )
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_sequences", "stop_strings"])
+def test_stop_strings_go_by_three_names_alone_or_in_a_list(name: str) -> None:
+    assert parameters(**{name: "END"}).stop == ("END",)
+    assert parameters(**{name: ["END", "\n"]}).stop == ("END", "\n")
+    assert parameters(**{name: []}).stop == ()
+
+
+def test_two_names_for_stop_strings_are_one_too_many() -> None:
+    error = refusal({"inputs": "a", "parameters": {"stop": CANARY, "stop_strings": CANARY}})
+    assert error.param == "parameters.stop_strings"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("max_new_tokens", 0, "1 or more"),
+        ("max_new_tokens", 1.5, "integer"),
+        ("max_new_tokens", True, "integer"),
+        ("max_new_tokens", CANARY, "integer"),
+        ("max_new_tokens", 2**31, "integer"),
+        ("min_new_tokens", -1, "0 or more"),
+        ("do_sample", 1, "true or false"),
+        ("do_sample", CANARY, "true or false"),
+        ("temperature", -0.1, "0 .* or more"),
+        ("temperature", 10**400, "0 .* or more"),
+        ("temperature", [CANARY], "number"),
+        ("top_k", -1, "0 .* or more"),
+        ("top_p", 0, "above 0 and at most 1"),
+        ("top_p", 1.01, "above 0 and at most 1"),
+        ("seed", -1, r"0 to 2\*\*64 - 1"),
+        ("seed", 2**64, r"0 to 2\*\*64 - 1"),
+        ("stop", "", "1 to 1000 characters"),
+        ("stop", CANARY * 1000, "1 to 1000 characters"),
+        ("stop", [CANARY] * 17, "up to 16"),
+        ("stop", [CANARY, 3], "up to 16"),
+        ("stop_token_ids", 3, "list of at most 128"),
+        ("stop_token_ids", list(range(129)), "list of at most 128"),
+        ("num_return_sequences", 0, "1 to 128"),
+        ("num_return_sequences", 129, "1 to 128"),
+        ("return_full_text", CANARY, "true or false"),
+        ("details", CANARY, "true or false"),
+    ],
+)
+def test_a_parameter_out_of_range_is_named_with_what_was_expected(name: str, value: object, expected: str) -> None:
+    error = refusal({"inputs": CANARY, "parameters": {name: value}})
+    assert error.param == f"parameters.{name}"
+    assert error.message.startswith(f"parameters.{name} must be ")
+    with pytest.raises(InvalidRequest, match=expected):
+        raise error
+
+
+def test_a_wrong_entry_of_a_list_is_named_by_its_place() -> None:
+    assert (
+        refusal({"inputs": "a", "parameters": {"stop_token_ids": [1, CANARY]}}).param == "parameters.stop_token_ids[1]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "param"),
+    [
+        ("", "inputs"),
+        ([], "inputs"),
+        ({"text": CANARY}, "inputs"),
+        (7, "inputs"),
+        ([7], "inputs"),
+        ([CANARY, ""], "inputs[1]"),
+        ([CANARY, 7], "inputs[1]"),
+        ([USER, CANARY], "inputs[1]"),
+        ([[USER], []], "inputs[1]"),
+        ([[USER], USER], "inputs[1]"),
+        ([{"role": CANARY, "content": "a"}], "inputs[0].role"),
+        ([{"role": "user"}], "inputs[0].content"),
+        ([[USER], [USER, {"role": "user", "content": [{"type": CANARY}]}]], "inputs[1][1].content[0].type"),
+        ([CANARY] * 10_001, "inputs"),
+    ],
+)
+def test_bad_inputs_are_named_by_their_path(inputs: object, param: str) -> None:
+    assert refusal({"inputs": inputs}).param == param
+
+
+@pytest.mark.parametrize("given", [7, [CANARY], CANARY])
+def test_parameters_must_be_an_object(given: object) -> None:
+    assert refusal({"inputs": "a", "parameters": given}).param == "parameters"
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ({"inputs": "a", "parameters": {"tempature": CANARY}}, "parameters.tempature"),
+        ({"inputs": "a", "temperature": CANARY}, "temperature"),
+    ],
+)
+def test_an_unknown_field_is_named_with_those_that_are_known(document: dict[str, Any], param: str) -> None:
+    error = refusal(document)
+    assert (error.param, error.code) == (param, "unknown_parameter")
+    assert "known are" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "neutral"),
+    [("repetition_penalty", 1.2, 1.0), ("num_beams", 4, 1), ("watermark", True, False), ("truncate", 100, None)],
+)
+def test_a_parameter_that_cannot_be_honoured_yet_is_taken_at_its_neutral_value(
+    name: str, value: object, neutral: object
+) -> None:
+    assert parameters(**{name: neutral}) == Parameters()
+    error = refusal({"inputs": "a", "parameters": {name: value}})
+    assert (error.param, error.code) == (f"parameters.{name}", "unsupported_parameter")
+
+
+def test_the_answer_is_a_flat_list_in_the_order_of_the_inputs() -> None:
+    call = read_request({"inputs": ["a", "b"], "parameters": {"num_return_sequences": 2}})
+    answer = call.render([result("a1", "a2"), result("b1", "b2")], "served")
+    assert answer == [{"generated_text": text} for text in ("a1", "a2", "b1", "b2")]
+
+
+def test_the_full_text_is_the_prompt_and_the_new_text() -> None:
+    call = read_request({"inputs": "a", "parameters": {"return_full_text": True}})
+    assert call.render([result(" new")], "served") == [{"generated_text": "prompt: new"}]
+
+
+def test_details_say_how_a_text_ended_and_which_seed_repeats_it() -> None:
+    call = read_request({"inputs": "a", "parameters": {"details": True}})
+    (generated,) = call.render([result("new", seed=7)], "served")
+    assert generated["details"] == {"finish_reason": "stop", "prompt_tokens": 3, "generated_tokens": 2, "seed": 7}
+
+
+def test_generation_is_greedy_unless_someone_says_otherwise() -> None:
+    assert not read_request({"inputs": "a"}).items[0].sample_by_default

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types import Completion as OpenAICompletion
+from openai.types.chat import ChatCompletion
+
+from container.dialects.call import Call
+from container.dialects.openai import read_chat, read_completion
+from container.errors import InvalidRequest
+from container.generation import Chat, Completion, Parameters, Prompt, Result, Text, TokenIds
+
+CANARY = "kept-secret"
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def chat(**given: Any) -> Call:
+    return read_chat({"messages": MESSAGES} | given)
+
+
+def completion(**given: Any) -> Call:
+    return read_completion({"prompt": "Once"} | given)
+
+
+def messages(*given: dict[str, Any]) -> list[dict[str, Any]]:
+    prompt = chat(messages=list(given)).items[0].prompt
+    assert isinstance(prompt, Chat)
+    return list(prompt.messages)
+
+
+def prompts(prompt: object) -> list[Prompt]:
+    return [item.prompt for item in completion(prompt=prompt).items]
+
+
+def result(*texts: str, prompt_tokens: int = 3) -> Result:
+    completions = tuple(Completion(text=text, token_ids=(5, 6), finish_reason="length", seed=9) for text in texts)
+    return Result(prompt_text="prompt:", prompt_tokens=prompt_tokens, completions=completions)
+
+
+def chat_refusal(**given: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**given)
+    assert CANARY not in caught.value.message
+    return caught.value
+
+
+def completion_refusal(**given: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**given)
+    assert CANARY not in caught.value.message
+    return caught.value
+
+
+def test_messages_keep_their_roles_and_developer_is_system() -> None:
+    roles = ("system", "developer", "user", "assistant", "tool")
+    read = messages(*({"role": role, "content": "a"} for role in roles))
+    assert [message["role"] for message in read] == ["system", "system", "user", "assistant", "tool"]
+
+
+def test_text_parts_are_joined_without_anything_between_them() -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    assert messages({"role": "user", "content": parts}) == [{"role": "user", "content": "one two"}]
+
+
+def test_an_assistant_may_have_said_nothing() -> None:
+    assert messages({"role": "assistant", "content": None}) == [{"role": "assistant", "content": ""}]
+
+
+def test_an_answers_message_can_be_sent_back() -> None:
+    answer = ChatCompletion.model_validate(chat().render([result("Hello")], "served"))
+    message = answer.choices[0].message.model_dump()
+    assert messages(message) == [{"role": "assistant", "content": "Hello"}]
+
+
+def test_a_tools_message_keeps_its_call() -> None:
+    message = {"role": "tool", "content": "4", "tool_call_id": "call-1", "name": "sum"}
+    assert messages(message) == [message]
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        (CANARY, "messages"),
+        ([], "messages"),
+        ([CANARY], "messages[0]"),
+        ([{"role": CANARY, "content": "a"}], "messages[0].role"),
+        ([{"content": CANARY}], "messages[0].role"),
+        ([*MESSAGES, {"role": "user", "content": None}], "messages[1].content"),
+        ([*MESSAGES, {"role": "user", "content": 3}], "messages[1].content"),
+        ([{"role": "user", "content": [CANARY]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": CANARY}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": "a", "mood": CANARY}], "messages[0].mood"),
+        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": CANARY}]}], "messages[0].tool_calls"),
+    ],
+)
+def test_a_bad_message_is_named_by_its_path(given: object, param: str) -> None:
+    assert chat_refusal(messages=given).param == param
+
+
+def test_a_prompt_is_one_text_or_several() -> None:
+    assert prompts("a") == [Text(text="a")]
+    assert prompts(["a", "b"]) == [Text(text="a"), Text(text="b")]
+
+
+def test_a_prompt_is_token_ids_once_or_several_times() -> None:
+    assert prompts([1, 2]) == [TokenIds(ids=(1, 2))]
+    assert prompts([[1, 2], [3]]) == [TokenIds(ids=(1, 2)), TokenIds(ids=(3,))]
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ("", "prompt"),
+        ([], "prompt"),
+        (None, "prompt"),
+        ({"text": CANARY}, "prompt"),
+        ([1.5], "prompt"),
+        ([CANARY, ""], "prompt[1]"),
+        ([CANARY, 1], "prompt[1]"),
+        ([1, CANARY], "prompt[1]"),
+        ([1, -1], "prompt[1]"),
+        ([1, True], "prompt[1]"),
+        ([[1], []], "prompt[1]"),
+        ([[1], [1, CANARY]], "prompt[1][1]"),
+    ],
+)
+def test_a_bad_prompt_is_named_by_its_path(given: object, param: str) -> None:
+    assert completion_refusal(prompt=given).param == param
+
+
+def test_parameters_of_both_kinds_reach_the_items() -> None:
+    expected = Parameters(
+        max_new_tokens=7,
+        min_new_tokens=2,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=3,
+        seed=4,
+        n=2,
+        stop=("x",),
+        stop_token_ids=(4,),
+        ignore_eos=True,
+    )
+    given = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 4, "n": 2, "stop": "x", "min_tokens": 2}
+    given |= {"stop_token_ids": [4], "ignore_eos": True, "max_tokens": 7}
+    assert chat(**given).items[0].parameters == expected
+    assert completion(**given).items[0].parameters == expected
+
+
+def test_top_k_is_off_at_minus_one() -> None:
+    assert chat(top_k=-1).items[0].parameters.top_k == 0
+
+
+def test_max_completion_tokens_is_the_newer_name_of_max_tokens() -> None:
+    (item,) = chat(max_completion_tokens=5).items
+    assert item.parameters.max_new_tokens == 5
+    assert item.name_of("max_new_tokens") == "max_completion_tokens"
+    assert chat(max_completion_tokens=5, max_tokens=5).items[0].parameters.max_new_tokens == 5
+    assert chat_refusal(max_completion_tokens=5, max_tokens=6).param == "max_completion_tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", CANARY),
+        ("temperature", 2.1),
+        ("temperature", -1),
+        ("temperature", CANARY),
+        ("top_p", 0),
+        ("top_k", -2),
+        ("n", 0),
+        ("n", 129),
+        ("stop", [CANARY] * 17),
+        ("stop", ""),
+        ("seed", -1),
+        ("min_tokens", -1),
+        ("ignore_eos", CANARY),
+        ("stop_token_ids", [-1]),
+        ("model", [CANARY]),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(name: str, value: object) -> None:
+    for error in (chat_refusal(**{name: value}), completion_refusal(**{name: value})):
+        assert error.message.startswith(f"{name} must be ")
+        assert error.param is not None and error.param.startswith(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"],
+)
+def test_a_field_without_effect_on_the_text_is_taken(name: str) -> None:
+    assert chat(**{name: CANARY}).items[0].parameters == Parameters()
+    assert completion(**{name: CANARY}).items[0].parameters == Parameters()
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "value"),
+    [
+        ("stream", False, True),
+        ("presence_penalty", 0, 0.5),
+        ("frequency_penalty", 0.0, 0.5),
+        ("logit_bias", {}, {"5": 1}),
+        ("logprobs", False, True),
+        ("tools", [], [{"type": "function"}]),
+        ("response_format", {"type": "text"}, {"type": "json_object"}),
+        ("tool_choice", "none", "required"),
+        ("tool_choice", "auto", {"type": "function"}),
+        ("stream_options", None, {"include_usage": True}),
+        ("reasoning_effort", None, "low"),
+    ],
+)
+def test_a_field_that_cannot_be_honoured_yet_is_taken_at_its_neutral_value(
+    name: str, neutral: object, value: object
+) -> None:
+    assert chat(**{name: neutral}).items[0].parameters == Parameters()
+    error = chat_refusal(**{name: value})
+    assert (error.param, error.code) == (name, "unsupported_parameter")
+
+
+def test_completions_have_neutral_values_of_their_own() -> None:
+    assert completion(suffix="", logprobs=None, best_of=2, n=2).items[0].parameters == Parameters(n=2)
+    for given in ({"suffix": CANARY}, {"logprobs": 0}, {"best_of": 2}):
+        assert completion_refusal(**given).code == "unsupported_parameter"
+
+
+def test_streaming_is_refused_with_its_reason() -> None:
+    assert "asynchronous inference refuses" in chat_refusal(stream=True).message
+
+
+def test_unknown_fields_are_named_all_together() -> None:
+    error = completion_refusal(tempature=CANARY, messages=[CANARY])
+    assert error.code == "unknown_parameter"
+    assert "unknown fields tempature, messages; known are " in error.message
+
+
+def test_a_long_or_unprintable_name_is_shown_cut_and_escaped() -> None:
+    error = completion_refusal(**{"x" * 1000: 1, "a\nb": 1})
+    assert "x" * 65 not in error.message
+    assert r"a\nb" in error.message
+
+
+def test_openais_own_client_reads_a_chats_answer() -> None:
+    body = msgspec.json.encode(chat(n=2).render([result("one", "two")], "served"))
+    answer = ChatCompletion.model_validate_json(body, strict=True)
+    assert [choice.message.content for choice in answer.choices] == ["one", "two"]
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None and answer.usage.total_tokens == 3 + 4
+
+
+def test_openais_own_client_reads_a_completions_answer() -> None:
+    body = msgspec.json.encode(completion().render([result("one")], "served"))
+    answer = OpenAICompletion.model_validate_json(body, strict=True)
+    assert (answer.object, answer.choices[0].text, answer.choices[0].index) == ("text_completion", "one", 0)
+
+
+def test_choices_are_numbered_over_prompts_and_then_over_n() -> None:
+    call = completion(prompt=["a", "b"], n=2)
+    answer = call.render([result("a0", "a1"), result("b0", "b1")], "served")
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(
+        enumerate(["a0", "a1", "b0", "b1"])
+    )
+
+
+def test_usage_counts_each_prompt_once_and_every_choice() -> None:
+    call = completion(prompt=["a", "b"], n=2)
+    usage = call.render([result("a0", "a1", prompt_tokens=10), result("b0", "b1", prompt_tokens=1)], "served")["usage"]
+    assert usage == {"prompt_tokens": 11, "completion_tokens": 8, "total_tokens": 19}
+
+
+def test_echo_puts_the_prompt_before_the_text() -> None:
+    assert completion(echo=True).render([result(" more")], "served")["choices"][0]["text"] == "prompt: more"
+
+
+def test_the_answer_has_the_requests_model_or_the_served_one() -> None:
+    assert chat(model="any/name").render([result("a")], "served")["model"] == "any/name"
+    assert chat().render([result("a")], "served")["model"] == "served"
+
+
+def test_every_choice_has_its_seed() -> None:
+    assert chat().render([result("a")], "served")["choices"][0]["seed"] == 9
+
+
+def test_openai_samples_unless_someone_says_otherwise() -> None:
+    assert chat().items[0].sample_by_default
+    assert completion().items[0].sample_by_default

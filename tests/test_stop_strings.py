@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+
+from container.stop_strings import StopStrings
+
+Decode = Callable[[list[int]], str]
+
+# The ids of this alphabet: 0 to 255 are the bytes, the others whole strings. Decoded as Llama's tokenizers decode:
+# a run of bytes that isn't UTF-8 is replaced byte for byte.
+WORDS = ["▁the", "ab", "bc", "c▁d", "END"]
+
+
+def byte_fallback() -> Decode:
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {word: 256 + i for i, word in enumerate(WORDS)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token=None))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return lambda ids: str(backend.decode(ids))
+
+
+DECODE = byte_fallback()
+
+
+def grow(stop: list[str], ids: list[int], decode: Decode = DECODE, step: int = 1) -> str | None:
+    """What is found as the output grows to `ids`, `step` tokens at a time."""
+    search = StopStrings(stop, decode)
+    ends = [*range(step, len(ids), step), len(ids)]
+    return next((text for end in ends if (text := search.find(ids[:end])) is not None), None)
+
+
+def as_bytes(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def test_nothing_is_found_before_the_string_is_whole() -> None:
+    assert grow(["END"], as_bytes("the EN")) is None
+
+
+def test_the_text_is_cut_right_before_the_string() -> None:
+    assert grow(["END"], as_bytes("the END")) == "the "
+
+
+def test_a_string_is_found_across_tokens_and_within_one() -> None:
+    ab, bc = 257, 258
+    assert grow(["abbc"], [*as_bytes("x "), ab, bc]) == "x "
+    assert grow(["b"], [*as_bytes("x "), ab]) == "x a"
+
+
+def test_the_earliest_of_several_counts() -> None:
+    assert grow(["D", "END"], [*as_bytes("the "), 260]) == "the "
+
+
+def test_tokens_that_come_together_are_all_looked_at() -> None:
+    ids = as_bytes("a STOP" + "b" * 100)
+    assert grow(["STOP"], ids, step=len(ids)) == "a "
+
+
+def test_a_character_of_several_tokens_is_never_split() -> None:
+    assert grow(["é"], as_bytes("café")) == "caf"
+    assert grow(["\ufffd"], as_bytes("日本")) is None
+
+
+def test_a_window_that_starts_within_a_character_still_sees_the_string() -> None:
+    assert grow(["🙃"], as_bytes("🙂" * 50 + "🙃")) == "🙂" * 50
+
+
+def test_a_long_string_is_found_at_four_tokens_a_character() -> None:
+    assert grow(["🙂" * 1000], as_bytes("x" + "🙂" * 1000)) == "x"
+
+
+def test_without_stop_strings_nothing_is_decoded() -> None:
+    def refuse(ids: list[int]) -> str:
+        raise AssertionError
+
+    assert StopStrings([], refuse).find([1, 2, 3]) is None
+
+
+def test_a_long_output_is_decoded_whole_only_at_a_hit() -> None:
+    decoded: list[int] = []
+
+    def counted(ids: list[int]) -> str:
+        decoded.append(len(ids))
+        return DECODE(ids)
+
+    assert grow(["END"], as_bytes("." * 500 + "END"), counted) == "." * 500
+    assert [length for length in decoded if length > 50] == [503]
+
+
+PIECES = st.sampled_from([*map(as_bytes, ["é", "🙂", "日", " ", "E"]), [0xF0], [256], [257], [258], [259], [260]])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(PIECES, max_size=60).map(lambda pieces: list(chain.from_iterable(pieces))),
+    st.lists(st.sampled_from(["END", "🙂🙂", "bbc", " the", "éE", "c d", "日 "]), min_size=1, max_size=3),
+)
+def test_every_step_finds_what_a_search_of_the_whole_text_finds(ids: list[int], stop: list[str]) -> None:
+    search = StopStrings(stop, DECODE)
+    for end in range(1, len(ids) + 1):
+        text = DECODE(ids[:end]).rstrip("\ufffd")
+        starts = [text.find(string) for string in stop if string in text]
+        assert search.find(ids[:end]) == (text[: min(starts)] if starts else None)
+        if starts:
+            break
+
+
+@pytest.mark.parametrize("text", ["Hello, world!\n\nUser: hi", "für 日本語の文章🙂🙂. User: no", "a\tb  c\r\nUser:"])
+def test_a_real_tokenizers_output_is_cut_exactly(text: str, model_dir: str) -> None:
+    backend = Backend.from_file(f"{model_dir}/tokenizer.json")
+    ids = backend.encode(text).ids
+    assert grow(["User:"], ids, backend.decode) == text[: text.index("User:")]

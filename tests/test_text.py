@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+
+from container.dialects.attributes import Attributes
+from container.dialects.document import read_document
+from container.errors import InvalidRequest
+from container.generation import Completion, Item, Parameters, Result, Text
+
+HEADER = "X-Amzn-SageMaker-Custom-Attributes"
+
+
+def item(attributes: str | None = None, body: bytes = b"Once") -> Item:
+    (item,) = read_document("text/plain", body, attributes).items
+    return item
+
+
+def refusal(attributes: str | None = None, body: bytes = b"Once") -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        item(attributes, body)
+    return caught.value
+
+
+def answer(attributes: str | None) -> str:
+    completion = Completion(text=" upon a time", token_ids=(1,), finish_reason="stop", seed=None)
+    call = read_document("text/plain", b"Once", attributes)
+    text = call.render([Result(prompt_text="Once", prompt_tokens=1, completions=(completion,))], "served")
+    assert isinstance(text, str)
+    return text
+
+
+def test_the_body_is_the_prompt_and_the_answer_is_the_text() -> None:
+    assert item().prompt == Text(text="Once")
+    assert answer(None) == " upon a time"
+    assert read_document("text/plain", b"Once", None).content_type == "text/plain; charset=utf-8"
+
+
+def test_the_body_is_utf_8_and_nothing_else() -> None:
+    assert item(body="für 日本".encode()).prompt == Text(text="für 日本")
+    error = refusal(body="für canary".encode("latin-1"))
+    assert (error.param, error.message) == ("body", "the body is not UTF-8 (byte 1)")
+
+
+def test_an_empty_body_is_refused() -> None:
+    assert refusal(body=b"").param == "body"
+
+
+def test_parameters_come_from_the_custom_attributes() -> None:
+    given = "max_new_tokens=7; min_new_tokens=2;do_sample=true;temperature=0.5;top_k=3;top_p=1;seed=4;ignore_eos=false"
+    assert item(given).parameters == Parameters(
+        max_new_tokens=7, min_new_tokens=2, do_sample=True, temperature=0.5, top_k=3, top_p=1.0, seed=4
+    )
+
+
+def test_each_stop_is_one_more_stop_string() -> None:
+    assert item("stop=END;stop=42").parameters.stop == ("END", "42")
+
+
+def test_the_full_text_can_be_asked_for() -> None:
+    assert answer("return_full_text=true") == "Once upon a time"
+
+
+@pytest.mark.parametrize(
+    "given", ["", ";;;", "trace-1234", "tenant=blue;trace", "=x", "timeout=1800;job=my-job", "a=b=c"]
+)
+def test_what_is_not_ours_passes_without_a_word(given: str) -> None:
+    assert item(given).parameters == Parameters()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", "canary"),
+        ("max_new_tokens", ""),
+        ("max_new_tokens", "1.5"),
+        ("max_new_tokens", "1_000"),
+        ("max_new_tokens", '"5"'),
+        ("min_new_tokens", "null"),
+        ("do_sample", "1"),
+        ("do_sample", "canary"),
+        ("temperature", "nan"),
+        ("temperature", "Infinity"),
+        ("temperature", "-1"),
+        ("top_k", "[1]"),
+        ("top_p", "0"),
+        ("seed", "99999999999999999999"),
+        ("stop", ""),
+        ("return_full_text", "canary"),
+    ],
+)
+def test_a_malformed_value_of_ours_is_named(name: str, value: str) -> None:
+    error = refusal(f"tenant=blue;{name}={value}")
+    assert error.param == f"{HEADER}: {name}"
+    assert error.message.startswith(f"{HEADER}: {name} must be ")
+    assert "canary" not in error.message
+
+
+def test_one_of_ours_given_twice_is_refused() -> None:
+    assert refusal("seed=1;seed=2").param == f"{HEADER}: seed"
+
+
+def test_only_the_text_dialect_reads_parameters_from_there() -> None:
+    (item,) = read_document("application/json", b'{"inputs": "a"}', "max_new_tokens=canary").items
+    assert item.parameters == Parameters()
+
+
+def test_lengths_are_named_as_the_header_has_them() -> None:
+    assert item().name_of("max_new_tokens") == f"{HEADER}: max_new_tokens"
+
+
+def test_attributes_keep_pairs_in_order_and_drop_space_around_them() -> None:
+    assert Attributes.parse(" a = 1 ;b=2;a=x=y").pairs == (("a", "1"), ("b", "2"), ("a", "x=y"))
