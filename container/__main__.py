@@ -32,8 +32,8 @@ def main() -> int:
         sock = _bind(settings.host, settings.port)
     except BadSetting as error:
         return _refuse(str(error))
-    except OSError as error:
-        return _refuse(f"can't listen on {settings.host}:{settings.port}: {error.strerror}")
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host is called like this
+        return _refuse(f"can't listen on {settings.host}:{settings.port}: {error}")
 
     import uvloop
 
@@ -46,7 +46,8 @@ def main() -> int:
         model = find_model(settings)
     except BadSetting as error:
         return _refuse(str(error))
-    return uvloop.run(serve(settings, model, sock))
+    # Not uvloop.run: at its end it would wait for threads, such as one that fetches a model.
+    return uvloop.new_event_loop().run_until_complete(serve(settings, model, sock))
 
 
 def _refuse(reason: str) -> int:
@@ -61,7 +62,11 @@ if __name__ == "__main__":
     import logging
     import socket
 
-    status = main()
+    try:
+        status = main()
+    except Exception:
+        logging.getLogger("container").exception("the server failed", extra={"action": "failed"})
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # Worker threads may still be in a library call; nothing of theirs is wanted.

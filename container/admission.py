@@ -65,6 +65,10 @@ class Admission:
             if owner is None:
                 return
             sequence = self._take(owner)
+            if not _fits(sequence, info.max_sequence_tokens):
+                held = f"the restarted engine holds {info.max_sequence_tokens} tokens, too few for this sequence"
+                sequence.on_error(EngineError("engine_failed", held))
+                continue
             running[owner] += 1
             places, open_places, ahead = places - 1, open_places - 1, ahead + len(sequence.prompt_ids)
             self._engine.submit(sequence)
@@ -90,3 +94,8 @@ class Admission:
         else:
             del self._queues[owner]
         return sequence
+
+
+def _fits(sequence: Sequence, limit: int) -> bool:
+    """It did when it was checked, but an engine that had to be restarted may have found less memory for its cache."""
+    return len(sequence.prompt_ids) + sequence.sampling.max_new_tokens <= limit

@@ -45,18 +45,18 @@ def create_app(edge: Edge) -> FastAPI:
     async def invocations(request: Request) -> Response:
         """Generate, in the dialect that content type and shape of the body tell."""
         if is_json_lines(request.headers.get("content-type")):
-            return await Exchange(edge, request).answer(lambda exchange: _answer_batch(edge, exchange))
-        return await _document(edge, request, _read_any)
+            return Exchange(edge, request, lambda exchange: _answer_batch(edge, exchange))
+        return _document(edge, request, _read_any)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions."""
-        return await _document(edge, request, lambda request, body: openai.read_chat(decode(body)))
+        return _document(edge, request, lambda request, body: openai.read_chat(decode(body)))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         """OpenAI's completions."""
-        return await _document(edge, request, lambda request, body: openai.read_completion(decode(body)))
+        return _document(edge, request, lambda request, body: openai.read_completion(decode(body)))
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:
@@ -79,13 +79,13 @@ def _read_any(request: Request, body: bytes) -> Call:
     return read_document(request.headers.get("content-type"), body, request.headers.get(CUSTOM_ATTRIBUTES))
 
 
-async def _document(edge: Edge, request: Request, read: Reader) -> Response:
-    return await Exchange(edge, request).answer(lambda exchange: _answer_document(edge, exchange, read))
+def _document(edge: Edge, request: Request, read: Reader) -> Exchange:
+    return Exchange(edge, request, lambda exchange: _answer_document(edge, exchange, read))
 
 
 async def _answer_document(edge: Edge, exchange: Exchange, read: Reader) -> Response:
     service, request = edge.service_or_unavailable(), exchange.request
-    body = await _read_body(request, edge.settings.max_json_bytes)
+    body = await _read_body(exchange, edge.settings.max_json_bytes)
     exchange.watch_for_disconnect()
     invocation = Invocation(service)
 
@@ -108,29 +108,30 @@ def _encode(answer: object) -> bytes:
     return answer.encode() if isinstance(answer, str) else msgspec.json.encode(answer)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(exchange: Exchange, limit: int) -> bytes:
     body = bytearray()
-    async for chunk in _chunks(request, limit, "send JSON lines (application/jsonlines) for more"):
+    async for chunk in _chunks(exchange, limit, "send JSON lines (application/jsonlines) for more"):
         body += chunk
     return bytes(body)
 
 
-async def _chunks(request: Request, limit: int, hint: str) -> AsyncIterator[bytes]:
-    """The body, as long as it is within the limit.
+async def _chunks(exchange: Exchange, limit: int, hint: str) -> AsyncIterator[bytes]:
+    """The body, as far as it is within the limit.
 
     One over the limit is read to its end all the same: a client that is still sending would not read the answer.
     Only one that asked first (`Expect: 100-continue`) is told at once.
     """
-    declared = int(request.headers.get("content-length", "0"))
+    headers = exchange.request.headers
+    declared = int(headers.get("content-length", "0"))
     too_large = TooLarge(f"the body is larger than {limit} bytes; {hint}")
-    if declared > limit and "expect" in request.headers:
+    if declared > limit and "expect" in headers:
         raise too_large
     size = 0
-    async for chunk in request.stream():
+    async for chunk in exchange.read_body():
         size += len(chunk)
-        if size <= limit:
+        if max(size, declared) <= limit:
             yield chunk
-    if size > limit:
+    if max(size, declared) > limit:
         raise too_large
 
 
@@ -141,9 +142,10 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
     batch = BatchRun(service, invocation, answers, settings.max_json_bytes)
     try:
-        await _spool_body(exchange.request, body, settings.max_body_bytes)
+        await _spool_body(exchange, body, settings.max_body_bytes)
         exchange.watch_for_disconnect()
         await batch.run(body)
+        await asyncio.to_thread(answers.flush)  # a full disk must show before the answer begins
     except BaseException:
         answers.close()
         raise
@@ -156,10 +158,11 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     )
 
 
-async def _spool_body(request: Request, spool: Spool, limit: int) -> None:
-    spool.reserve(int(request.headers.get("content-length", "0")))
+async def _spool_body(exchange: Exchange, spool: Spool, limit: int) -> None:
+    # No more is ever written than the limit, which has an answer of its own.
+    spool.reserve(min(limit, int(exchange.request.headers.get("content-length", "0"))))
     pending = bytearray()
-    async for chunk in _chunks(request, limit, "split the file"):
+    async for chunk in _chunks(exchange, limit, "split the file"):
         pending += chunk
         if len(pending) >= _SPOOL_WRITE:
             await asyncio.to_thread(spool.append, bytes(pending))

@@ -42,6 +42,11 @@ ANSWERS_S = 2.0
 KEEP_ALIVE_S = 180
 """Longer than pooled clients keep a connection: they would lose a race with a shorter one."""
 _WORKERS = 2
+_REASONS: dict[Status, str] = {
+    "starting": "the model is being loaded",
+    "recovering": "the engine died and is being started again",
+    "draining": "the server is shutting down",
+}
 
 
 class Edge:
@@ -61,6 +66,7 @@ class Edge:
         self._draining = False
         self._failure: str | None = None
         self._end = asyncio.Event()
+        self._hurry = asyncio.Event()
 
     @property
     def status(self) -> Status:
@@ -74,7 +80,8 @@ class Edge:
 
     @property
     def reason(self) -> str | None:
-        return self._failure
+        """Why `/ping` says what it says; nothing when all is well."""
+        return self._failure or _REASONS.get(self.status)
 
     @property
     def engine_pid(self) -> int | None:
@@ -96,23 +103,9 @@ class Edge:
         """Fetch the model, then load tokenizer and engine side by side."""
         try:
             directory = await asyncio.to_thread(local_directory, self._model, self.settings)
-            self._engine = EngineClient(
-                _engine_config(self.settings, directory),
-                stall_timeout_s=self.settings.stall_timeout_s,
-                on_change=self._engine_changed,
-                on_step=self._engine_stepped,
-            )
-            self._admission = Admission(self._engine)
-            self._watch_gauges(self._engine, self._admission)
-            self._engine.start()
+            self._start_engine(directory)
             self._defaults = await asyncio.to_thread(Defaults.load, directory)
-            self._tokenizer = await asyncio.to_thread(
-                lambda: Tokenizer.load(
-                    directory,
-                    trust_remote_code=self.settings.trust_remote_code,
-                    vocab_size=self._defaults.vocab_size,
-                )
-            )
+            self._tokenizer = await asyncio.to_thread(self._load_tokenizer, directory)
         except (BadSetting, OSError, ValueError) as error:
             self.fail(f"the model can't be loaded: {error}")
             return
@@ -120,12 +113,35 @@ class Edge:
             logger.warning(warning)
         self._engine_changed()
 
+    def _start_engine(self, directory: str) -> None:
+        self._engine = EngineClient(
+            _engine_config(self.settings, directory),
+            stall_timeout_s=self.settings.stall_timeout_s,
+            on_change=self._engine_changed,
+            on_step=self._engine_stepped,
+            on_restart=self.metrics.engine_restarts.inc,
+        )
+        self._admission = Admission(self._engine)
+        self._watch_gauges(self._engine, self._admission)
+        self._engine.start()
+
+    def _load_tokenizer(self, directory: str) -> Tokenizer:
+        return Tokenizer.load(
+            directory, trust_remote_code=self.settings.trust_remote_code, vocab_size=self._defaults.vocab_size
+        )
+
     def fail(self, reason: str) -> None:
         """Nothing here can be put right: answer what is open, and exit with status 1."""
         if self._failure is None:
             self._failure = reason
             logger.error("the server failed: %s", reason, extra={"action": "failed"})
             self._end.set()
+            self._hurry.set()
+
+    def fail_with(self, task: asyncio.Task[None]) -> None:
+        """For a task that the server can't do without: whatever it died of, nobody may go on waiting for it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(f"{task.get_name()}: {type(error).__name__}: {error}")
 
     def drain(self) -> None:
         """Take nothing new, finish what can be finished in time."""
@@ -134,16 +150,16 @@ class Edge:
             logger.info("draining", extra={"action": "drain", "open_requests": len(self.exchanges)})
             self._end.set()
         else:  # asked twice: now
-            self._abort_exchanges()
+            self._hurry.set()
 
     async def wait_for_end(self) -> int:
         """The exit status, once the server is to end and every open request has its answer."""
         await self._end.wait()
         self.metrics.ready.set(0)
-        if self._failure is None:
-            await self._exchanges_ended(DRAIN_S)
+        await self._drained()
         self._abort_exchanges()
-        await self._exchanges_ended(ANSWERS_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._exchanges_ended(), ANSWERS_S)
         return 0 if self._failure is None else 1
 
     async def stop(self) -> None:
@@ -151,11 +167,16 @@ class Edge:
             await self._engine.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
 
-    async def _exchanges_ended(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self.exchanges:
-                    await asyncio.wait({exchange.ended for exchange in self.exchanges})
+    async def _drained(self) -> None:
+        """Until all open work is done, but not past its time."""
+        ways = [asyncio.create_task(self._exchanges_ended()), asyncio.create_task(self._hurry.wait())]
+        await asyncio.wait(ways, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+
+    async def _exchanges_ended(self) -> None:
+        while self.exchanges:
+            await asyncio.wait({exchange.ended for exchange in self.exchanges})
 
     def _abort_exchanges(self) -> None:
         error = Unavailable("the server is shutting down; send the request again", code="shutting_down")
@@ -183,8 +204,6 @@ class Edge:
                 name=self.settings.name,
             )
             admission.pump()
-        elif engine.state == "recovering":
-            self.metrics.engine_restarts.inc()
         self.metrics.ready.set(self.takes_work)
 
     def _engine_stepped(self, step: Step) -> None:
@@ -231,10 +250,10 @@ async def serve(settings: Settings, model: str, sock: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, edge.drain)
-    reaper = Reaper(edge) if os.getpid() == 1 else None
     config = uvicorn.Config(
         create_app(edge),
         http="httptools",
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -243,30 +262,35 @@ async def serve(settings: Settings, model: str, sock: socket.socket) -> int:
         timeout_graceful_shutdown=1,
     )
     server = _HTTPServer(config)
-    serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
-    loading = asyncio.create_task(edge.load(), name="load")
+    serving = asyncio.create_task(server.serve(sockets=[sock]), name="the HTTP server")
+    loading = asyncio.create_task(edge.load(), name="loading the model")
+    needed = [serving, loading]
+    if os.getpid() == 1:
+        needed.append(asyncio.create_task(bury_orphans(edge), name="the burial of orphans"))
+    for task in needed:
+        task.add_done_callback(edge.fail_with)
     status = await edge.wait_for_end()
     loading.cancel()
     await edge.stop()
     server.should_exit = True
-    await serving
-    if reaper is not None:
-        reaper.reap()
+    await asyncio.wait([serving])
     logger.info("exit", extra={"action": "exit", "status": status})
     return status
 
 
-class Reaper:
-    """As process 1 of a container, bury the orphans; the engine's own status is left for its client to read."""
+async def bury_orphans(edge: Edge) -> None:
+    """What process 1 of a container owes to processes whose parents are gone."""
+    while True:
+        # uvloop lets nobody else have SIGCHLD.
+        await asyncio.sleep(1)
+        _bury(edge.engine_pid)
 
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
 
-    def reap(self) -> None:
-        with contextlib.suppress(ChildProcessError):
-            # Look without burying (WNOWAIT). The engine comes first in line only while its client is about to wait.
-            while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-                if dead.si_pid == self._edge.engine_pid:
-                    return
-                os.waitpid(dead.si_pid, os.WNOHANG)
+def _bury(engine_pid: int | None) -> None:
+    """Every dead child but the engine, whose status is its client's to read."""
+    with contextlib.suppress(ChildProcessError):
+        # Look without burying (WNOWAIT). The engine comes first in line only while its client is about to wait.
+        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if dead.si_pid == engine_pid:
+                return
+            os.waitpid(dead.si_pid, os.WNOHANG)

@@ -7,11 +7,13 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from .errors import RequestError, Unavailable
 from .telemetry import invocation_id, outcome_of
@@ -26,10 +28,17 @@ _CLIENT_GONE = 499
 """nginx's status for a client that went away: it reaches the log only."""
 
 
-class Exchange:
-    """Owns the task that works on the request, so that a client's leaving or a shutdown can end it."""
+Work: TypeAlias = "Callable[[Exchange], Coroutine[Any, Any, Response]]"
 
-    def __init__(self, edge: Edge, request: Request) -> None:
+
+class Exchange(Response):
+    """Owns the task that works on the request, so that a client's leaving or a shutdown can end it.
+
+    To FastAPI it is the response: asked to send itself, it works, sends what came of it, and only then has ended.
+    """
+
+    def __init__(self, edge: Edge, request: Request, work: Work) -> None:
+        super().__init__()
         given = request.headers.get(INFERENCE_ID, "")
         self.id = given if re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given) else uuid.uuid4().hex
         self.request = request
@@ -37,30 +46,37 @@ class Exchange:
         """What the request's log line says beside status and duration."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._edge = edge
+        self._do = work
         self._work: asyncio.Task[Response] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._verdict: RequestError | None = None
         self._client_gone = False
+        self._waits_for_100 = request.headers.get("expect", "").lower() == "100-continue"
 
-    async def answer(self, work: Callable[[Exchange], Awaitable[Response]]) -> Response:
-        """Run `work` to its answer. Every way it can end becomes a response and a log line."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Every way the work can end becomes a response and a log line."""
         started = time.monotonic()
         token = invocation_id.set(self.id)
         self._edge.exchanges.add(self)
         status = _CLIENT_GONE
         try:
-            self._work = asyncio.ensure_future(_coroutine(work(self)))
             response = await self._settle()
-            status = _CLIENT_GONE if self._client_gone else response.status_code
             response.headers["x-longhaul-invocation-id"] = self.id
-            return response
+            if self._waits_for_100:
+                # It won't send its body now, and the next request on this connection would be taken for the body.
+                response.headers["connection"] = "close"
+            await response(scope, receive, send)
+            status = _CLIENT_GONE if self._client_gone else response.status_code
         finally:
-            if self._watch is not None:
-                self._watch.cancel()
             self._edge.exchanges.discard(self)
             self.ended.set_result(None)
             self._count(status, time.monotonic() - started)
             invocation_id.reset(token)
+
+    def read_body(self) -> AsyncIterator[bytes]:
+        """The request's body as it comes. A client that waits to be asked for it is asked."""
+        self._waits_for_100 = False
+        return self.request.stream()
 
     def watch_for_disconnect(self) -> None:
         """From now on, end the work if the client goes away. Only once the body has been read."""
@@ -73,7 +89,7 @@ class Exchange:
             self._work.cancel()
 
     async def _settle(self) -> Response:
-        assert self._work is not None
+        self._work = asyncio.create_task(self._do(self))
         try:
             await asyncio.wait([self._work])
             return self._work.result()
@@ -88,6 +104,9 @@ class Exchange:
         except Exception:
             logger.exception("a request failed in a way nobody thought of")
             return error_response(RequestError("internal error; the log has the cause under this invocation's id"))
+        finally:
+            if self._watch is not None:
+                self._watch.cancel()
 
     async def _wait_for_disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
@@ -105,11 +124,5 @@ class Exchange:
         logger.info("invocation ended", extra=extra | self.fields)
 
 
-async def _coroutine(work: Awaitable[Response]) -> Response:
-    return await work
-
-
 def error_response(error: RequestError) -> Response:
-    import msgspec
-
     return Response(msgspec.json.encode(error.body()), status_code=error.status, media_type="application/json")

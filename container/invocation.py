@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,8 @@ class Invocation:
         self.completion_tokens = 0
 
     async def in_worker(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._service.workers, function)
+        context = contextvars.copy_context()  # log lines from there carry the invocation's id, too
+        return await asyncio.get_running_loop().run_in_executor(self._service.workers, context.run, function)
 
     def prepare(self, item: Item) -> Prepared:
         """Tokenize and check one item. For a worker thread. Raises InvalidRequest."""

@@ -18,10 +18,7 @@ _CODE = ["*.py"]
 def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> str:
     """A local directory, or a hub id that is still to be fetched. Raises BadSetting if there is none."""
     if settings.model is not None:
-        if not Path(settings.model).is_dir() and (
-            settings.model.startswith(("/", ".")) or settings.model.count("/") > 1
-        ):
-            raise BadSetting(f"LONGHAUL_MODEL is {settings.model!r}, which is no directory and no hub id")
+        _check(settings.model)
         return settings.model
     if Path(sagemaker_dir, "config.json").is_file():
         return sagemaker_dir
@@ -30,6 +27,15 @@ def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> 
     raise BadSetting(
         f"no model: set LONGHAUL_MODEL to a directory or hub id, put one into {sagemaker_dir}, or set HF_MODEL_ID"
     )
+
+
+def _check(model: str) -> None:
+    """What can be seen at once; whether a hub has such a model shows later."""
+    directory = Path(model)
+    if not directory.is_dir() and (model.startswith(("/", ".")) or model.count("/") > 1):
+        raise BadSetting(f"LONGHAUL_MODEL is {model!r}, which is no directory and no hub id")
+    if directory.is_dir() and not (directory / "config.json").is_file():
+        raise BadSetting(f"LONGHAUL_MODEL is {model!r}, a directory that holds no model: it has no config.json")
 
 
 def local_directory(model: str, settings: Settings) -> str:

@@ -214,8 +214,8 @@ def is_service_link(name: str, value: str) -> bool:
     (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)."""
     if not name.startswith(PREFIX):
         return False
-    if re.fullmatch(r"LONGHAUL_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?", name):
-        return re.match(r"(tcp|udp|sctp)://", value) is not None
+    if re.match(r"(tcp|udp|sctp)://", value):
+        return bool(re.fullmatch(r"LONGHAUL_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?", name))
     return bool(
         re.fullmatch(
             r"LONGHAUL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))", name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import shutil
 import tempfile
@@ -26,11 +27,13 @@ class Spool:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory, prefix="longhaul-")  # noqa: SIM115 (closed by close)
         self.size = 0
+        with self._naming_a_full_disk():
+            self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory, prefix="longhaul-")  # noqa: SIM115 (closed by close)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk has not taken is not wanted any more
+            self._file.close()
 
     def reserve(self, size: int) -> None:
         """Refuse a body of a known size at once rather than halfway."""
@@ -42,19 +45,22 @@ class Spool:
             )
 
     def append(self, data: bytes) -> None:
-        try:
+        with self._naming_a_full_disk():
             self._file.write(data)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise OutOfSpace(f"the spool directory is full after {self.size} bytes", code="disk_full") from error
         self.size += len(data)
 
     def flush(self) -> None:
-        self.append(b"")
-        try:
+        """What was appended is on the disk: it can't be refused for want of space any more."""
+        with self._naming_a_full_disk():
             self._file.flush()
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
             raise OutOfSpace(f"the spool directory is full after {self.size} bytes", code="disk_full") from error
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -97,9 +103,12 @@ class OrderedSpool:
             self._offsets[number], self._sizes[number] = self._spool.size, len(record)
             self._spool.append(record)
 
+    def flush(self) -> None:
+        """All records are on the disk."""
+        self._spool.flush()
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """All records in order, in pieces of moderate size."""
-        await asyncio.to_thread(self._spool.flush)
         first = 0
         while first < len(self._offsets):
             first, piece = await asyncio.to_thread(self._piece, first)

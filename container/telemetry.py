@@ -39,6 +39,7 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)  # Python's own go to stderr as bare text
     # Our own line per invocation says more than an access log, and httpx and friends chatter at INFO.
     for noisy in ("uvicorn", "httpx", "httpcore", "urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

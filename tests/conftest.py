@@ -1,14 +1,50 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+# Before torch loads OpenMP: its threads must not spin at barriers while servers under test need the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # The edge's tokenizer hides torch from a process that hasn't imported it, and the engine's tests in this one need it.
 import torch  # noqa: F401
+from server import Server, save_tiny_model
 
 
 @pytest.fixture(scope="session")
 def model_dir() -> str:
     """The real small model that scripts/setup fetches."""
     return str(Path(__file__).parent.parent / ".models" / "SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Path:
+    """A model that says nothing sensible, quickly, with the real one's tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny-model")
+    save_tiny_model(directory, Path(model_dir))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
+    """The server of all tests that do it no harm."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    limits = {"LONGHAUL_MAX_JSON_BYTES": 100_000, "LONGHAUL_MAX_BODY_BYTES": 30_000_000}
+    with Server(tiny_model_dir, log, LONGHAUL_SERVED_NAME="tiny", **limits) as server:
+        yield server.wait_until_ready()
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers of a test's own, which don't outlive it."""
+    with ExitStack() as servers:
+
+        def start(model_dir: str | Path = tiny_model_dir, **options: object) -> Server:
+            log = tmp_path / f"log-{len(list(tmp_path.iterdir()))}"
+            return servers.enter_context(Server(model_dir, log, **options))  # type: ignore[arg-type]
+
+        yield start

@@ -107,24 +107,20 @@ class _Plans:
 
     def __init__(self) -> None:
         self._step: list[torch.Tensor] | None = None
-        self._plans: dict[int, tuple[StepPlan, torch.Tensor | None]] = {}
+        self._plans: dict[int, StepPlan] = {}
 
-    def get(
-        self, cache: PagedAttentionCache, layer_idx: int, query: torch.Tensor, kwargs: dict[str, Any]
-    ) -> tuple[StepPlan, torch.Tensor | None]:
-        """The plan, and for full attention with old keys, where in the cache each key of the step's list lies."""
+    def get(self, cache: PagedAttentionCache, layer_idx: int, query: torch.Tensor, kwargs: dict[str, Any]) -> StepPlan:
         if kwargs["read_index"] is not self._step:
             self._step, self._plans = kwargs["read_index"], {}
         allocator = cache.layer_to_allocator[layer_idx]
         if allocator.index not in self._plans:
-            plan = plan_step(
+            self._plans[allocator.index] = plan_step(
                 kwargs["cu_seq_lens_q"].tolist(),
                 kwargs["cu_seq_lens_k"][allocator.layer_type].tolist(),
                 getattr(allocator, "sliding_window", None),
                 query.dtype,
                 query.device,
             )
-            self._plans[allocator.index] = (plan, None)
         return self._plans[allocator.index]
 
 
@@ -147,7 +143,7 @@ def padded_attention(
     _refuse_sinks(kwargs)
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
     plans = _plans_by_cache.setdefault(cache, _Plans())
-    plan, _ = plans.get(cache, layer_idx, query, kwargs)
+    plan = plans.get(cache, layer_idx, query, kwargs)
     keys, values = cache.update(key_states=key, value_states=value, layer_idx=layer_idx, kwargs=kwargs)
     # [1, Hkv, K, D] is a view of [K, Hkv, D]: gather rows there.
     keys, values = keys[0].transpose(0, 1), values[0].transpose(0, 1)

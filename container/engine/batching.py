@@ -6,6 +6,7 @@ method's source, so that an upgrade that changes one is noticed.
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers.generation.continuous_batching.continuous_api import (
 )
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 from transformers.generation.continuous_batching.requests import (
     FutureRequestState,
     GenerationOutput,
@@ -53,6 +55,34 @@ class _FailureRouter(OutputRouter):
             self.deliver(output)
 
 
+class _Preemption(OffloadingManager):
+    """The library's, and a way out where it has none.
+
+    The cache hands out sectors, each to one kind of layers. What finished and preempted sequences leave free in the
+    sectors of full attention is of no use to sliding layers, and the other way round, so that even a sequence that
+    fits an empty cache may be stuck as the last one running. The library gives up there, and all sequences with it.
+    """
+
+    def offload_requests(self) -> bool:
+        return bool(super().offload_requests()) or self._start_last_again()
+
+    def _start_last_again(self) -> bool:
+        """Prefill the only running sequence anew, in an empty cache that is its own until some sequence finishes."""
+        scheduler = self.scheduler
+        if len(scheduler.active_requests) != 1 or not scheduler.starved_requests:
+            return False
+        ((state, new_tokens),) = scheduler.starved_requests
+        self.cache.free_blocks(state.request_id, no_cache=True)
+        self.cache.pool.try_to_free_sectors()
+        if not self.cache.can_store_request_tokens(state, new_tokens, dry_run=True):
+            return False
+        again = state.create_equivalent_initial_request()
+        again.status = RequestStatus.PREFILLING
+        scheduler.active_requests[state.request_id] = again
+        scheduler.block_new_requests = True
+        return True
+
+
 class Batch(ContinuousBatchingManager):
     """Owns the running sequences and the KV cache of the engine process.
 
@@ -73,6 +103,7 @@ class Batch(ContinuousBatchingManager):
         self._steps = 0
         self._active: frozenset[str] = frozenset()
         self._last_gauges = (0, 0)
+        self._cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
         super().__init__(
             model=cast(Any, loaded.model),
             # Each sequence brings its own stop tokens and limit; the sampler makes argmax the choice.
@@ -88,6 +119,19 @@ class Batch(ContinuousBatchingManager):
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
         """Keep ours: the model was loaded with it."""
+
+    def _create_batch_processor(self) -> ContinuousBatchProcessor:
+        processor: ContinuousBatchProcessor = super()._create_batch_processor()
+        config = self.continuous_batching_config
+        processor.offloading_manager = _Preemption(
+            cache=processor.cache,
+            scheduler=processor.scheduler,
+            cpu_offload_space_gib=config.cpu_offload_space,
+            safety_threshold=config.cpu_offload_space_safety_threshold,
+            compute_stream=processor.inputs_and_outputs.compute_stream,
+            distributed_helper=self.distributed_helper,
+        )
+        return processor
 
     @property
     def processor(self) -> ContinuousBatchProcessor:
@@ -122,7 +166,8 @@ class Batch(ContinuousBatchingManager):
         )
 
     def cancel(self, message: Cancel) -> None:
-        self.cancel_request(str(message.id))
+        self._cancelled.put(str(message.id))
+        self._wake_up_loop.set()
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
         """One turn of the library's loop, and its report."""
@@ -131,6 +176,10 @@ class Batch(ContinuousBatchingManager):
             # After a preemption the library admits nothing until a sequence finishes. If all that ran were
             # cancelled instead, none ever would.
             scheduler.block_new_requests = False
+        # The library empties the queue of new sequences first, then that of cancellations, and forgets one whose
+        # sequence it hasn't seen. Those taken here come after their sequences.
+        while not self._cancelled.empty():
+            self.cancel_request(self._cancelled.get())
         steps_before = self.current_batch
         goes_on: bool = super()._generation_loop_body(batch_processor, bootstrapping)
         stepped = self.current_batch != steps_before
@@ -211,10 +260,17 @@ def _cache_tokens(loaded: LoadedModel, settings: EngineConfig, batch_tokens: int
     # The widest moments of a step: an MLP's two halves and its input, or the scores with the sampler's copies.
     width = 2 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 2 * config.hidden_size
     step_bytes = batch_tokens * width * per_element + running * config.vocab_size * 4 * 4
+    copies = 1
+    if loaded.attention != "flash":
+        copies = 3  # the keys and values as read, and padded to no more than twice their length
+        # The mask of a long prompt's last piece, and its scores three times over where PyTorch's kernels don't serve.
+        heads = config.num_attention_heads if getattr(config, "attn_logit_softcapping", None) else 0
+        step_bytes += batch_tokens * loaded.max_model_len * (per_element + 3 * heads * 4)
     tokens = cache_tokens(
         loaded.device,
         bytes_per_token=loaded.kv_bytes_per_token,
         layers=config.num_hidden_layers,
+        copies=copies,
         step_bytes=step_bytes,
         max_model_len=loaded.max_model_len,
     )

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "recovering", "failed", "stopped"]
 
+_COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "container.engine.process")
+_GRACE_S = 1.0
+_KILLED_S = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrashBudget:
@@ -64,18 +69,21 @@ class EngineClient:
         *,
         stall_timeout_s: float,
         budget: CrashBudget | None = None,
+        command: tuple[str, ...] = _COMMAND,
         on_change: Callable[[], None] = lambda: None,
         on_step: Callable[[Step], None] = lambda step: None,
+        on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._stall_timeout_s = stall_timeout_s
         self._budget = budget or CrashBudget()
+        self._command = command
         self._on_change = on_change
         self._on_step = on_step
+        self._on_restart = on_restart
         self.state: State = "starting"
         self.reason: str | None = None
         self.info: EngineInfo | None = None
-        self.restarts = 0
         self.last_step = Step(steps=0, tokens=[])
         self._sequences: dict[int, Sequence] = {}
         self._ids = itertools.count()
@@ -83,7 +91,7 @@ class EngineClient:
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._last_words: str | None = None
-        self._progressed_at = time.monotonic()
+        self._idle_s = 0.0
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -92,7 +100,8 @@ class EngineClient:
 
     @property
     def can_take_work(self) -> bool:
-        return self.state == "ready"
+        """Not between the engine's death and the state's change: its exit status is waited for first."""
+        return self.state == "ready" and self._writer is not None
 
     @property
     def in_flight(self) -> int:
@@ -105,13 +114,14 @@ class EngineClient:
 
     def start(self) -> None:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+        self._supervisor.add_done_callback(self._supervision_ended)
 
     def submit(self, sequence: Sequence) -> None:
         """The engine takes sequences in this order. Call only while `can_take_work`."""
-        assert self.can_take_work and self._writer is not None, "callers ask can_take_work first"
+        assert self._writer is not None, "callers ask can_take_work first"
         sequence.id = next(self._ids)
         if not self._sequences:
-            self._progressed_at = time.monotonic()
+            self._idle_s = 0.0
         self._sequences[sequence.id] = sequence
         self._writer.write(encode(Submit(sequence.id, sequence.prompt_ids, sequence.sampling)))
 
@@ -125,38 +135,57 @@ class EngineClient:
         self._change("stopped")
         if self._supervisor is not None:
             self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
-        await self._end_process()
+            await asyncio.wait([self._supervisor])
+        await self._end_process(grace_s=0)
         self._fail_all("engine_stopped", "the server is shutting down")
 
     async def _supervise(self) -> None:
         while self.state not in ("failed", "stopped"):
             self._last_words = None
-            reader = await self._start_process()
-            stall_watch = asyncio.create_task(self._watch_for_stalls(), name="stall watch")
             try:
-                await self._read(reader)
-            finally:
-                stall_watch.cancel()
-            status = await self._end_process()
+                await self._run_process()
+            except Exception as error:
+                # No memory for a process, or a message that can't be handled: that engine is as good as dead.
+                logger.exception("the engine is given up")
+                self._last_words = f"{type(error).__name__}: {error}"
+            status = await self._end_process(grace_s=_GRACE_S)
             if self.state != "failed":
                 await self._recover(status)
 
+    def _supervision_ended(self, supervisor: asyncio.Task[None]) -> None:
+        """Whatever ends it but `stop`, nobody may go on waiting for an engine."""
+        if not supervisor.cancelled() and (error := supervisor.exception()) is not None:
+            self._fail(f"the engine's supervision failed: {type(error).__name__}: {error}")
+
+    async def _run_process(self) -> None:
+        reader = await self._start_process()
+        stall_watch = asyncio.create_task(self._watch_for_stalls(), name="stall watch")
+        try:
+            await self._read(reader)
+        finally:
+            stall_watch.cancel()
+
     async def _start_process(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "container.engine.process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C in the terminal reaches the edge alone
-                env=_environment(self._config),
-            )
+        try:
+            with theirs:
+                self._process = self._spawn(theirs.fileno())
+        except OSError:
+            ours.close()
+            raise
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._writer.write(encode(Configure(self._config)))
         logger.info("engine starting", extra={"action": "engine_start", "engine_pid": self._process.pid})
         return reader
+
+    def _spawn(self, link: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self._command, str(link)],
+            pass_fds=[link],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C in the terminal reaches the edge alone
+            env=_environment(self._config),
+        )
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Until the engine's end of the socket closes, which is its death."""
@@ -173,7 +202,7 @@ class EngineClient:
                 logging.getLogger(message.logger).log(message.level, message.message)
             case Ready():
                 self.info = message.info
-                self._progressed_at = time.monotonic()
+                self._idle_s = 0.0
                 self._change("ready")
             case Refused():
                 self._fail(message.reason)
@@ -182,7 +211,7 @@ class EngineClient:
 
     def _take_step(self, step: Step) -> None:
         if step.steps != self.last_step.steps:
-            self._progressed_at = time.monotonic()
+            self._idle_s = 0.0
         self.last_step = step
         for new in step.tokens:
             # Unknown ids are those cancelled while the engine was still working on them.
@@ -202,12 +231,15 @@ class EngineClient:
 
     async def _watch_for_stalls(self) -> None:
         """Kill an engine that has work but makes no step. Loading and idling are no stalls."""
+        tick_s = min(1.0, self._stall_timeout_s / 4)
         while True:
-            await asyncio.sleep(min(1.0, self._stall_timeout_s / 4))
-            idle_s = time.monotonic() - self._progressed_at
-            if self.state == "ready" and self._sequences and idle_s > self._stall_timeout_s:
-                assert self._process is not None
-                self._last_words = f"no step for {idle_s:.0f} s with {self.in_flight} sequences in flight"
+            await asyncio.sleep(tick_s)
+            if self.state != "ready" or not self._sequences:
+                continue
+            # Ticks and no clock: while a container is paused, its engine makes no steps but has not stalled.
+            self._idle_s += tick_s
+            if self._idle_s > self._stall_timeout_s and self._process is not None:
+                self._last_words = f"no step for {self._idle_s:.0f} s with {self.in_flight} sequences in flight"
                 self._process.kill()
 
     async def _recover(self, status: int) -> None:
@@ -221,7 +253,7 @@ class EngineClient:
             cause,
             extra={"action": "engine_died", "exit_status": status, "sequences": self.in_flight},
         )
-        self.restarts += 1
+        self.last_step = Step(steps=0, tokens=[])
         if len(self._crashes) > self._budget.crashes:
             self._fail(f"the engine died {len(self._crashes)} times in {self._budget.within_s:.0f} s, last: {cause}")
             return
@@ -229,23 +261,22 @@ class EngineClient:
         self._change("recovering" if self.info is not None else "starting")
         self._fail_all("engine_failed", f"the engine died: {cause}")
         await asyncio.sleep(self._budget.first_delay_s * 2 ** (len(self._crashes) - 1))
+        self._on_restart()
 
-    async def _end_process(self) -> int:
-        """The engine's exit status. Ends it if need be: nothing in it is worth waiting for."""
+    async def _end_process(self, *, grace_s: float) -> int:
+        """The engine's exit status. One that is exiting by itself has `grace_s`, so that its status says why."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        process = self._process
-        if process is None:
+        if self._process is None:
             return 0
-        try:
-            # One that is exiting by itself has a moment, so that its status says why.
-            return await asyncio.to_thread(process.wait, 1.0 if self.state != "stopped" else 0.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return await asyncio.to_thread(process.wait)
-        finally:
-            self._process = None
+        status = await _exit_status(self._process, grace_s)
+        if status is None:
+            self._process.kill()
+            # Even then a process may take its time (a GPU driver's), but nobody's answer waits for it any longer.
+            status = await _exit_status(self._process, _KILLED_S)
+        self._process = None
+        return -signal.SIGKILL if status is None else status
 
     def _fail(self, reason: str) -> None:
         self.reason = reason
@@ -263,10 +294,20 @@ class EngineClient:
             self._on_change()
 
 
+async def _exit_status(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
+    try:
+        return await asyncio.to_thread(process.wait, timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def _environment(config: EngineConfig) -> dict[str, str]:
     # The model is a directory by now: no library in the engine has a reason to ask a hub. Never log prompts.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("HF_TOKEN", None)
+    # Threads that spin at OpenMP's barriers take the core from the one they wait for as soon as anything else runs
+    # (the edge, to begin with): steps then take five to ten times as long. Sleeping costs nothing measurable.
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
     if config.threads is not None:
         environment["OMP_NUM_THREADS"] = str(config.threads)
     return environment
@@ -274,6 +315,6 @@ def _environment(config: EngineConfig) -> dict[str, str]:
 
 def _describe_exit(status: int) -> str:
     if status < 0:
-        hint = " (out of memory?)" if status == -9 else ""
+        hint = " (out of memory?)" if status == -signal.SIGKILL else ""
         return f"killed by signal {-status}{hint}"
     return f"exit status {status}"

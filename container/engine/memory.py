@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -26,41 +26,55 @@ def available_bytes(device: torch.device) -> int:
 
 def _cgroup_left(root: Path = _CGROUP) -> int | None:
     """What the container's limit leaves, from cgroup v2 or v1; None where there is no limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    v2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
+    for group, (limit, used, statistics, inactive) in ((root, v2), (root / "memory", v1)):
         try:
-            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+            left = int((group / limit).read_text()) - int((group / used).read_text())
         except (OSError, ValueError):  # no such file, or "max"
             continue
+        # Files read once, like the model's, stay in the group's memory until it is needed for something else:
+        # `docker stats` and Kubernetes don't count them either.
+        return max(0, left + _statistic(group / statistics, inactive))
     return None
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), 0)
 
 
 def cpu_count(root: Path = _CGROUP) -> int:
     """Cores this process may use: its affinity, cut to the control group's quota (`docker run --cpus`)."""
     cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return cores
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / name).read_text() for name in files).split()
+            if int(quota) > 0:  # v1 says -1 for no quota, v2 "max"
+                return max(1, min(cores, int(quota) // int(period)))
+        except (OSError, ValueError):
+            continue
+    return cores
 
 
 def cache_tokens(
-    device: torch.device, *, bytes_per_token: int, layers: int, step_bytes: int, max_model_len: int
+    device: torch.device, *, bytes_per_token: int, layers: int, copies: int, step_bytes: int, max_model_len: int
 ) -> int:
     """Tokens for the KV cache when the settings leave it to us.
 
     `bytes_per_token`: keys and values of all layers; `step_bytes`: what one step's activations and scores need at
     most. Attention reads one layer's keys and values of the whole batch out of the cache, at most the whole cache's
-    share of a layer, which comes on top. A GPU gives all it has; a host's memory is shared with its other users, so
-    there it is a modest size, or enough for four of the longest sequences, within half of what is available.
+    share of a layer, and holds `copies` of them at once, which come on top. A GPU gives all it has; a host's memory is
+    shared with its other users, so there it is a modest size, or enough for four of the longest sequences, within half
+    of what is available.
     """
-    read_share = 1 + 1 / layers
+    with_copies = 1 + copies / layers
     if device.type == "cuda":
         budget = available_bytes(device) * _GPU_SHARE - step_bytes
-        return max(0, int(budget / (bytes_per_token * read_share)))
+        return max(0, int(budget / (bytes_per_token * with_copies)))
     wanted = max(_CPU_CACHE_BYTES, 4 * max_model_len * bytes_per_token)
     limit = available_bytes(device) * _CPU_CACHE_SHARE - step_bytes
-    return max(0, int(min(wanted, limit / read_share) / bytes_per_token))
+    return max(0, int(min(wanted, limit / with_copies) / bytes_per_token))

@@ -6,6 +6,7 @@ Knows weights, device, dtype and which architectures give right results; nothing
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
-from . import attention
+from . import attention, packing
 from .memory import cpu_count
 from .messages import EngineConfig
+
+logger = logging.getLogger(__name__)
 
 SUPPORTED = frozenset(
     {
         "cohere2",
         "gemma2",
+        "gemma3",
         "gemma3_text",
         "glm4",
         "gpt2",
@@ -70,26 +74,25 @@ class LoadedModel:
 def load(settings: EngineConfig) -> LoadedModel:
     """Raises ModelRefused when no restart would help."""
     _check_weights(Path(settings.model_dir), settings.allow_pickle)
-    try:
-        whole = AutoConfig.from_pretrained(
-            settings.model_dir, trust_remote_code=settings.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise ModelRefused(f"{settings.model_dir}: the model's configuration can't be read: {error}") from error
+    whole, own_code = _read_config(settings)
     config = whole.get_text_config()
-    _check_architecture(config, settings)
+    _check_architecture(whole, config, own_code=own_code)
+    max_model_len = _max_model_len(config, settings.max_model_len)
     device, threads = _device(settings.device), settings.threads or cpu_count()
     torch.set_num_threads(threads)
     dtype = _dtype(settings.dtype, device, config)
     slow_because = attention.why_not_flash(device, dtype, find_head_dim(config), _softcap(config))
     attention.register(flash=slow_because is None)
+    model = _load_weights(settings, device, dtype, own_code=own_code)
+    if packing.can_pack(device, dtype):
+        packing.pack_linears(model)
     return LoadedModel(
-        model=_load_weights(settings, device, dtype),
+        model=model,
         config=config,
         device=device,
         dtype=dtype,
         attention="flash" if slow_because is None else f"padded ({slow_because})",
-        max_model_len=_max_model_len(config, settings.max_model_len),
+        max_model_len=max_model_len,
         threads=threads,
     )
 
@@ -97,33 +100,59 @@ def load(settings: EngineConfig) -> LoadedModel:
 def _check_weights(directory: Path, allow_pickle: bool) -> None:
     if not (directory / "config.json").is_file():
         raise ModelRefused(f"{directory} holds no config.json: it is not a transformers model directory")
+    if (directory / "model.safetensors").is_file():
+        return
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = _shards(index)
         missing = sorted(name for name in shards if not (directory / name).is_file())
         if missing:
             raise ModelRefused(f"{directory}: {len(missing)} of {len(shards)} weight files missing, first {missing[0]}")
-    elif not (directory / "model.safetensors").is_file():
-        if not any(directory.glob("pytorch_model*.bin*")):
-            raise ModelRefused(f"{directory} holds no weights: expected model.safetensors or its shards with an index")
-        if not allow_pickle:
-            raise ModelRefused(
-                f"{directory} holds only pickle weights (pytorch_model*.bin), which can run code when loaded: "
-                "convert them to safetensors, or set LONGHAUL_ALLOW_PICKLE=1 if you trust their source"
-            )
-
-
-def _check_architecture(config: PretrainedConfig, settings: EngineConfig) -> None:
-    name = config.model_type
-    if getattr(config, "auto_map", None) and not settings.trust_remote_code:
+        return
+    if not any(directory.glob("pytorch_model*.bin*")):
+        raise ModelRefused(f"{directory} holds no weights: expected model.safetensors or its shards with an index")
+    if not allow_pickle:
         raise ModelRefused(
-            f"model type {name} brings its own Python code: set LONGHAUL_TRUST_REMOTE_CODE=1 if you trust its source"
+            f"{directory} holds only pickle weights (pytorch_model*.bin), which can run code when loaded: "
+            "convert them to safetensors, or set LONGHAUL_ALLOW_PICKLE=1 if you trust their source"
         )
-    if name not in SUPPORTED:
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelRefused(f"{index} is no index of weights: {type(error).__name__}: {error}") from error
+
+
+def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
+    """The configuration, and whether code of the model's own runs: only if trusted, and only for a model type that
+    is not supported without (some repositories still carry code for one that transformers has learned since)."""
+    directory = settings.model_dir
+    try:
+        raw = json.loads((Path(directory) / "config.json").read_text())
+        own_code = "auto_map" in raw and raw.get("model_type") not in SUPPORTED
+        if settings.trust_remote_code or not own_code:
+            return AutoConfig.from_pretrained(directory, trust_remote_code=own_code, local_files_only=True), own_code
+    except Exception as error:  # many kinds, and none that a restart would mend
+        raise ModelRefused(f"{directory}: the model's configuration can't be read: {error}") from error
+    raise ModelRefused(
+        f"model type {raw.get('model_type')} brings its own Python code: "
+        "set LONGHAUL_TRUST_REMOTE_CODE=1 if you trust its source"
+    )
+
+
+def _check_architecture(whole: PretrainedConfig, config: PretrainedConfig, *, own_code: bool) -> None:
+    unknown = sorted({whole.model_type, config.model_type} - SUPPORTED)
+    if unknown and not own_code:
         raise ModelRefused(
-            f"model type {name} is not known to give right results under continuous batching; "
+            f"model type {unknown[0]} is not known to give right results under continuous batching; "
             f"supported are: {', '.join(sorted(SUPPORTED))}"
         )
+    if unknown:
+        logger.warning("model type %s runs its own code: nobody has compared its results", unknown[0])
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelRefused(f"this {config.model_type} model attends in both directions: it is an encoder")
 
 
 def _softcap(config: PretrainedConfig) -> float | None:
@@ -138,11 +167,14 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelRefused(f"LONGHAUL_DEVICE is {name}: expected cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ModelRefused(f"LONGHAUL_DEVICE is {name}, but PyTorch {torch.__version__} sees no CUDA device")
-        return torch.device("cuda", device.index or 0)
-    return device
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ModelRefused(f"LONGHAUL_DEVICE is {name}: expected cpu, cuda or cuda:N")
+    index, devices = device.index or 0, torch.cuda.device_count()
+    if index >= devices:
+        raise ModelRefused(f"LONGHAUL_DEVICE is {name}, but PyTorch {torch.__version__} sees {devices} CUDA devices")
+    return torch.device("cuda", index)
 
 
 def _dtype(name: str | None, device: torch.device, config: PretrainedConfig) -> torch.dtype:
@@ -161,29 +193,55 @@ def _dtype(name: str | None, device: torch.device, config: PretrainedConfig) -> 
 
 def _max_model_len(config: PretrainedConfig, wanted: int | None) -> int:
     limit: int | None = getattr(config, "max_position_embeddings", None)
+    why = ""
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Past this length the library takes other rotary factors, and takes them for a whole step: one long sequence
+        # would change the results of all that run beside it.
+        limit = int(rope["original_max_position_embeddings"])
+        why = " in batches: beyond, its longrope scaling depends on the longest sequence of a batch"
+        logger.warning("the model holds %d tokens%s", limit, why)
     if wanted is None and limit is None:
         raise ModelRefused(f"model type {config.model_type} names no context length: set LONGHAUL_MAX_MODEL_LEN")
     if wanted is not None and limit is not None and wanted > limit:
-        raise ModelRefused(f"LONGHAUL_MAX_MODEL_LEN is {wanted}; the model holds {limit} tokens")
+        raise ModelRefused(f"LONGHAUL_MAX_MODEL_LEN is {wanted}; the model holds {limit} tokens{why}")
     return int(wanted or limit or 0)
 
 
-def _load_weights(settings: EngineConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _load_weights(
+    settings: EngineConfig, device: torch.device, dtype: torch.dtype, *, own_code: bool
+) -> PreTrainedModel:
     kwargs: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": attention.NAME,
         "use_safetensors": None if settings.allow_pickle else True,
-        "trust_remote_code": settings.trust_remote_code,
+        "trust_remote_code": own_code,
         "local_files_only": True,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are refused below, in a sentence
     }
     if device.type == "cuda":
         kwargs["device_map"] = {"": device}  # accelerate: straight to the GPU, no second copy in host memory
-    loaded: Any = AutoModelForCausalLM.from_pretrained(settings.model_dir, **kwargs)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(settings.model_dir, **kwargs)
+    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # these may pass: a restart is worth trying
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelRefused(f"{settings.model_dir}: the weights can't be loaded: {what}") from error
     model: PreTrainedModel = loaded[0]
-    # The library would make up random weights for these and only warn.
-    missing = sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise ModelRefused(f"{settings.model_dir}: {len(missing)} weights are missing, first {missing[0]}")
+    _check_loaded(settings.model_dir, loaded[1])
+    if not model._supports_attention_backend:
+        raise ModelRefused(f"the code of {type(model).__name__} leaves no choice of attention: it can't run in batches")
     model.train(False)
     return model
+
+
+def _check_loaded(directory: str, report: dict[str, Any]) -> None:
+    """The library would make up random weights for what is missing or of another shape, and only warn."""
+    if missing := sorted(report["missing_keys"]):
+        raise ModelRefused(f"{directory}: {len(missing)} weights are missing, first {missing[0]}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        what = f"first {name}: {list(found)} instead of {list(expected)}"
+        raise ModelRefused(f"{directory}: {len(mismatched)} weights have another shape than config.json says, {what}")

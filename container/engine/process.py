@@ -39,10 +39,17 @@ class Link:
     def receive_forever(self) -> None:
         """Ends the process when the edge is gone, whatever else it is doing."""
         stream = self._socket.makefile("rb", buffering=1 << 20)
-        with contextlib.suppress(OSError):
-            while header := stream.read(HEADER.size):
+        try:
+            while len(header := stream.read(HEADER.size)) == HEADER.size:
                 (length,) = HEADER.unpack(header)
-                self.received.put(to_engine.decode(stream.read(length)))
+                body = stream.read(length)
+                if len(body) < length:  # the edge died in the middle of it
+                    break
+                self.received.put(to_engine.decode(body))
+        except OSError:
+            pass
+        except Exception as error:
+            crash(self, error)
         os._exit(0)
 
 
@@ -54,8 +61,12 @@ class LinkHandler(logging.Handler):
         self._link = link
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # the edge is gone, and soon this process
+        try:
             self._link.send(Log(record.levelno, record.name, self.format(record)))
+        except OSError:
+            pass  # the edge is gone, and soon this process
+        except Exception:
+            self.handleError(record)  # a bad record must not take its caller down
 
 
 def die_with_parent() -> None:

@@ -148,7 +148,8 @@ def _sampled_rows(rows: Sequence[Row], vocabulary: int, device: torch.device) ->
 
 def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
     """Tokens [R] for scores [R, V]: from the best candidates where they suffice, from ever more where not."""
-    scaled = scores / rows.temperature[:, None]
+    # Falling from 0, they can't overflow however cold it is.
+    scaled = (scores - scores.amax(dim=-1, keepdim=True)) / rows.temperature[:, None]
     log_mass = torch.logsumexp(scaled, dim=-1, keepdim=True)
     tokens = torch.zeros(scores.shape[0], dtype=torch.int64, device=scores.device)
     left = torch.arange(scores.shape[0], device=scores.device)
@@ -189,4 +190,5 @@ def _draw(
     settled = (k_is_off | (top_k <= count)) & (p_is_off | (last < count)) & (place < count)
     # Rounding may leave the last few of 2^53 draws beyond all mass: they get the last candidate that has any.
     end = torch.searchsorted(mass, mass[:, -1:].contiguous()).squeeze(1)
-    return place.minimum(end), settled | is_all
+    # A broken model's NaN is beyond every candidate. Its token means nothing, but the batch has to go on.
+    return place.minimum(end).clamp(max=count - 1), settled | is_all

@@ -1,0 +1,73 @@
+"""What the documents claim, held to the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from container.app import create_app
+from container.dialects.batch import read_line
+from container.dialects.document import is_json_lines, read_document
+from container.edge import Edge
+from container.engine.model import SUPPORTED
+from container.settings import Settings, settings_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+FENCED = re.findall(r"(<!-- request -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+REQUESTS = [text for marked, language, text in FENCED if marked and language == "json"]
+LINES = [text for marked, language, text in FENCED if not marked and language == "json"]
+CURLS = re.findall(r"^curl .*?(?<!\\)$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_settings_table_is_the_codes() -> None:
+    assert f"<!-- settings -->\n{settings_table()}\n<!-- /settings -->" in README
+
+
+def test_the_list_of_models_is_the_codes() -> None:
+    listed = re.search(r"single or sharded:\n(.*?)\.\n", README, re.DOTALL)
+    assert listed is not None
+    assert re.findall(r"`(\w+)`", listed[1]) == sorted(SUPPORTED)
+
+
+def test_there_are_requests_lines_and_commands_to_hold_to_the_code() -> None:
+    assert len(REQUESTS) >= 3 and len(LINES) >= 1 and len(CURLS) >= 3
+
+
+@pytest.mark.parametrize("body", REQUESTS)
+def test_a_request_is_accepted(body: str) -> None:
+    assert read_document("application/json", body.encode(), None).items
+
+
+@pytest.mark.parametrize("line", [line for text in LINES for line in text.splitlines()])
+def test_a_batchs_line_is_accepted(line: str) -> None:
+    assert read_line(line.encode(), 1).call is not None
+
+
+def routes() -> set[str]:
+    app = create_app(Edge(Settings(), "unused"))
+    return {getattr(route, "path", "") for route in app.routes}
+
+
+@pytest.mark.parametrize("command", CURLS)
+def test_a_command_names_a_path_that_exists(command: str) -> None:
+    path = re.search(r"localhost:8080(/\S*)", command)
+    assert path is not None and path[1] in routes()
+
+
+@pytest.mark.parametrize("command", CURLS)
+def test_a_commands_body_is_accepted(command: str) -> None:
+    content_type = re.search(r"Content-Type: ([\w/]+)", command)
+    attributes = re.search(r"Custom-Attributes: ([^']+)", command)
+    body = re.search(r"-d '(.*?)'", command, re.DOTALL)
+    assert content_type is not None
+    if is_json_lines(content_type[1]):
+        file = re.search(r"--data-binary @(\S+)", command)
+        assert file is not None
+        lines = (ROOT / file[1]).read_bytes().splitlines()
+        assert all(read_line(line, 1).call for line in lines)
+    else:
+        assert body is not None
+        assert read_document(content_type[1], body[1].encode(), attributes[1] if attributes else None).items

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from container.engine.packing import PackedLinear, can_pack, pack_linears
+
+CPU = torch.device("cpu")
+needs_packing = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="no oneDNN for this processor")
+
+
+@needs_packing
+@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (1, 33, 24), (300, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_gives_what_the_plain_one_gives(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(24, 40, bias=bias)
+    inputs = torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedLinear(linear)(inputs), linear(inputs), atol=1e-5, rtol=1e-5)
+
+
+@needs_packing
+def test_every_linear_layer_of_a_model_is_packed_and_tied_weights_stay_where_they_are_shared() -> None:
+    model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(40, 24), "head": torch.nn.Linear(24, 40, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    assert pack_linears(model) == 1
+    assert isinstance(model["head"], PackedLinear)
+    assert [name for name, _ in model.named_parameters()] == ["embedding.weight"]
+
+
+def test_only_float32_on_a_cpu_is_packed() -> None:
+    assert not can_pack(CPU, torch.bfloat16)
+    assert not can_pack(torch.device("cuda"), torch.float32)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from container.model_source import find_model, local_directory
+from container.settings import BadSetting, Settings, is_service_link
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(BadSetting) as caught:
+        Settings.from_env(environ)
+    return str(caught.value)
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = Settings.from_env({})
+    assert (settings.host, settings.port) == ("127.0.0.1", 8080)
+    assert (settings.max_new_tokens, settings.stall_timeout_s) == (4096, 120.0)
+    assert (settings.max_body_bytes, settings.max_json_bytes) == (1 << 30, 64 << 20)
+    assert settings.spool_dir == tempfile.gettempdir()
+    assert not settings.trust_remote_code and not settings.allow_pickle
+
+
+def test_what_is_set_is_read() -> None:
+    settings = Settings.from_env({"LONGHAUL_THREADS": "3", "LONGHAUL_DEVICE": "cuda:1", "HF_MODEL_ID": "some/model"})
+    assert (settings.threads, settings.device, settings.hf_model_id) == (3, "cuda:1", "some/model")
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert Settings.from_env({"LONGHAUL_THREADS": " ", "LONGHAUL_TYPO": ""}) == Settings.from_env({})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("LONGHAUL_PORT", "http", "a whole number from 1 to 65535"),
+        ("LONGHAUL_PORT", "0", "a whole number from 1 to 65535"),
+        ("LONGHAUL_PORT", "65536", "a whole number from 1 to 65535"),
+        ("LONGHAUL_DEVICE", "gpu", "cpu, cuda or cuda:N"),
+        ("LONGHAUL_DTYPE", "int8", "one of float32, float16, bfloat16"),
+        ("LONGHAUL_THREADS", "1.5", "a whole number from 1 to 1024"),
+        ("LONGHAUL_MAX_MODEL_LEN", "1", "a whole number from 2"),
+        ("LONGHAUL_MAX_NEW_TOKENS", "0", "a whole number from 1"),
+        ("LONGHAUL_KV_CACHE_TOKENS", "10", "a whole number from 64"),
+        ("LONGHAUL_MAX_BATCH_TOKENS", "-1", "a whole number from 16"),
+        ("LONGHAUL_STALL_TIMEOUT_S", "0.5", "a number of seconds, at least 1"),
+        ("LONGHAUL_STALL_TIMEOUT_S", "nan", "a number of seconds, at least 1"),
+        ("LONGHAUL_STALL_TIMEOUT_S", "inf", "a number of seconds, at least 1"),
+        ("LONGHAUL_MAX_BODY_BYTES", "1GB", "a whole number from 1024"),
+        ("LONGHAUL_MAX_JSON_BYTES", "10", "a whole number from 1024"),
+        ("LONGHAUL_SPOOL_DIR", "/no/such/place", "a directory that exists"),
+        ("LONGHAUL_LOG_LEVEL", "debug", "one of DEBUG, INFO, WARNING, ERROR"),
+        ("LONGHAUL_TRUST_REMOTE_CODE", "maybe", "1, true, on, 0, false or off"),
+        ("LONGHAUL_ALLOW_PICKLE", "2", "1, true, on, 0, false or off"),
+        ("SAGEMAKER_BIND_TO_PORT", "web", "a whole number from 1 to 65535"),
+    ],
+)
+def test_a_bad_value_is_refused_with_name_value_and_what_was_expected(variable: str, value: str, expected: str) -> None:
+    assert refusal(**{variable: value}) == f"{variable} is '{value}'; expected {expected}"
+
+
+def test_an_unknown_name_of_ours_is_refused_with_the_known_ones() -> None:
+    message = refusal(LONGHAUL_THREAD="3")
+    assert message.startswith("LONGHAUL_THREAD is not a setting") and "LONGHAUL_THREADS" in message
+
+
+def test_other_names_are_nobodys_business() -> None:
+    assert Settings.from_env({"LONGHAULER": "1", "PATH": "/bin", "HF_HOME": "/tmp"}) == Settings.from_env({})
+
+
+def test_sagemaker_may_choose_the_port() -> None:
+    assert Settings.from_env({"SAGEMAKER_BIND_TO_PORT": "9000"}).port == 9000
+    assert Settings.from_env({"SAGEMAKER_BIND_TO_PORT": "9000", "LONGHAUL_PORT": "9001"}).port == 9001
+
+
+SERVICE_LINKS = {
+    "LONGHAUL_SERVICE_HOST": "10.0.0.1",
+    "LONGHAUL_SERVICE_PORT": "8080",
+    "LONGHAUL_SERVICE_PORT_HTTP": "8080",
+    "LONGHAUL_PORT": "tcp://10.0.0.1:8080",
+    "LONGHAUL_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+    "LONGHAUL_PORT_8080_TCP_PROTO": "tcp",
+    "LONGHAUL_PORT_8080_TCP_PORT": "8080",
+    "LONGHAUL_PORT_8080_TCP_ADDR": "10.0.0.1",
+    "LONGHAUL_GPU_SERVICE_HOST": "10.0.0.1",
+    "LONGHAUL_GPU_PORT": "udp://10.0.0.1:53",
+}
+
+
+def test_kubernetes_service_links_are_no_settings() -> None:
+    assert all(is_service_link(name, value) for name, value in SERVICE_LINKS.items())
+    assert Settings.from_env(SERVICE_LINKS) == Settings.from_env({})
+
+
+@pytest.mark.parametrize("name", ["LONGHAUL_PORT", "LONGHAUL_MODEL", "LONGHAUL_SERVED_NAME"])
+def test_our_own_settings_are_no_service_links(name: str) -> None:
+    assert not is_service_link(name, "8080")
+
+
+def test_a_token_does_not_show() -> None:
+    settings = Settings.from_env({"HF_TOKEN": "hf_secret"})
+    assert settings.hf_token == "hf_secret" and "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"LONGHAUL_SERVED_NAME": "mine", "LONGHAUL_MODEL": "/models/other"}, "mine"),
+        ({"LONGHAUL_MODEL": "/models/SmolLM2/"}, "SmolLM2"),
+        ({"HF_MODEL_ID": "some/model"}, "model"),
+        ({}, "model"),
+    ],
+)
+def test_the_models_name_is_the_given_one_or_the_last_part_of_its_path(environ: dict[str, str], name: str) -> None:
+    assert Settings.from_env(environ).name == name
+
+
+# Where the model is
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def find(sagemaker_dir: Path | str = "/no/such/place", **environ: str) -> str:
+    return find_model(Settings.from_env(environ), str(sagemaker_dir))
+
+
+def test_the_setting_comes_first(model: Path) -> None:
+    assert find(model, LONGHAUL_MODEL="some/model", HF_MODEL_ID="other/model") == "some/model"
+
+
+def test_sagemakers_directory_comes_next_if_it_holds_a_model(model: Path) -> None:
+    assert find(model, HF_MODEL_ID="other/model") == str(model)
+
+
+def test_the_hub_id_comes_last(tmp_path: Path) -> None:
+    assert find(tmp_path, HF_MODEL_ID="other/model") == "other/model"
+
+
+def test_without_any_the_start_is_refused_with_what_to_do() -> None:
+    with pytest.raises(BadSetting, match=re.escape("set LONGHAUL_MODEL to a directory or hub id")):
+        find()
+
+
+@pytest.mark.parametrize("path", ["/no/such/place", "./nowhere", "../nowhere", "a/b/c"])
+def test_a_path_that_is_not_there_is_no_hub_id(path: str) -> None:
+    with pytest.raises(BadSetting, match=re.escape(f"LONGHAUL_MODEL is '{path}', which is no directory")):
+        find(LONGHAUL_MODEL=path)
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="a directory that holds no model"):
+        find(LONGHAUL_MODEL=str(tmp_path))
+
+
+def test_a_directory_is_used_where_it_is(model: Path) -> None:
+    assert local_directory(str(model), Settings.from_env({})) == str(model)
