@@ -1,0 +1,519 @@
+from __future__ import annotations
+
+import hashlib
+import inspect
+import queue
+import random
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES, VOCABULARY, WINDOW, save_tiny_model
+from transformers import AutoModelForCausalLM
+from transformers.generation.continuous_batching import (
+    cache,
+    cache_allocators,
+    continuous_api,
+    input_outputs,
+    model_runner,
+    offloading_manager,
+    requests,
+    scheduler,
+)
+
+from container.engine import model
+from container.engine.batching import PAGE_TOKENS, Batch
+from container.engine.messages import Cancel, EngineConfig, Step, Submit
+from container.engine.sequence import FinishReason, Sampling
+
+TinyModel = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """The directory of a tiny model, made once for all tests that ask for the same."""
+    made: dict[str, str] = {}
+
+    def get(model_type: str = "llama", **changes: Any) -> str:
+        key = f"{model_type} {changes}"
+        if key not in made:
+            made[key] = save_tiny_model(tmp_path_factory.mktemp(model_type), model_type, **changes)
+        return made[key]
+
+    return get
+
+
+class Engine:
+    """A batch whose loop is turned by hand, so that a test decides what happens between two steps."""
+
+    def __init__(self, model_dir: str, **settings: Any) -> None:
+        limits = {"kv_cache_tokens": 2048, "max_batch_tokens": 64} | settings
+        config = EngineConfig(model_dir=model_dir, device="cpu", threads=1, **limits)
+        loaded = model.load(config)
+        self.crashes: list[Exception] = []
+        self.steps: list[Step] = []
+        self.output: dict[int, list[int]] = {}
+        self.finished: dict[int, FinishReason] = {}
+        self.batch = Batch(loaded, config, on_step=self._take, on_crash=self.crashes.append)
+        self.batch.current_batch = 0
+        self.info = self.batch.info(loaded, load_seconds=0.0)
+
+    def _take(self, step: Step) -> None:
+        assert not step.failed
+        self.steps.append(step)
+        for new in step.tokens:
+            assert new.id not in self.finished, "a finished sequence has no more tokens"
+            self.output.setdefault(new.id, []).extend(new.token_ids)
+            if new.finish_reason is not None:
+                self.finished[new.id] = new.finish_reason
+
+    @property
+    def preemptions(self) -> int:
+        return sum(step.preemptions for step in self.steps)
+
+    def submit(self, id: int, prompt: list[int], **sampling: Any) -> None:
+        self.batch.submit(Submit(id, prompt, Sampling(**({"max_new_tokens": 16} | sampling))))
+
+    def cancel(self, id: int) -> None:
+        self.batch.cancel(Cancel(id))
+
+    def turn(self) -> None:
+        assert self.batch._generation_loop_body(self.batch.processor, bootstrapping=False)
+
+    def turn_until(self, done: Callable[[], bool]) -> None:
+        for _ in range(5000):
+            if done():
+                return
+            self.turn()
+        pytest.fail("5000 turns were not enough")
+
+    def finish(self, ids: Iterable[int]) -> list[list[int]]:
+        wanted = list(ids)
+        self.turn_until(lambda: all(id in self.finished for id in wanted))
+        return [self.output[id] for id in wanted]
+
+    def generate(self, prompts: list[list[int]], **sampling: Any) -> list[list[int]]:
+        """All in one batch."""
+        first = len(self.output)
+        for id, prompt in enumerate(prompts, first):
+            self.submit(id, prompt, **sampling)
+        return self.finish(range(first, first + len(prompts)))
+
+    def assert_nothing_is_held(self) -> None:
+        processor = self.batch.processor
+        assert not processor.has_pending_requests() and not processor.scheduler.waiting_requests_order
+        processor.cache.evict_cached_blocks()
+        processor.cache.pool.try_to_free_sectors()
+        assert processor.cache.pool.num_free_sectors == processor.cache.num_sectors
+
+
+def random_prompt(length: int, seed: int = 0) -> list[int]:
+    return random.Random(f"{length} {seed}").choices(range(VOCABULARY), k=length)
+
+
+def reference(model_dir: str, prompts: list[list[int]], *, new_tokens: int | list[int] = 16) -> list[list[int]]:
+    """What `model.generate` gives for each prompt alone."""
+    plain: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
+    limits = new_tokens if isinstance(new_tokens, list) else [new_tokens] * len(prompts)
+    outputs = []
+    for prompt, limit in zip(prompts, limits, strict=True):
+        inputs = torch.tensor([prompt])
+        output = plain.generate(
+            inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=limit, pad_token_id=0
+        )
+        outputs.append(output[0, len(prompt) :].tolist())
+    return outputs
+
+
+# Around the window of the sliding layers, the pages of the cache and the tokens of a step, and two that share a prefix
+# of two pages.
+PREFIX = random_prompt(2 * PAGE_TOKENS + 5)
+PROMPTS = [
+    *(random_prompt(n) for n in (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1)),
+    *(random_prompt(n) for n in (2 * PAGE_TOKENS, 100)),
+    PREFIX + random_prompt(3),
+    PREFIX + random_prompt(8),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_gives_what_each_prompt_gives_alone_and_what_generate_gives(tiny: TinyModel, family: str) -> None:
+    model_dir = tiny(family)
+    expected = reference(model_dir, PROMPTS)
+    assert all(len(set(row)) >= 8 for row in expected), "a repeating model would show nothing"
+    engine = Engine(model_dir, max_batch_tokens=48)
+    assert engine.generate(PROMPTS) == expected
+    assert [engine.generate([prompt])[0] for prompt in PROMPTS] == expected
+    engine.assert_nothing_is_held()
+
+
+def test_every_supported_family_is_tried() -> None:
+    assert set(FAMILIES) == model.SUPPORTED - {"gemma3"}, "gemma3 is gemma3_text with a vision tower"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+        ("mixtral", {"sliding_window": WINDOW}),
+        ("phi3", {"sliding_window": WINDOW}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+        ("qwen3_moe", {"mlp_only_layers": [1]}),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": WINDOW}),
+    ],
+    ids=str,
+)
+def test_variants_of_a_family_give_what_generate_gives(tiny: TinyModel, family: str, changes: dict[str, Any]) -> None:
+    model_dir = tiny(family, **changes)
+    assert Engine(model_dir, max_batch_tokens=48).generate(PROMPTS) == reference(model_dir, PROMPTS)
+
+
+def test_a_prefix_in_the_cache_is_not_computed_again(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), max_batch_tokens=16)
+    engine.generate([PROMPTS[-2]], max_new_tokens=1)
+    steps_alone = engine.steps[-1].steps
+    engine.generate([PROMPTS[-1]], max_new_tokens=1)
+    assert (steps_alone, engine.steps[-1].steps - steps_alone) == (5, 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_sequences_preempted_for_want_of_cache_lose_nothing(tiny: TinyModel, family: str) -> None:
+    prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
+    engine = Engine(tiny(family), kv_cache_tokens=128)
+    assert engine.generate(prompts, max_new_tokens=60) == reference(tiny(family), prompts, new_tokens=60)
+    assert engine.preemptions > 0
+    engine.assert_nothing_is_held()
+
+
+def test_a_seeded_sequence_is_the_same_alone_and_among_others_that_preempt_it(tiny: TinyModel) -> None:
+    prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
+    sampling: dict[str, Any] = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": 5}
+    engine, roomy = Engine(tiny(), kv_cache_tokens=128), Engine(tiny())
+    assert engine.generate(prompts, **sampling) == [roomy.generate([prompt], **sampling)[0] for prompt in prompts]
+    assert engine.preemptions > 0 and roomy.preemptions == 0
+
+
+def test_each_sequence_is_sampled_by_its_own_parameters(tiny: TinyModel) -> None:
+    prompt = random_prompt(10)
+    (greedy,) = reference(tiny(), [prompt])
+    engine = Engine(tiny())
+    for seed in range(4):
+        engine.submit(seed, prompt, temperature=1.5, seed=seed)
+    engine.submit(4, prompt)
+    engine.submit(5, prompt, temperature=1.5, seed=0)
+    outputs = engine.finish(range(6))
+    assert outputs[4] == greedy
+    assert outputs[5] == outputs[0]
+    assert len({tuple(output) for output in outputs}) == 5
+
+
+def test_a_sequence_that_fits_the_cache_to_the_last_token_runs_to_its_end(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), kv_cache_tokens=64)
+    longest = engine.info.max_sequence_tokens
+    prompts = [random_prompt(1), random_prompt(40), random_prompt(longest - 1)]
+    for id, prompt in enumerate(prompts):
+        engine.submit(id, prompt, max_new_tokens=longest - len(prompt))
+    assert [len(output) for output in engine.finish(range(3))] == [63, 24, 1]
+    engine.assert_nothing_is_held()
+
+
+def test_the_last_sequence_running_gets_unstuck_from_what_others_left_of_the_cache(tiny: TinyModel) -> None:
+    """A sector holds one page of the full layers or two of the sliding layer. The second sequence's two sliding pages
+    come to lie in two sectors, where alone they would share one, and that one it lacks at its end."""
+    layers = ["full_attention", "full_attention", "sliding_attention"]
+    model_dir = tiny("gemma2", layer_types=layers, num_hidden_layers=3, sliding_window=2 * PAGE_TOKENS)
+    engine = Engine(model_dir, kv_cache_tokens=96)
+    longest = engine.info.max_sequence_tokens
+    assert (engine.batch.processor.cache.num_sectors, longest) == (5, 128)
+    engine.submit(0, random_prompt(5), max_new_tokens=12)
+    engine.submit(1, random_prompt(30), max_new_tokens=longest - 30)
+    assert engine.finish([1]) == reference(model_dir, [random_prompt(30)], new_tokens=longest - 30)
+    engine.assert_nothing_is_held()
+
+
+def test_a_sequence_ends_with_its_stop_token(tiny: TinyModel) -> None:
+    (greedy,) = reference(tiny(), [PREFIX])
+    place = next(n for n in range(4, 16) if greedy[n] not in greedy[:n])
+    engine = Engine(tiny())
+    engine.submit(0, PREFIX, stop_token_ids=(VOCABULARY - 1, greedy[place]))
+    assert engine.finish([0]) == [greedy[: place + 1]]
+    assert engine.finished == {0: "stop"}
+
+
+def test_a_stop_token_does_not_come_before_the_minimum(tiny: TinyModel) -> None:
+    (greedy,) = reference(tiny(), [PREFIX])
+    engine = Engine(tiny())
+    engine.submit(0, PREFIX, stop_token_ids=tuple(greedy), min_new_tokens=5, max_new_tokens=6)
+    (output,) = engine.finish([0])
+    assert len(output) in (5, 6)
+    assert not set(output[:5]) & set(greedy)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 16])
+def test_a_sequence_ends_at_its_limit(tiny: TinyModel, limit: int) -> None:
+    engine = Engine(tiny())
+    (expected,) = reference(tiny(), [PREFIX], new_tokens=limit)
+    assert engine.generate([PREFIX], max_new_tokens=limit) == [expected]
+    assert engine.finished == {0: "length"}
+
+
+def test_a_stop_token_at_the_limit_is_a_stop(tiny: TinyModel) -> None:
+    (greedy,) = reference(tiny(), [PREFIX], new_tokens=1)
+    engine = Engine(tiny())
+    engine.submit(0, PREFIX, max_new_tokens=1, stop_token_ids=tuple(greedy))
+    assert engine.finish([0]) == [greedy]
+    assert engine.finished == {0: "stop"}
+
+
+def test_a_step_reports_one_token_of_each_running_sequence_and_who_waits(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), max_batch_tokens=16)
+    engine.submit(0, random_prompt(3), max_new_tokens=2)
+    engine.submit(1, random_prompt(25), max_new_tokens=2)
+    engine.submit(2, random_prompt(4), max_new_tokens=2)
+    engine.finish([0, 1, 2])
+    assert [(s.steps, [(t.id, t.finish_reason) for t in s.tokens], s.running, s.waiting) for s in engine.steps] == [
+        (1, [(0, None)], 2, 1),
+        (2, [(0, "length"), (1, None)], 2, 0),
+        (3, [(1, "length"), (2, None)], 1, 0),
+        (4, [(2, "length")], 0, 0),
+    ]
+    assert all(0 <= step.cache_use <= 1 for step in engine.steps)
+    assert (engine.steps[1].cache_use > 0, engine.steps[-1].cache_use) == (True, 0)
+
+
+def test_an_idle_turn_reports_nothing(tiny: TinyModel) -> None:
+    engine = Engine(tiny())
+    engine.turn()
+    assert engine.steps == []
+
+
+def test_cancelling_frees_the_cache_and_lets_those_that_wait_run(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), kv_cache_tokens=64)
+    engine.submit(0, random_prompt(40), max_new_tokens=20)
+    engine.submit(1, random_prompt(50), max_new_tokens=5)
+    engine.turn()
+    engine.turn()
+    assert (engine.steps[-1].running, engine.steps[-1].waiting) == (1, 1)
+    engine.cancel(0)
+    assert engine.finish([1]) == reference(tiny(), [random_prompt(50)], new_tokens=5)
+    assert len(engine.output[0]) == 2
+    engine.assert_nothing_is_held()
+
+
+def test_cancelling_all_that_run_after_a_preemption_lets_those_that_wait_run(tiny: TinyModel) -> None:
+    prompts = [random_prompt(20 + n, seed=n) for n in range(6)]
+    engine = Engine(tiny(), kv_cache_tokens=128)
+    for id, prompt in enumerate(prompts):
+        engine.submit(id, prompt, max_new_tokens=60)
+    engine.turn_until(lambda: engine.preemptions > 0)
+    scheduler = engine.batch.processor.scheduler
+    assert scheduler.block_new_requests, "the library admits nobody until one finishes"
+    for request_id in scheduler.active_requests:
+        engine.cancel(int(request_id))
+    waiting = [int(request_id) for request_id in scheduler.waiting_requests]
+    assert engine.finish(waiting) == reference(tiny(), [prompts[id] for id in waiting], new_tokens=60)
+
+
+def test_a_sequence_cancelled_while_it_waits_never_runs(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), kv_cache_tokens=64)
+    engine.submit(0, random_prompt(60), max_new_tokens=4)
+    engine.submit(1, random_prompt(60, seed=1), max_new_tokens=4)
+    engine.turn()
+    engine.cancel(1)
+    engine.finish([0])
+    engine.turn()
+    assert 1 not in engine.output
+    engine.assert_nothing_is_held()
+
+
+def test_a_sequence_cancelled_in_the_turn_that_submits_it_never_runs(tiny: TinyModel) -> None:
+    engine = Engine(tiny())
+    engine.submit(0, random_prompt(5))
+    engine.cancel(0)
+    engine.turn()
+    assert engine.output == {}
+    engine.assert_nothing_is_held()
+
+
+class LateQueue(queue.Queue[Any]):
+    """Something happens just after it was found empty."""
+
+    late: Callable[[], None] | None = None
+
+    def empty(self) -> bool:
+        is_empty = super().empty()
+        late, self.late = self.late, None
+        if is_empty and late is not None:
+            late()
+        return is_empty
+
+
+def test_a_cancellation_never_overtakes_its_sequence(tiny: TinyModel) -> None:
+    engine = Engine(tiny())
+    requests = LateQueue()
+    engine.batch.input_queue = engine.batch.processor.input_queue = requests
+
+    def submit_and_cancel() -> None:
+        engine.submit(0, random_prompt(5))
+        engine.cancel(0)
+
+    requests.late = submit_and_cancel
+    for _ in range(3):
+        engine.turn()
+    assert engine.output == {}
+    engine.assert_nothing_is_held()
+
+
+def test_cancelling_what_has_ended_or_never_was_does_nothing(tiny: TinyModel) -> None:
+    engine = Engine(tiny())
+    expected = engine.generate([PREFIX])
+    engine.cancel(0)
+    engine.cancel(77)
+    assert engine.generate([PREFIX]) == expected
+
+
+@pytest.mark.parametrize(("family", "seed"), [("llama", 1), ("gemma2", 2)])
+def test_random_arrivals_and_cancellations_in_a_tiny_cache_change_no_token(
+    tiny: TinyModel, family: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+    engine = Engine(tiny(family), kv_cache_tokens=160, max_batch_tokens=24)
+    prompts = [random_prompt(chance.randint(1, 70)) for _ in range(40)]
+    prompts = [PREFIX[: chance.choice((0, 33, 64))] + prompt if chance.random() < 0.5 else prompt for prompt in prompts]
+    limits = [min(chance.choice((1, 2, 30)), 160 - len(prompt)) for prompt in prompts]
+    cancelled = set()
+    for id, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        engine.submit(id, prompt, max_new_tokens=limit)
+        for _ in range(chance.randint(0, 6)):
+            engine.turn()
+        if chance.random() < 0.2:
+            cancelled.add(victim := chance.randint(0, id))
+            engine.cancel(victim)
+    engine.finish(id for id in range(40) if id not in cancelled)
+    engine.turn()
+    expected = reference(tiny(family), prompts, new_tokens=limits)
+    assert all(engine.output[id] == expected[id] for id in range(40) if id not in cancelled)
+    assert all(engine.output[id] == expected[id][: len(engine.output[id])] for id in engine.output)
+    engine.assert_nothing_is_held()
+
+
+def test_the_library_is_configured_as_we_say(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), kv_cache_tokens=1000, max_batch_tokens=40)
+    config, processor = engine.batch.continuous_batching_config, engine.batch.processor
+    ios = processor.inputs_and_outputs
+    assert isinstance(ios, input_outputs.ContinuousBatchingIOs)
+    assert ios.attention_mask is None
+    assert (config.use_cuda_graph, config.use_async_batching) == ((False, False), False)
+    assert (config.page_size, config.num_blocks, config.max_blocks_per_request) == (PAGE_TOKENS, 31, 0)
+    assert (config.max_batch_tokens, config.max_requests_per_batch) == (40, 40)
+    assert config.varlen_compile_config is None and config.decode_compile_config is None
+    assert processor.cache.use_prefix_sharing
+    assert engine.batch.model.config._attn_implementation == "longhaul_varlen"
+
+
+def test_the_engines_limits_are_those_of_its_cache_and_model(tiny: TinyModel) -> None:
+    small, large = Engine(tiny(), kv_cache_tokens=100).info, Engine(tiny(), kv_cache_tokens=5000).info
+    assert (small.kv_cache_tokens, small.max_sequence_tokens, small.max_model_len) == (96, 96, 512)
+    assert (large.kv_cache_tokens, large.max_sequence_tokens) == (4992, 512)
+    assert (small.vocab_size, small.max_batch_tokens, small.max_running) == (VOCABULARY, 64, 64)
+    assert (small.model_type, small.device, small.dtype) == ("llama", "cpu", "float32")
+
+
+def test_the_loop_runs_on_a_thread_of_its_own_and_says_why_it_died(tiny: TinyModel) -> None:
+    engine = Engine(tiny())
+    died = threading.Event()
+    engine.batch._on_crash = lambda error: (engine.crashes.append(error), died.set())
+    engine.batch.start()
+    engine.submit(0, [VOCABULARY + 5])  # the edge never sends such an id
+    assert died.wait(timeout=60)
+    engine.batch.join(0.0)
+    assert [type(error) for error in engine.crashes] == [IndexError]
+    assert engine.output == {}
+
+
+# Of the library, what we override and what we rely on beyond its signatures.
+RELIED_ON = {
+    continuous_api.ContinuousBatchingManager: [
+        "__init__",
+        "_create_batch_processor",
+        "_generation_loop_body",
+        "_handle_critical_error",
+        "_run_generation_loop",
+        "add_request",
+        "cancel_request",
+        "switch_to_cb_friendly_attn",
+        "warmup",
+    ],
+    continuous_api.ContinuousBatchProcessor: [
+        "__init__",
+        "_update_tp_group_state",
+        "prepare_next_batch",
+        "update_batch",
+    ],
+    continuous_api.OutputRouter: ["deliver", "deliver_batch", "fail_and_deliver"],
+    cache.PagedAttentionCache: ["update", "can_store_request_tokens", "compute_free_capacity", "free_blocks"],
+    cache_allocators.FullAttentionCacheAllocator: ["get_seqlen_k", "update"],
+    cache_allocators.SlidingAttentionCacheAllocator: ["get_read_indices", "get_seqlen_k", "update"],
+    input_outputs.ContinuousBatchingIOs: ["get_model_kwargs", "prepare_batch_tensors", "prepare_batch_update"],
+    model_runner.ModelRunner: ["_forward_process_and_sample", "_sample"],
+    offloading_manager.OffloadingManager: ["__init__", "offload_requests"],
+    requests.RequestState: ["create_equivalent_initial_request", "update_and_check_completion"],
+    scheduler.FIFOScheduler: ["_process_candidates", "_schedule_request", "clear_cancelled_requests", "schedule_batch"],
+}
+DIGESTS = {
+    "ContinuousBatchingManager.__init__": "c17deedf60b75aab",
+    "ContinuousBatchingManager._create_batch_processor": "cc0fca82818d2471",
+    "ContinuousBatchingManager._generation_loop_body": "b138833254b235b0",
+    "ContinuousBatchingManager._handle_critical_error": "84bd1f89da0d9553",
+    "ContinuousBatchingManager._run_generation_loop": "ccf319f4eb072ce8",
+    "ContinuousBatchingManager.add_request": "614fe428df5a446a",
+    "ContinuousBatchingManager.cancel_request": "b5561ad6d420759c",
+    "ContinuousBatchingManager.switch_to_cb_friendly_attn": "dbb1a528a7185c86",
+    "ContinuousBatchingManager.warmup": "51684c3e34117c63",
+    "ContinuousBatchProcessor.__init__": "589aafcfc508b203",
+    "ContinuousBatchProcessor._update_tp_group_state": "2731052eb9413443",
+    "ContinuousBatchProcessor.prepare_next_batch": "cbc297079d4a9591",
+    "ContinuousBatchProcessor.update_batch": "cbad955852af2e67",
+    "OutputRouter.deliver": "37d803adc21f1789",
+    "OutputRouter.deliver_batch": "837fee22f767dd54",
+    "OutputRouter.fail_and_deliver": "aeb3ffdafba8d023",
+    "PagedAttentionCache.update": "b2e32368cbfdf65a",
+    "PagedAttentionCache.can_store_request_tokens": "f6ed5b58c1e298f5",
+    "PagedAttentionCache.compute_free_capacity": "3b3613aaab23ab42",
+    "PagedAttentionCache.free_blocks": "c8b076a99e2fc903",
+    "FullAttentionCacheAllocator.get_seqlen_k": "23a29b5701411683",
+    "FullAttentionCacheAllocator.update": "38ffee2b3818ed73",
+    "SlidingAttentionCacheAllocator.get_read_indices": "2ff31c15957c8438",
+    "SlidingAttentionCacheAllocator.get_seqlen_k": "d9838dd9ac212ce2",
+    "SlidingAttentionCacheAllocator.update": "7cd1400ea34be023",
+    "ContinuousBatchingIOs.get_model_kwargs": "ad765ba1a8e03b37",
+    "ContinuousBatchingIOs.prepare_batch_tensors": "2d979073bbd4f215",
+    "ContinuousBatchingIOs.prepare_batch_update": "f2e488c1cea7563f",
+    "ModelRunner._forward_process_and_sample": "e326cff070721010",
+    "ModelRunner._sample": "e366edcd1b7c57bc",
+    "OffloadingManager.__init__": "da2c109b383c5a79",
+    "OffloadingManager.offload_requests": "750d6cb99a3a4ac4",
+    "RequestState.create_equivalent_initial_request": "da32ec325450e039",
+    "RequestState.update_and_check_completion": "db53d0d16360ef22",
+    "FIFOScheduler._process_candidates": "095deb6081af2d7a",
+    "FIFOScheduler._schedule_request": "647344a9b5a0906a",
+    "FIFOScheduler.clear_cancelled_requests": "c3c5dd503929ae64",
+    "FIFOScheduler.schedule_batch": "15a13a70ff385794",
+}
+
+
+@pytest.mark.parametrize("owner", RELIED_ON, ids=lambda owner: owner.__name__)
+def test_the_library_is_the_one_that_was_read(owner: type) -> None:
+    digests = {
+        f"{owner.__name__}.{name}": hashlib.sha256(inspect.getsource(getattr(owner, name)).encode()).hexdigest()[:16]
+        for name in RELIED_ON[owner]
+    }
+    changed = [name for name, digest in digests.items() if DIGESTS.get(name) != digest]
+    assert not changed, (
+        f"transformers changed {', '.join(changed)}, which container/engine overrides or relies on. Read what is new "
+        "against batching.py, attention.py and sampling.py, run scripts/test and scripts/bench, and only then put the "
+        f"new digests into tests/test_batching.py: { {name: digests[name] for name in changed} }"
+    )

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def modules_after(statement: str) -> set[str]:
+    program = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True)
+    return set(json.loads(answer.stdout))
+
+
+@pytest.mark.parametrize("name", ["", ".sequence", ".messages", ".client"])
+def test_the_edges_side_of_the_engine_pulls_in_nothing_else_of_the_container_and_no_torch(name: str) -> None:
+    loaded = modules_after(f"import container.engine{name}")
+    assert "torch" not in loaded and "transformers" not in loaded
+    assert {m for m in loaded if m.startswith("container.") and not m.startswith("container.engine")} == set()
+
+
+def test_the_edge_imports_no_torch() -> None:
+    loaded = modules_after("import container.edge, container.app")
+    assert "torch" not in loaded and "transformers" not in loaded
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "container/engine").glob("*.py")), ids=lambda path: path.stem)
+def test_no_module_of_the_engine_imports_from_outside_it(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level < 2 and (node.module or "").split(".")[0] not in ("container", "endpoint")
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & {"container", "endpoint"}
