@@ -83,11 +83,12 @@ class Engine:
         assert self.batch._generation_loop_body(self.batch.processor, bootstrapping=False)
 
     def turn_until(self, done: Callable[[], bool]) -> None:
-        for _ in range(5000):
-            if done():
-                return
+        idle_turns = 0
+        while not done():
+            reports = len(self.steps)
             self.turn()
-        pytest.fail("5000 turns were not enough")
+            idle_turns = idle_turns + 1 if len(self.steps) == reports else 0
+            assert idle_turns < 20 and len(self.steps) < 5000, "there is no end to it"
 
     def finish(self, ids: Iterable[int]) -> list[list[int]]:
         wanted = list(ids)
@@ -194,6 +195,15 @@ def test_a_seeded_sequence_is_the_same_alone_and_among_others_that_preempt_it(ti
     engine, roomy = Engine(tiny(), kv_cache_tokens=128), Engine(tiny())
     assert engine.generate(prompts, **sampling) == [roomy.generate([prompt], **sampling)[0] for prompt in prompts]
     assert engine.preemptions > 0 and roomy.preemptions == 0
+
+
+def test_a_minimum_counts_the_tokens_from_before_a_preemption(tiny: TinyModel) -> None:
+    prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
+    sampling: dict[str, Any] = {"max_new_tokens": 60, "min_new_tokens": 30, "stop_token_ids": tuple(range(99))}
+    engine, roomy = Engine(tiny(), kv_cache_tokens=128), Engine(tiny())
+    outputs = engine.generate(prompts, **sampling)
+    assert outputs == [roomy.generate([prompt], **sampling)[0] for prompt in prompts]
+    assert engine.preemptions > 0 and all(30 < len(output) < 60 for output in outputs)
 
 
 def test_each_sequence_is_sampled_by_its_own_parameters(tiny: TinyModel) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import save_tiny_model
 from transformers import AutoConfig
 
 from container.engine.messages import EngineConfig
 from container.engine.model import ModelRefused, load
-from tests.tiny_models import save_tiny_model
 
 
 def llama(directory: Path, shard_size: str = "1GB") -> Path:

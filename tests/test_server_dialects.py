@@ -235,24 +235,25 @@ def test_ping_takes_both_methods(server: Server, method: str) -> None:
 
 # Sampling and stopping
 
+SAMPLED = {"temperature": 1.0}
+
 
 def test_n_choices_differ_and_their_seed_makes_them_again(server: Server) -> None:
-    request = hugging_face("The sea is", num_return_sequences=4, temperature=1.0, seed=7, details=True)
+    request = hugging_face("The sea is", num_return_sequences=4, **SAMPLED, seed=7, details=True)
     first = server.ask(request)
     assert len(set(texts(first))) == 4
     assert server.ask(request) == first
 
 
 def test_each_choice_can_be_made_again_alone_by_its_own_seed(server: Server) -> None:
-    answer = server.ask(COMPLETION | {"n": 3, "temperature": 1.0, "max_tokens": 12, "ignore_eos": True})
-    for choice in answer["choices"]:
-        alone = COMPLETION | {"temperature": 1.0, "max_tokens": 12, "ignore_eos": True, "seed": choice["seed"]}
-        assert server.ask(alone)["choices"][0]["text"] == choice["text"]
+    request = COMPLETION | SAMPLED | {"max_tokens": 12, "ignore_eos": True}
+    for choice in server.ask(request | {"n": 3})["choices"]:
+        assert server.ask(request | {"seed": choice["seed"]})["choices"][0]["text"] == choice["text"]
 
 
 def test_the_same_seed_gives_the_same_text_alone_and_among_31_others(server: Server) -> None:
-    seeded = hugging_face("The sea is", temperature=1.0, seed=5)
-    others: list[object] = [hugging_face(f"{number} is", temperature=1.0) for number in range(31)]
+    seeded = hugging_face("The sea is", **SAMPLED, seed=5)
+    others: list[object] = [hugging_face(f"{number} is", **SAMPLED) for number in range(31)]
     together = server.ask_lines([*others[:16], seeded, *others[16:]])
     assert together[16] == server.ask(seeded)
 
@@ -281,10 +282,12 @@ def test_32_prompts_of_different_lengths_give_together_what_each_gives_alone(ser
     assert texts(together) == [texts(server.ask(hugging_face(each, max_new_tokens=24)))[0] for each in inputs]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def real_server(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Iterator[Server]:
-    with Server(model_dir, tmp_path_factory.mktemp("real-server") / "log", LONGHAUL_DTYPE="float32") as server:
-        yield server.wait_until_ready()
+    """Loads its model while the tests above run on the other."""
+    log = tmp_path_factory.mktemp("real-server") / "log"
+    with Server(model_dir, log, LONGHAUL_DTYPE="float32", LONGHAUL_THREADS=2) as server:
+        yield server
 
 
 NEW_TOKENS = 24
@@ -310,6 +313,7 @@ class Reference:
 def test_a_real_model_gives_for_32_prompts_in_one_body_what_generate_and_each_alone_give(
     real_server: Server, model_dir: str
 ) -> None:
+    real_server.wait_until_ready()
     story = (Path(__file__).parent.parent / "README.md").read_text().split()
     inputs = prompts(lambda number: story[number % len(story)])
     asked: Future[httpx.Response] = real_server.post_soon(

@@ -281,7 +281,7 @@ def test_a_client_that_goes_away_frees_its_sequences(server: Server) -> None:
         server.post(json=endless("a") | {"inputs": [f"{number} is" for number in range(80)]}, timeout=1)
     eventually(lambda: server.metric("longhaul_sequences_running") == 0)
     assert server.metric("longhaul_sequences_waiting") == 0
-    assert 'outcome="abandoned"' in server.metrics()
+    eventually(lambda: 'outcome="abandoned"' in server.metrics())
 
 
 def test_a_client_that_goes_away_frees_its_batch_and_its_spools(server: Server) -> None:

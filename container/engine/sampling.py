@@ -1,9 +1,10 @@
 """Token choice for a whole batch: greedy rows untouched, each sampled row by its own parameters.
 
-A sampled token is a function of the row's scores, its `Sampling`, and one uniform number made from (seed, absolute
-position), so that it is the same in any batch and after a resume. The scheme is frozen: changing it changes what a
-seed gives. Probabilities after temperature are sorted in falling order; `top_k`, then `top_p` keep a prefix (the order
-and the rules of `transformers`' warpers); the token is where the cumulated probability passes u times the kept mass.
+A sampled token is the one with the largest sum of log probability and Gumbel noise (the Gumbel-max trick, Maddison et
+al. 2014, https://arxiv.org/abs/1411.0030), among those that `top_k`, then `top_p` keep (the order and the rules of
+`transformers`' warpers). The noise is a hash of (seed, absolute position, token id), so that a token is the same in any
+batch and after a resume: rounding can change it only where two tokens' sums nearly tie, however flat the scores are.
+The scheme is frozen: changing it changes what a seed gives.
 """
 
 from __future__ import annotations
@@ -16,25 +17,47 @@ import torch
 
 from .sequence import Sampling
 
-# Sorted candidates looked at before the whole vocabulary: most draws fall within the first, and a partial sort of a
-# vocabulary of 50,000 costs a tenth of a full one.
+# Sorted candidates looked at before the whole vocabulary. What lies beyond them takes part as one: the maximum of many
+# Gumbel variables is a Gumbel variable at the logarithm of their summed probability. Only if it wins is it looked into,
+# so that the noise of a vocabulary of 50,000 is seldom computed. Part of the frozen scheme.
 CANDIDATES = (256, 8192)
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
 
 
 def _mix(z: int) -> int:
     """SplitMix64's finalizer (Steele et al. 2014, https://doi.org/10.1145/2714064.2660195)."""
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK64
+    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK64
     return z ^ (z >> 31)
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits, from the seed and the token's absolute position (prompt included)."""
+def noise_key(seed: int, position: int) -> int:
+    """What one token's noise is made from: 64 bits, signed, of the seed and the absolute position (prompt included)."""
     key = _mix((seed + _GOLDEN) & _MASK64)
-    return (_mix((key + (position + 1) * _GOLDEN) & _MASK64) >> 11) * 2.0**-53
+    return _signed(_mix((key + (position + 1) * _GOLDEN) & _MASK64))
+
+
+def gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise [R, C] in float64 for keys [R] and token ids [R, C], both int64. Always finite."""
+    z = keys[:, None] + (ids + 1) * _signed(_GOLDEN)
+    z = (z ^ _shifted(z, 30)) * _signed(_MIX_1)
+    z = (z ^ _shifted(z, 27)) * _signed(_MIX_2)
+    uniform = (_shifted(z ^ _shifted(z, 31), 12).double() + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform))
+
+
+def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """A logical right shift: torch's own copies the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The same 64 bits as torch's int64 reads them."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +89,7 @@ class _SampledRows:
     temperature: torch.Tensor
     top_k: torch.Tensor  # vocabulary size and more where off
     top_p: torch.Tensor
-    uniform: torch.Tensor
+    keys: torch.Tensor  # of the noise
 
 
 class Sampler:
@@ -140,9 +163,7 @@ def _sampled_rows(rows: Sequence[Row], vocabulary: int, device: torch.device) ->
         torch.tensor([s.temperature for s in values], device=device, dtype=torch.float32),
         torch.tensor([s.top_k or vocabulary for s in values], device=device),
         torch.tensor([s.top_p for s in values], device=device, dtype=torch.float64),
-        torch.tensor(
-            [uniform(row.sampling.seed, row.position) for _, row in picked], device=device, dtype=torch.float64
-        ),
+        torch.tensor([noise_key(row.sampling.seed, row.position) for _, row in picked], device=device),
     )
 
 
@@ -154,41 +175,49 @@ def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
     tokens = torch.zeros(scores.shape[0], dtype=torch.int64, device=scores.device)
     left = torch.arange(scores.shape[0], device=scores.device)
     vocabulary = scores.shape[1]
-    for candidates in (*(c for c in CANDIDATES if c < vocabulary), vocabulary):
-        best, ids = torch.topk(scaled[left], candidates, dim=-1)
-        probabilities = torch.exp(best.double() - log_mass[left])
-        place, settled = _draw(
-            probabilities, rows.top_k[left], rows.top_p[left], rows.uniform[left], vocabulary=vocabulary
-        )
+    beaten = 0  # the first so many candidates have lost to what lies beyond them
+    for count in (*(c for c in CANDIDATES if c < vocabulary), vocabulary):
+        best, ids = torch.topk(scaled[left], count, dim=-1)
+        log_probabilities = best.double() - log_mass[left]
+        kept, is_known = _keep(log_probabilities, rows.top_k[left], rows.top_p[left], vocabulary)
+        keeps_all = (rows.top_k[left] >= vocabulary) & (rows.top_p[left] >= 1)
+        kept[:, :beaten] &= ~keeps_all[:, None]
+        sums = (log_probabilities + gumbel(rows.keys[left], ids)).masked_fill(~kept, float("-inf"))
+        highest, place = sums.max(dim=-1)
+        beyond = _beyond(log_probabilities, rows.keys[left], vocabulary)
+        settled = is_known & (~keeps_all | (highest >= beyond)) | (count == vocabulary)
         tokens[left[settled]] = ids[settled].gather(1, place[settled, None]).squeeze(1)
-        left = left[~settled]
+        left, beaten = left[~settled], count
         if not left.numel():
             break
     return tokens
 
 
-def _draw(
-    probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor, *, vocabulary: int
+def _keep(
+    log_probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places [R] drawn from falling probabilities [R, C], and whether C candidates were enough to tell [R].
+    """Of falling log probabilities [R, C]: which are kept [R, C], and whether C candidates were enough to tell [R].
 
     With c[j] the mass of candidates 0..j, a whole vocabulary having mass 1:
       m1 = c[k - 1], or 1 where top_k is off           the mass that top_k keeps
       last = the first j: c[j] >= top_p * m1           the last candidate that top_p keeps of it
-      m2 = c[last], or m1 where top_p is off           the mass that both keep
-      place = the first j: c[j] > uniform * m2
     """
-    count = probabilities.shape[1]
-    mass = probabilities.cumsum(1)
-    is_all = count == vocabulary
-    k_is_off = top_k >= vocabulary
+    count = log_probabilities.shape[1]
+    mass = log_probabilities.exp().cumsum(1)
+    k_is_off, p_is_off = top_k >= vocabulary, top_p >= 1
     m1 = torch.where(k_is_off, 1.0, mass.gather(1, top_k.clamp(max=count)[:, None] - 1).squeeze(1))
-    p_is_off = top_p >= 1
     last = torch.searchsorted(mass, (top_p * m1)[:, None]).squeeze(1)
-    m2 = torch.where(p_is_off, m1, mass.gather(1, last.clamp(max=count - 1)[:, None]).squeeze(1))
-    place = torch.searchsorted(mass, (uniform * m2)[:, None], right=True).squeeze(1)
-    settled = (k_is_off | (top_k <= count)) & (p_is_off | (last < count)) & (place < count)
-    # Rounding may leave the last few of 2^53 draws beyond all mass: they get the last candidate that has any.
-    end = torch.searchsorted(mass, mass[:, -1:].contiguous()).squeeze(1)
-    # A broken model's NaN is beyond every candidate. Its token means nothing, but the batch has to go on.
-    return place.minimum(end).clamp(max=count - 1), settled | is_all
+    ends = torch.where(p_is_off, top_k - 1, last.minimum(top_k - 1))
+    kept = torch.arange(count, device=mass.device) <= ends[:, None]
+    return kept, (k_is_off | (top_k <= count)) & (p_is_off | (last < count))
+
+
+def _beyond(log_probabilities: torch.Tensor, keys: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """The largest sum [R] of all tokens beyond the candidates [R, C], drawn as one Gumbel variable.
+
+    Its noise takes ids past the vocabulary, which no token has.
+    """
+    count = log_probabilities.shape[1]
+    rest = (1 - log_probabilities.exp().sum(dim=-1)).clamp(min=0)
+    own_id = torch.full((len(keys), 1), vocabulary + count, device=keys.device)
+    return rest.log() + gumbel(keys, own_id).squeeze(1)
