@@ -7,7 +7,7 @@ transformers' GenerationConfig.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,12 @@ USABLE: dict[str, Callable[[Any], bool]] = {
     "temperature": lambda value: _is_number(value) and value >= 0,
     "top_k": lambda value: type(value) is int and value >= 0,
     "top_p": lambda value: _is_number(value) and 0 < value <= 1,
+    "min_p": lambda value: _is_number(value) and 0 <= value < 1,
+    "repetition_penalty": lambda value: _is_number(value) and 0 < value <= 10,
 }
 """Fields of generation_config.json that we honour, and which of their values we understand."""
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1,),
     "encoder_repetition_penalty": (1,),
     "length_penalty": (1,),
     "diversity_penalty": (0,),
@@ -48,7 +49,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "penalty_alpha": (0,),
-    "min_p": (0,),
     "top_h": (0, 1),
     "typical_p": (1,),
     "epsilon_cutoff": (0,),
@@ -80,6 +80,8 @@ class Defaults:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     vocab_size: int | None = None
     """Rows of the model's embedding: token ids are below it."""
     warnings: tuple[str, ...] = ()
@@ -100,6 +102,8 @@ class Defaults:
             temperature=None if greedy else usable.get("temperature"),
             top_k=usable.get("top_k"),
             top_p=usable.get("top_p"),
+            min_p=usable.get("min_p"),
+            repetition_penalty=usable.get("repetition_penalty"),
             vocab_size=_first("vocab_size", config, text_config),
             warnings=tuple(_warnings(generation)),
         )
@@ -111,30 +115,38 @@ class Defaults:
 
         An explicit value wins over the model's generation_config, that over the dialect's default (as vLLM and, but for
         the dialect, transformers do). Choice i's seed is the first one's plus i, so that each can be asked for alone.
-        Raises InvalidRequest where the lengths don't fit.
+        Raises InvalidRequest where the lengths don't fit, or a token id is outside the vocabulary.
         """
+        parameters = item.parameters
         sampling = Sampling(
             max_new_tokens=_max_new_tokens(item, prompt_tokens, limit_tokens, default_max_new_tokens),
-            min_new_tokens=item.parameters.min_new_tokens,
+            min_new_tokens=parameters.min_new_tokens,
             temperature=self._temperature(item),
             stop_token_ids=self._stop_token_ids(item),
+            # These change scores, so they count for greedy choices too.
+            repetition_penalty=_said(parameters.repetition_penalty, self.repetition_penalty, 1.0),
+            presence_penalty=_said(parameters.presence_penalty, 0.0),
+            frequency_penalty=_said(parameters.frequency_penalty, 0.0),
+            logit_bias=self._logit_bias(item),
+            logprobs=parameters.logprobs,
         )
         if sampling.min_new_tokens > sampling.max_new_tokens:
             name = item.name_of("min_new_tokens")
             message = f"{name} is {sampling.min_new_tokens}; at most {sampling.max_new_tokens} new tokens are generated"
             raise InvalidRequest(message, param=name)
         if sampling.temperature == 0:
-            return (sampling,) * item.parameters.n
-        return self._seeded(sampling, item.parameters)
+            return (sampling,) * parameters.n
+        return self._seeded(sampling, parameters)
 
     def _seeded(self, sampling: Sampling, parameters: Parameters) -> tuple[Sampling, ...]:
         first = secrets.randbits(DRAWN_SEED_BITS) if parameters.seed is None else parameters.seed
-        top_k = _said(parameters.top_k, self.top_k, 0)
-        top_p = _said(parameters.top_p, self.top_p, 1.0)
-        return tuple(
-            msgspec.structs.replace(sampling, top_k=top_k, top_p=top_p, seed=(first + choice) % SEEDS)
-            for choice in range(parameters.n)
+        sampling = msgspec.structs.replace(
+            sampling,
+            top_k=_said(parameters.top_k, self.top_k, 0),
+            top_p=_said(parameters.top_p, self.top_p, 1.0),
+            min_p=_said(parameters.min_p, self.min_p, 0.0),
         )
+        return tuple(msgspec.structs.replace(sampling, seed=(first + choice) % SEEDS) for choice in range(parameters.n))
 
     def _temperature(self, item: Item) -> float:
         """0 is greedy. The model's values count wherever there is sampling, as in transformers.
@@ -151,17 +163,27 @@ class Defaults:
         parameters = item.parameters
         if parameters.do_sample is not None:
             return parameters.do_sample
-        if any(value is not None for value in (parameters.temperature, parameters.top_k, parameters.top_p)):
+        asked = (parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p)
+        if any(value is not None for value in asked):
             return True
         return item.sample_by_default if self.do_sample is None else self.do_sample
 
     def _stop_token_ids(self, item: Item) -> tuple[int, ...]:
         """The model's end-of-sequence tokens unless they are ignored, and the request's own, as in vLLM."""
         own = item.parameters.stop_token_ids
-        if self.vocab_size is not None and any(token_id >= self.vocab_size for token_id in own):
-            name = item.name_of("stop_token_ids")
-            raise InvalidRequest(f"{name} must be below {self.vocab_size}, the vocabulary's size", param=name)
+        self._check_token_ids(own, item.name_of("stop_token_ids"))
         return tuple(dict.fromkeys(own if item.parameters.ignore_eos else (*self.eos_token_ids, *own)))
+
+    def _logit_bias(self, item: Item) -> tuple[tuple[int, float], ...]:
+        biases = item.parameters.logit_bias or ()
+        self._check_token_ids((token_id for token_id, _ in biases), item.name_of("logit_bias"))
+        return biases
+
+    def _check_token_ids(self, token_ids: Iterable[int], name: str) -> None:
+        """The engine dies of an id that the model has no row for."""
+        if self.vocab_size is not None and any(token_id >= self.vocab_size for token_id in token_ids):
+            message = f"{name}: token ids must be below {self.vocab_size}, the vocabulary's size"
+            raise InvalidRequest(message, param=name)
 
 
 def _max_new_tokens(item: Item, prompt_tokens: int, limit_tokens: int, default: int) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
+Ending = Literal["answer", "continue", "nothing"]
+"""How a chat's prompt ends: with the start of an answer, within the last message, or as the messages end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,13 +19,26 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """What the model's chat template is given beside the messages."""
+
+    tools: tuple[dict[str, Any], ...] = ()
+    """Function tools as OpenAI writes them."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """The template's own: `{"enable_thinking": False}`."""
+    ending: Ending = "answer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
     """A prompt as messages, put together by the model's own chat template.
 
-    `messages` are JSON objects with at least `role`, already checked by the dialect.
+    `messages` are JSON objects with at least `role`, already checked by the dialect. The arguments of their tool calls
+    are objects, not JSON strings, as templates expect them.
     """
 
     messages: tuple[dict[str, Any], ...]
+    template: Template = Template()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +59,9 @@ class Parameters:
     Ranges are checked by the dialect, so that an error names the field as the caller wrote it:
     max_new_tokens >= 1 (0 too for OpenAI's echo-less completions is refused), 0 <= min_new_tokens <= max_new_tokens,
     temperature in [0, 2] for OpenAI and >= 0 elsewhere (0 is greedy), top_k >= 0 (0 is off), top_p in (0, 1],
-    seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000 characters.
+    min_p in [0, 1), seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000 characters,
+    repetition_penalty in (0, 10], presence_penalty and frequency_penalty in [-2, 2], logprobs in [0, 20], at most
+    1,024 pairs of token id and amount in logit_bias, of which each amount is in [-100, 100].
     """
 
     max_new_tokens: int | None = None
@@ -53,11 +70,18 @@ class Parameters:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     seed: int | None = None
     n: int = 1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None
+    logprobs: int | None = None
+    """How many of the most likely tokens to report beside each chosen one; None: report nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +104,22 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token and its natural log probability, by the model's own scores: before temperature, penalties and bias."""
+
+    id: int
+    text: str
+    """Bytes that are no whole character are escaped: `\\xf0\\x9f`. A special token has its name."""
+    bytes: bytes | None
+    """Its share of the text, in UTF-8. None for a special token, which has none."""
+    logprob: float
+    offset: int = 0
+    """Characters of the completion's text before it."""
+    top: tuple[TokenLogprob, ...] = ()
+    """The most likely tokens at its place, itself among them if it is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One generated text. `completion_tokens` counts every generated token, a stop token or stop string included."""
 
@@ -88,6 +128,9 @@ class Completion:
     finish_reason: FinishReason
     seed: int | None
     """The seed that reproduces it; None when greedy."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of the tokens that are in the text, if they were asked for. Left out are a special token that ended it, and
+    what lies wholly behind the start of a stop string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

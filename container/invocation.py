@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from . import logprobs
 from .admission import Admission
 from .defaults import Defaults
 from .engine import sequence as engine
 from .engine.messages import EngineInfo
 from .engine.sequence import EngineError, Sampling
 from .errors import EngineFailure, RequestError, Unavailable
-from .generation import Completion, FinishReason, Item, Result
+from .generation import Completion, FinishReason, Item, Result, TokenLogprob
 from .stop_strings import StopStrings
 from .telemetry import Metrics
 from .tokenizer import EncodedPrompt, Tokenizer
@@ -66,7 +67,9 @@ class Invocation:
         """Tokenize and check one item. For a worker thread. Raises InvalidRequest."""
         service = self._service
         limit = service.info.max_sequence_tokens
-        prompt = service.tokenizer.encode(item.prompt, param=item.param, max_tokens=limit)
+        prompt = service.tokenizer.encode(
+            item.prompt, param=item.param, max_tokens=limit, tools_param=item.name_of("tools")
+        )
         samplings = service.defaults.resolve(
             item, len(prompt.ids), limit_tokens=limit, default_max_new_tokens=service.default_max_new_tokens
         )
@@ -96,20 +99,29 @@ class Invocation:
         generation = Generation(self._service, self, prepared, sampling)
         self._sequences.add(generation.sequence)
         try:
-            text = await generation.done
+            before_stop = await generation.done
         finally:
             self._sequences.discard(generation.sequence)
             self._service.admission.withdraw(generation.sequence)
         output_ids = generation.sequence.output_ids
         self.completion_tokens += len(output_ids)
-        if text is None:
-            text = await self.in_worker(lambda: self._service.tokenizer.decode(output_ids))
+        text, scored = await self.in_worker(lambda: self._told(generation.sequence, before_stop))
         return Completion(
             text=text,
             token_ids=tuple(output_ids),
             finish_reason=generation.finish_reason,
             seed=sampling.seed if sampling.temperature > 0 else None,
+            logprobs=scored,
         )
+
+    def _told(self, sequence: engine.Sequence, before_stop: str | None) -> tuple[str, tuple[TokenLogprob, ...] | None]:
+        """A sequence's text, which a stop string may already have cut, and its log probabilities. For a worker."""
+        tokenizer = self._service.tokenizer
+        text = tokenizer.decode(sequence.output_ids) if before_stop is None else before_stop
+        if sequence.sampling.logprobs is None:
+            return text, None
+        characters = None if before_stop is None else len(before_stop)
+        return text, logprobs.of_text(tokenizer.vocabulary, sequence, characters=characters)
 
     def counts(self) -> dict[str, int]:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}

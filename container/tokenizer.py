@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import InvalidRequest
 from .generation import Chat, Prompt, Text, TokenIds
+from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._longest_token = max(map(len, tokenizer.get_vocab()))
+        self.vocabulary = Vocabulary(tokenizer)
 
     @classmethod
     def load(cls, model_dir: str, *, trust_remote_code: bool, vocab_size: int | None = None) -> Tokenizer:
@@ -48,8 +50,9 @@ class Tokenizer:
         known = max(tokenizer.get_vocab().values()) + 1  # len() is less where the ids have gaps
         return cls(tokenizer, known if vocab_size is None else min(known, vocab_size))
 
-    def encode(self, prompt: Prompt, *, param: str, max_tokens: int) -> EncodedPrompt:
-        """The prompt's ids, fewer than `max_tokens`, which prompt and answer share. `param` names the prompt's field.
+    def encode(self, prompt: Prompt, *, param: str, max_tokens: int, tools_param: str = "tools") -> EncodedPrompt:
+        """The prompt's ids, fewer than `max_tokens`, which prompt and answer share. `param` names the prompt's field,
+        `tools_param` that of a chat's tools.
 
         Special tokens are as the reference adds them: to a text those that the tokenizer adds by default, to a chat
         those of its template and no others. Raises InvalidRequest.
@@ -63,7 +66,7 @@ class Tokenizer:
                 ids = self._ids(prompt.text, param, max_tokens, add_special_tokens=True)
                 return EncodedPrompt(ids=ids, text=prompt.text)
             case Chat():
-                text = self._apply_template(prompt, param)
+                text = self._apply_template(prompt, param, tools_param)
                 ids = self._ids(text, param, max_tokens, add_special_tokens=False)
                 return EncodedPrompt(ids=ids, text=text)
 
@@ -110,27 +113,49 @@ class Tokenizer:
             message = f"{param}: prompt has a token id outside the vocabulary; ids are from 0 to {self._vocab_size - 1}"
             raise InvalidRequest(message, param=param)
 
-    def _apply_template(self, chat: Chat, param: str) -> str:
+    def _apply_template(self, chat: Chat, param: str, tools_param: str) -> str:
         template = self._tokenizer.chat_template
         if not template:
             message = f"{param}: the model has no chat template; send the prompt as text (inputs or prompt)"
             raise InvalidRequest(message, param=param, code="no_chat_template")
+        source = "\n".join(template.values()) if isinstance(template, dict) else template
+        _check_tools(chat, source, param, tools_param)
         try:
             text: str = self._tokenizer.apply_chat_template(
-                list(chat.messages), tokenize=False, add_generation_prompt=True
+                list(chat.messages),
+                tools=list(chat.template.tools) or None,
+                tokenize=False,
+                add_generation_prompt=chat.template.ending == "answer",
+                continue_final_message=chat.template.ending == "continue",
+                **chat.template.variables,
             )
         except Exception as error:  # a template is a program: it can fail in any way
-            reason = _told(error, template)
+            reason = _told(error, chat, source)
         else:
             return text
         raise InvalidRequest(f"{param}: the model's chat template refuses these messages: {reason}", param=param)
 
 
-def _told(error: Exception, template: str | dict[str, str]) -> str:
+def _check_tools(chat: Chat, source: str, param: str, tools_param: str) -> None:
+    """Refuses what the template would pass over in silence."""
+    if chat.template.tools and "tools" not in source:
+        message = f"{tools_param}: the model's chat template takes no tools; leave them out"
+        raise InvalidRequest(message, param=tools_param, code="unsupported_parameter")
+    calls = next((index for index, message in enumerate(chat.messages) if "tool_calls" in message), None)
+    if calls is not None and "tool_calls" not in source:
+        at = f"{param}[{calls}].tool_calls"
+        message = f"{at}: the model's chat template takes no tool calls; leave them out"
+        raise InvalidRequest(message, param=at, code="unsupported_parameter")
+
+
+def _told(error: Exception, chat: Chat, source: str) -> str:
     """The template's own reason, where it is a sentence of the template: any other could hold a message's content."""
-    sources = template.values() if isinstance(template, dict) else [template]
     sentence = str(error)
-    return sentence if sentence and any(sentence in source for source in sources) else type(error).__name__
+    if sentence and sentence in source:
+        return sentence
+    if chat.template.ending == "continue" and type(error) is ValueError:
+        return "it doesn't show the last one as it was written, so that it can't be continued"
+    return type(error).__name__
 
 
 def _settle(tokenizer: Any) -> None:

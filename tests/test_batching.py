@@ -114,7 +114,9 @@ def random_prompt(length: int, seed: int = 0) -> list[int]:
     return random.Random(f"{length} {seed}").choices(range(VOCABULARY), k=length)
 
 
-def reference(model_dir: str, prompts: list[list[int]], *, new_tokens: int | list[int] = 16) -> list[list[int]]:
+def reference(
+    model_dir: str, prompts: list[list[int]], *, new_tokens: int | list[int] = 16, **options: Any
+) -> list[list[int]]:
     """What `model.generate` gives for each prompt alone."""
     plain: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
     limits = new_tokens if isinstance(new_tokens, list) else [new_tokens] * len(prompts)
@@ -122,7 +124,12 @@ def reference(model_dir: str, prompts: list[list[int]], *, new_tokens: int | lis
     for prompt, limit in zip(prompts, limits, strict=True):
         inputs = torch.tensor([prompt])
         output = plain.generate(
-            inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=limit, pad_token_id=0
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            max_new_tokens=limit,
+            pad_token_id=0,
+            **options,
         )
         outputs.append(output[0, len(prompt) :].tolist())
     return outputs
@@ -527,3 +534,25 @@ def test_the_library_is_the_one_that_was_read(owner: type) -> None:
         "against batching.py, attention.py and sampling.py, run scripts/test and scripts/bench, and only then put the "
         f"new digests into tests/test_batching.py: { {name: digests[name] for name in changed} }"
     )
+
+
+def test_a_repetition_penalty_gives_what_generate_gives_even_under_preemption(tiny: TinyModel) -> None:
+    prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
+    engine = Engine(tiny(), kv_cache_tokens=128)
+    outputs = engine.generate(prompts, max_new_tokens=40, repetition_penalty=1.5)
+    assert outputs == reference(tiny(), prompts, new_tokens=40, repetition_penalty=1.5)
+    assert outputs != reference(tiny(), prompts, new_tokens=40)
+    assert engine.preemptions > 0
+
+
+def test_log_probabilities_are_the_models_own_whatever_changes_the_scores(tiny: TinyModel) -> None:
+    prompt = random_prompt(12)
+    engine = Engine(tiny())
+    engine.submit(1, random_prompt(30, seed=9))
+    engine.submit(0, prompt, logprobs=3, temperature=0.7, seed=4, logit_bias=((5, 3.0),), max_new_tokens=8)
+    (output,) = engine.finish([0])
+    scored = [new.logprobs[0] for step in engine.steps for new in step.tokens if new.id == 0]
+    plain: Any = AutoModelForCausalLM.from_pretrained(tiny(), dtype=torch.float32)
+    own = torch.log_softmax(plain(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1], dim=-1)
+    torch.testing.assert_close(torch.tensor([one.logprob for one in scored]), own[range(8), output], atol=1e-4, rtol=0)
+    assert [[id for id, _ in one.top] for one in scored] == own.topk(3).indices.tolist()

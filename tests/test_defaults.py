@@ -50,8 +50,9 @@ def test_end_tokens_are_the_generation_configs_and_else_the_configs(tmp_path: Pa
 
 
 def test_sampling_is_read_from_the_generation_config(tmp_path: Path) -> None:
-    defaults = load(tmp_path, {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95})
-    assert defaults == Defaults(do_sample=True, temperature=0.6, top_k=20, top_p=0.95)
+    generation: dict[str, Any] = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1}
+    assert load(tmp_path, generation) == Defaults(**generation)
+    assert load(tmp_path, {"repetition_penalty": 1.1}) == Defaults(repetition_penalty=1.1)
 
 
 def test_a_models_temperature_of_zero_means_greedy(tmp_path: Path) -> None:
@@ -59,10 +60,11 @@ def test_a_models_temperature_of_zero_means_greedy(tmp_path: Path) -> None:
 
 
 def test_what_the_model_asks_for_in_vain_is_a_warning(tmp_path: Path) -> None:
-    defaults = load(tmp_path, {"repetition_penalty": 1.1, "num_beams": 1, "top_p": 7, "bos_token_id": 1, "min_p": None})
-    assert [warning.split(": ")[1] for warning in defaults.warnings] == [
+    asked = {"typical_p": 0.9, "num_beams": 1, "top_p": 7, "bos_token_id": 1, "min_p": None, "repetition_penalty": 0}
+    assert [warning.split(": ")[1] for warning in load(tmp_path, asked).warnings] == [
         "top_p is out of range and has no effect",
-        "repetition_penalty is not supported yet and has no effect",
+        "repetition_penalty is out of range and has no effect",
+        "typical_p is not supported yet and has no effect",
     ]
 
 
@@ -124,6 +126,9 @@ QUIET = Defaults(temperature=0.6, top_k=20)
         (Defaults(), item(temperature=0.9), 0.9),
         (Defaults(), item(top_k=5), 1.0),
         (Defaults(), item(top_p=0.5), 1.0),
+        (Defaults(), item(min_p=0.5), 1.0),
+        (Defaults(), item(repetition_penalty=1.5, presence_penalty=1.0, logit_bias=((5, 1.0),)), 0.0),
+        (Defaults(repetition_penalty=1.5, min_p=0.1), item(), 0.0),
         (Defaults(), item(seed=5), 0.0),
         (Defaults(), item(do_sample=True), 1.0),
     ],
@@ -138,8 +143,36 @@ def test_each_sampling_value_is_the_requests_or_the_models_or_off() -> None:
     (sampling,) = resolve(MODEL, item(top_p=0.5))
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.6, 20, 0.5)
     (sampling,) = resolve(Defaults(), item(do_sample=True))
-    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 0, 1.0)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (1.0, 0, 1.0, 0.0)
     assert resolve(MODEL, item(top_k=0))[0].top_k == 0
+
+
+def test_min_p_is_the_requests_or_the_models_where_there_is_sampling() -> None:
+    model = Defaults(do_sample=True, min_p=0.1)
+    assert resolve(model)[0].min_p == 0.1
+    assert resolve(model, item(min_p=0.0))[0].min_p == 0.0
+    assert resolve(model, item(do_sample=False))[0].min_p == 0.0
+
+
+def test_the_models_repetition_penalty_counts_where_the_request_has_none() -> None:
+    model = Defaults(repetition_penalty=1.1)
+    assert resolve(model)[0].repetition_penalty == 1.1
+    assert resolve(model, item(repetition_penalty=1.0))[0].repetition_penalty == 1.0
+    assert resolve(Defaults())[0].repetition_penalty == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalties_and_biases_count_for_greedy_choices_too(temperature: float) -> None:
+    changes: dict[str, Any] = {
+        "repetition_penalty": 1.2,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.5,
+        "logit_bias": ((5, -100.0), (6, 1.5)),
+        "logprobs": 3,
+    }
+    for sampling in resolve(asked=item(temperature=temperature, n=2, **changes)):
+        assert {name: getattr(sampling, name) for name in changes} == changes
+        assert sampling.temperature == temperature
 
 
 def test_each_choice_has_the_next_seed() -> None:
@@ -164,5 +197,13 @@ def test_the_models_end_tokens_stop_unless_they_are_ignored() -> None:
 
 
 def test_a_stop_token_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="stop_token_ids must be below 50"):
+    with pytest.raises(InvalidRequest, match="stop_token_ids: token ids must be below 50"):
         resolve(Defaults(vocab_size=50), item(stop_token_ids=(50,)))
+
+
+def test_a_bias_for_a_token_outside_the_vocabulary_is_refused() -> None:
+    model = Defaults(vocab_size=50)
+    assert resolve(model, item(logit_bias=((49, 1.0),)))[0].logit_bias == ((49, 1.0),)
+    with pytest.raises(InvalidRequest, match="logit_bias: token ids must be below 50") as caught:
+        resolve(model, item(logit_bias=((49, 1.0), (50, 1.0))))
+    assert caught.value.param == "logit_bias"

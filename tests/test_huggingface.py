@@ -6,7 +6,7 @@ import pytest
 
 from container.dialects.huggingface import read_request
 from container.errors import InvalidRequest
-from container.generation import Chat, Completion, Parameters, Prompt, Result, Text
+from container.generation import Chat, Completion, Parameters, Prompt, Result, Text, TokenLogprob
 
 CANARY = "kept-secret"
 USER = {"role": "user", "content": "Hi"}
@@ -69,6 +69,13 @@ def test_every_parameter_reaches_the_item() -> None:
         temperature=0.5,
         top_k=3,
         top_p=1,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        logit_bias={"5": -100, "0": 0.5},
+        logprobs=2,
+        details=True,
         seed=2**64 - 1,
         stop=["x"],
         stop_token_ids=[4],
@@ -81,6 +88,12 @@ def test_every_parameter_reaches_the_item() -> None:
         temperature=0.5,
         top_k=3,
         top_p=1.0,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-1.0,
+        frequency_penalty=0.5,
+        logit_bias=((5, -100.0), (0, 0.5)),
+        logprobs=2,
         seed=2**64 - 1,
         stop=("x",),
         stop_token_ids=(4,),
@@ -118,6 +131,23 @@ def test_two_names_for_stop_strings_are_one_too_many() -> None:
         ("top_k", -1, "0 .* or more"),
         ("top_p", 0, "above 0 and at most 1"),
         ("top_p", 1.01, "above 0 and at most 1"),
+        ("min_p", -0.1, "0 .* or more and below 1"),
+        ("min_p", 1, "0 .* or more and below 1"),
+        ("repetition_penalty", 0, "above 0 and at most 10"),
+        ("repetition_penalty", 10.1, "above 0 and at most 10"),
+        ("presence_penalty", 2.1, "-2 to 2"),
+        ("frequency_penalty", -2.1, "-2 to 2"),
+        ("frequency_penalty", CANARY, "-2 to 2"),
+        ("logit_bias", [5], "object of at most 1024"),
+        ("logit_bias", {str(token_id): 1 for token_id in range(1025)}, "object of at most 1024"),
+        ("logit_bias", {CANARY: 1}, "token ids"),
+        ("logit_bias", {"-1": 1}, "token ids"),
+        ("logit_bias", {"05": 1}, "token ids"),
+        ("logit_bias", {"5": 100.5}, "-100 to 100"),
+        ("logit_bias", {"5": True}, "-100 to 100"),
+        ("logit_bias", {"5": CANARY}, "-100 to 100"),
+        ("logprobs", 21, "0 to 20"),
+        ("logprobs", True, "0 to 20"),
         ("seed", -1, r"0 to 2\*\*64 - 1"),
         ("seed", 2**64, r"0 to 2\*\*64 - 1"),
         ("stop", "", "1 to 1000 characters"),
@@ -189,7 +219,7 @@ def test_an_unknown_field_is_named_with_those_that_are_known(document: dict[str,
 
 @pytest.mark.parametrize(
     ("name", "value", "neutral"),
-    [("repetition_penalty", 1.2, 1.0), ("num_beams", 4, 1), ("watermark", True, False), ("truncate", 100, None)],
+    [("typical_p", 0.9, 1.0), ("num_beams", 4, 1), ("watermark", True, False), ("truncate", 100, None)],
 )
 def test_a_parameter_that_cannot_be_honoured_yet_is_taken_at_its_neutral_value(
     name: str, value: object, neutral: object
@@ -214,6 +244,21 @@ def test_details_say_how_a_text_ended_and_which_seed_repeats_it() -> None:
     call = read_request({"inputs": "a", "parameters": {"details": True}})
     (generated,) = call.render([result("new", seed=7)], "served")
     assert generated["details"] == {"finish_reason": "stop", "prompt_tokens": 3, "generated_tokens": 2, "seed": 7}
+
+
+def test_details_have_each_token_where_its_log_probability_is_asked_for() -> None:
+    rival = TokenLogprob(id=7, text=" sky", bytes=b" sky", logprob=-2.0)
+    token = TokenLogprob(id=5, text=" sea", bytes=b" sea", logprob=-0.5, top=(rival,))
+    completion = Completion(text=" sea", token_ids=(5, 2), finish_reason="stop", seed=None, logprobs=(token,))
+    call = read_request({"inputs": "a", "parameters": {"details": True, "logprobs": 1}})
+    (generated,) = call.render([Result(prompt_text="a", prompt_tokens=1, completions=(completion,))], "served")
+    top = [{"id": 7, "text": " sky", "logprob": -2.0}]
+    assert generated["details"]["tokens"] == [{"id": 5, "text": " sea", "logprob": -0.5, "top": top}]
+
+
+def test_log_probabilities_without_the_details_that_show_them_are_refused() -> None:
+    error = refusal({"inputs": "a", "parameters": {"logprobs": 0}})
+    assert (error.param, "details" in error.message) == ("parameters.logprobs", True)
 
 
 def test_generation_is_greedy_unless_someone_says_otherwise() -> None:

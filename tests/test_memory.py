@@ -35,6 +35,11 @@ def test_without_a_limit_the_group_leaves_everything(tmp_path: Path, files: dict
     assert memory._cgroup_left(write(tmp_path, files)) is None
 
 
+def test_a_limit_counts_where_the_statistics_are_missing(tmp_path: Path) -> None:
+    group = {name: text for name, text in V2.items() if name != "memory.stat"}
+    assert memory._cgroup_left(write(tmp_path, group)) == 400
+
+
 def test_a_group_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
     assert memory._cgroup_left(write(tmp_path, V2 | {"memory.current": "5000\n"})) == 0
 
@@ -55,6 +60,8 @@ def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
     unlimited = memory.cpu_count(tmp_path)
     assert unlimited >= 1
     assert memory.cpu_count(write(tmp_path, {"cpu.max": "max 100000\n"})) == unlimited
+    v1 = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}
+    assert memory.cpu_count(write(tmp_path / "v1", v1)) == unlimited
 
 
 def test_a_host_gives_room_for_four_of_the_longest_sequences_and_not_all_its_memory() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from openai.types.chat import ChatCompletion
 from container.dialects.call import Call
 from container.dialects.openai import read_chat, read_completion
 from container.errors import InvalidRequest
-from container.generation import Chat, Completion, Parameters, Prompt, Result, Text, TokenIds
+from container.generation import Chat, Completion, Parameters, Prompt, Result, Text, TokenIds, TokenLogprob
 
 CANARY = "kept-secret"
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -93,7 +94,7 @@ def test_a_tools_message_keeps_its_call() -> None:
         ([{"role": "user", "content": [{"type": "image_url", "image_url": CANARY}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": "a", "mood": CANARY}], "messages[0].mood"),
-        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": CANARY}]}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": CANARY}]}], "messages[0].tool_calls[0].function"),
     ],
 )
 def test_a_bad_message_is_named_by_its_path(given: object, param: str) -> None:
@@ -143,9 +144,15 @@ def test_parameters_of_both_kinds_reach_the_items() -> None:
         stop=("x",),
         stop_token_ids=(4,),
         ignore_eos=True,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-1.0,
+        frequency_penalty=0.5,
+        logit_bias=((5, -100.0),),
     )
     given = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 4, "n": 2, "stop": "x", "min_tokens": 2}
-    given |= {"stop_token_ids": [4], "ignore_eos": True, "max_tokens": 7}
+    given |= {"stop_token_ids": [4], "ignore_eos": True, "max_tokens": 7, "min_p": 0.1, "repetition_penalty": 1.2}
+    given |= {"presence_penalty": -1, "frequency_penalty": 0.5, "logit_bias": {"5": -100}}
     assert chat(**given).items[0].parameters == expected
     assert completion(**given).items[0].parameters == expected
 
@@ -172,6 +179,12 @@ def test_max_completion_tokens_is_the_newer_name_of_max_tokens() -> None:
         ("temperature", CANARY),
         ("top_p", 0),
         ("top_k", -2),
+        ("min_p", 1),
+        ("repetition_penalty", 0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", CANARY),
+        ("logit_bias", {CANARY: 1}),
+        ("logit_bias", {"5": 101}),
         ("n", 0),
         ("n", 129),
         ("stop", [CANARY] * 17),
@@ -202,11 +215,7 @@ def test_a_field_without_effect_on_the_text_is_taken(name: str) -> None:
     ("name", "neutral", "value"),
     [
         ("stream", False, True),
-        ("presence_penalty", 0, 0.5),
-        ("frequency_penalty", 0.0, 0.5),
-        ("logit_bias", {}, {"5": 1}),
-        ("logprobs", False, True),
-        ("tools", [], [{"type": "function"}]),
+        ("functions", [], [{"name": "tide"}]),
         ("response_format", {"type": "text"}, {"type": "json_object"}),
         ("tool_choice", "none", "required"),
         ("tool_choice", "auto", {"type": "function"}),
@@ -224,7 +233,7 @@ def test_a_field_that_cannot_be_honoured_yet_is_taken_at_its_neutral_value(
 
 def test_completions_have_neutral_values_of_their_own() -> None:
     assert completion(suffix="", logprobs=None, best_of=2, n=2).items[0].parameters == Parameters(n=2)
-    for given in ({"suffix": CANARY}, {"logprobs": 0}, {"best_of": 2}):
+    for given in ({"suffix": CANARY}, {"echo": True, "logprobs": 0}, {"best_of": 2}):
         assert completion_refusal(**given).code == "unsupported_parameter"
 
 
@@ -257,6 +266,75 @@ def test_openais_own_client_reads_a_completions_answer() -> None:
     body = msgspec.json.encode(completion().render([result("one")], "served"))
     answer = OpenAICompletion.model_validate_json(body, strict=True)
     assert (answer.object, answer.choices[0].text, answer.choices[0].index) == ("text_completion", "one", 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_a_chat_asks_for_log_probabilities_in_two_fields(given: dict[str, Any], expected: int | None) -> None:
+    assert chat(**given).items[0].parameters.logprobs == expected
+
+
+def test_top_logprobs_need_logprobs() -> None:
+    for given in ({"top_logprobs": 3}, {"top_logprobs": 3, "logprobs": False}, {"top_logprobs": 21, "logprobs": True}):
+        assert chat_refusal(**given).param == "top_logprobs"
+    assert chat_refusal(logprobs=3).param == "logprobs"
+
+
+def test_a_completion_asks_for_log_probabilities_in_one_field() -> None:
+    assert [completion(logprobs=n).items[0].parameters.logprobs for n in (None, 0, 20)] == [None, 0, 20]
+    for value in (21, -1, True):
+        assert completion_refusal(logprobs=value).param == "logprobs"
+
+
+HALF = TokenLogprob(id=8, text=" \\xe6", bytes=b" \xe6", logprob=-3.0)
+END = TokenLogprob(id=2, text="<|im_end|>", bytes=None, logprob=-0.25)
+SEA = TokenLogprob(id=5, text=" sea", bytes=b" sea", logprob=-1.5, top=(END,))
+SCORED = Result(
+    prompt_text="prompt:",
+    prompt_tokens=1,
+    completions=(
+        Completion(
+            text=" sea \ufffd",
+            token_ids=(5, 8),
+            finish_reason="length",
+            seed=None,
+            logprobs=(SEA, replace(HALF, offset=4)),
+        ),
+    ),
+)
+
+
+def test_openais_own_client_reads_a_chats_log_probabilities() -> None:
+    body = msgspec.json.encode(chat(logprobs=True, top_logprobs=1).render([SCORED], "served"))
+    logprobs = ChatCompletion.model_validate_json(body, strict=True).choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    first, second = logprobs.content
+    assert (first.token, first.bytes, first.logprob) == (" sea", list(b" sea"), -1.5)
+    assert [(top.token, top.bytes, top.logprob) for top in first.top_logprobs] == [("<|im_end|>", None, -0.25)]
+    assert (second.token, second.bytes, second.top_logprobs) == (" \\xe6", list(b" \xe6"), [])
+
+
+def test_openais_own_client_reads_a_completions_log_probabilities() -> None:
+    body = msgspec.json.encode(completion(logprobs=1).render([SCORED], "served"))
+    logprobs = OpenAICompletion.model_validate_json(body, strict=True).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == [" sea", "bytes: \\xe6"]
+    assert logprobs.token_logprobs == [-1.5, -3.0]
+    assert logprobs.text_offset == [0, 4]
+    # The chosen token is among them, whatever its rank.
+    assert logprobs.top_logprobs == [{"<|im_end|>": -0.25, " sea": -1.5}, {"bytes: \\xe6": -3.0}]
+
+
+def test_an_answer_has_no_log_probabilities_where_none_were_asked_for() -> None:
+    assert chat().render([result("a")], "served")["choices"][0]["logprobs"] is None
 
 
 def test_choices_are_numbered_over_prompts_and_then_over_n() -> None:

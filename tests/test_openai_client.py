@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -86,3 +87,26 @@ def test_an_unknown_path_is_not_found(client: openai.OpenAI) -> None:
 
 def test_the_one_model_is_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_log_probabilities_of_the_chosen_tokens_and_their_rivals(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="mine", messages=MESSAGES, max_tokens=4, logprobs=True, top_logprobs=2, temperature=0, extra_body=LONG
+    )
+    scored = answer.choices[0].logprobs
+    assert scored is not None and scored.content is not None
+    assert len(scored.content) == 4
+    assert all(
+        token.logprob == token.top_logprobs[0].logprob > token.top_logprobs[1].logprob for token in scored.content
+    )
+
+
+def test_penalties_and_a_bias_change_the_text(client: openai.OpenAI) -> None:
+    def ask(**parameters: Any) -> str | None:
+        answer = client.chat.completions.create(
+            model="mine", messages=MESSAGES, max_tokens=8, temperature=0, extra_body=LONG, **parameters
+        )
+        return answer.choices[0].message.content
+
+    assert ask(logit_bias={"19556": 100}) == "Hello" * 8
+    assert ask(logit_bias={"19556": 100}, frequency_penalty=2.0, presence_penalty=2.0) is not None

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from container.engine.sampling import _GOLDEN, _MASK64, CANDIDATES, Row, _mix, choose, gumbel, noise_key
 from container.engine.sequence import Sampling
@@ -32,13 +37,17 @@ def draws(logits: torch.Tensor, count: int, **parameters: Any) -> list[int]:
     return tokens(logits.expand(count, -1), [row(seed=seed, **parameters) for seed in range(count)])
 
 
-def support(logits: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> set[int]:
+def support(
+    logits: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> set[int]:
     """What transformers' warpers leave of scores [V], in the order in which it applies them."""
     kept = TemperatureLogitsWarper(temperature)(None, logits[None])
     if top_k:
         kept = TopKLogitsWarper(top_k)(None, kept)
     if top_p < 1:
         kept = TopPLogitsWarper(top_p)(None, kept)
+    if min_p:
+        kept = MinPLogitsWarper(min_p)(None, kept)
     return set(torch.isfinite(kept[0]).nonzero().flatten().tolist())
 
 
@@ -153,6 +162,9 @@ def test_holding_back_touches_the_stop_tokens_of_its_own_row_only() -> None:
         {"top_p": 0.01},
         {"top_k": 20, "top_p": 0.8, "temperature": 1.3},
         {"top_k": 3, "top_p": 0.99, "temperature": 0.6},
+        {"min_p": 0.3},
+        {"min_p": 0.05, "top_k": 8, "temperature": 1.2},
+        {"min_p": 0.2, "top_p": 0.6},
     ],
     ids=str,
 )
@@ -165,7 +177,9 @@ def test_what_is_drawn_is_what_transformers_warpers_leave(parameters: dict[str, 
         assert drawn == kept
 
 
-@pytest.mark.parametrize("parameters", [{"top_k": 600}, {"top_p": 0.6}, {"top_k": 800, "top_p": 0.75}], ids=str)
+@pytest.mark.parametrize(
+    "parameters", [{"top_k": 600}, {"top_p": 0.6}, {"top_k": 800, "top_p": 0.75}, {"min_p": 0.99403}], ids=str
+)
 def test_a_choice_wider_than_the_first_candidates_is_not_cut_to_them(parameters: dict[str, Any]) -> None:
     logits = -torch.arange(VOCABULARY) / 1e5
     drawn = draws(logits, 2000, temperature=1.0, **parameters)
@@ -211,6 +225,14 @@ def test_tokens_beyond_the_first_and_the_second_candidates_are_drawn_too() -> No
     logits = -torch.arange(vocabulary) / vocabulary
     ranks = sorted(draws(logits, 200, temperature=1.0))
     assert ranks[0] < CANDIDATES[0] * 8 and ranks[-1] > CANDIDATES[1]
+
+
+def test_the_first_candidates_the_second_and_the_rest_each_have_their_share() -> None:
+    vocabulary, ends = 20_000, torch.tensor([*CANDIDATES, 20_000])
+    logits = -torch.arange(vocabulary) / 5000
+    drawn = torch.bucketize(torch.tensor(draws(logits, 600, temperature=1.0)), ends, right=True).tolist()
+    mass = torch.softmax(logits.double(), 0).cumsum(0)[ends - 1]
+    assert p_value(drawn, torch.diff(mass, prepend=torch.zeros(1))) > 1e-4
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0], ids=["flat", "peaked"])

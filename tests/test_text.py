@@ -50,6 +50,10 @@ def test_parameters_come_from_the_custom_attributes() -> None:
     assert item(given).parameters == Parameters(
         max_new_tokens=7, min_new_tokens=2, do_sample=True, temperature=0.5, top_k=3, top_p=1.0, seed=4
     )
+    given = "min_p=0.1;repetition_penalty=1.2;presence_penalty=-1;frequency_penalty=0.5"
+    assert item(given).parameters == Parameters(
+        min_p=0.1, repetition_penalty=1.2, presence_penalty=-1.0, frequency_penalty=0.5
+    )
 
 
 def test_each_stop_is_one_more_stop_string() -> None:
@@ -83,6 +87,10 @@ def test_what_is_not_ours_passes_without_a_word(given: str) -> None:
         ("temperature", "-1"),
         ("top_k", "[1]"),
         ("top_p", "0"),
+        ("min_p", "1"),
+        ("repetition_penalty", "0"),
+        ("presence_penalty", "2.5"),
+        ("frequency_penalty", "canary"),
         ("seed", "99999999999999999999"),
         ("stop", ""),
         ("return_full_text", "canary"),

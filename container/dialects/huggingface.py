@@ -1,8 +1,9 @@
 """The Hugging Face dialect: `{"inputs": ..., "parameters": {...}}`, answered with a flat list of generated texts.
 
-The names are those of the text-generation pipeline and of TGI. Where we differ from the pipeline: the answer is new
-text only unless `return_full_text`, which puts the prompt before it (a chat's as its template writes it); the answer to
-a list is flat even with several texts per input.
+The names are those of the text-generation pipeline and of TGI, and vLLM's for the chat template. Where we differ from
+the pipeline: the answer is new text only unless `return_full_text`, which puts the prompt before it (a chat's as its
+template writes it); the answer to a list is flat even with several texts per input; a last message of the assistant is
+continued only where `continue_final_message` says so.
 """
 
 from __future__ import annotations
@@ -14,18 +15,35 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ..errors import InvalidRequest
-from ..generation import Completion, Item, Parameters, Prompt, Result
+from ..generation import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
 from .call import Call
-from .fields import Choices, Flag, MinNewTokens, NewTokens, Seed, Stop, StopTokenIds, Temperature, TopK, TopP
-from .prompt import read_chat, read_each, read_text
+from .chat import TemplateOptions, read_chat
+from .fields import (
+    Choices,
+    Flag,
+    LogitBias,
+    Logprobs,
+    MinNewTokens,
+    MinP,
+    NewTokens,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    StopTokenIds,
+    Temperature,
+    TopK,
+    TopP,
+)
+from .prompt import read_each, read_text
 from .wire import Wire, read
 
 PREFIX = "parameters."
-NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens", "stop_token_ids")}
+NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens", "stop_token_ids", "logit_bias", "tools")}
 EXPECTED_INPUTS = "a string, a list of strings, a list of messages or a list of lists of messages"
 
 
-class Options(Wire):
+class Options(TemplateOptions):
     """What `parameters` may hold."""
 
     max_new_tokens: NewTokens = None
@@ -34,6 +52,12 @@ class Options(Wire):
     temperature: Temperature = None
     top_k: TopK = None
     top_p: TopP = None
+    min_p: MinP = None
+    repetition_penalty: RepetitionPenalty = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    logit_bias: LogitBias = None
+    logprobs: Logprobs = None
     seed: Seed = None
     stop: Stop = None
     stop_sequences: Stop = None
@@ -45,13 +69,13 @@ class Options(Wire):
     details: Flag = None
 
     neutral: ClassVar = {
-        "repetition_penalty": (1,),
-        "frequency_penalty": (0,),
+        **TemplateOptions.neutral,
         "length_penalty": (1,),
         "no_repeat_ngram_size": (0,),
         "num_beams": (1,),
+        # What it keeps is no prefix of the candidates in the order of their probabilities, which is all that the
+        # sampler looks at: it would cost every step of the whole batch a sort of the vocabulary.
         "typical_p": (1,),
-        "min_p": (0,),
         "watermark": (False,),
         "best_of": (1,),
         "truncate": (),
@@ -67,12 +91,24 @@ class Options(Wire):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
             seed=self.seed,
             n=self.num_return_sequences or 1,
             stop=self._stop(),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos or False,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            logprobs=self._logprobs(),
         )
+
+    def _logprobs(self) -> int | None:
+        if self.logprobs is not None and not self.details:
+            message = f"{PREFIX}logprobs are shown in the details: give {PREFIX}details with true"
+            raise InvalidRequest(message, param=f"{PREFIX}logprobs")
+        return self.logprobs
 
     def _stop(self) -> tuple[str, ...]:
         """The pipeline says `stop_strings`, TGI says `stop`, its older clients say `stop_sequences`."""
@@ -98,25 +134,34 @@ def read_request(document: object) -> Call:
     parameters = options.parameters()
     items = tuple(
         Item(prompt=prompt, parameters=parameters, sample_by_default=False, param=path, names=NAMES)
-        for path, prompt in _prompts(request.inputs)
+        for path, prompt in _prompts(request.inputs, options.template(PREFIX))
     )
     return Call(items=items, renderer=partial(_render, options))
 
 
-def _prompts(inputs: object) -> Iterable[tuple[str, Prompt]]:
+def _prompts(inputs: object, template: Template) -> Iterable[tuple[str, Prompt]]:
     """Each prompt with its path. The first entry of a list tells what all of them must be."""
     match inputs:
         case str():
+            _refuse_template(template)
             return [("inputs", read_text(inputs, "inputs"))]
         case []:
             raise InvalidRequest(f"inputs is empty; it must be {EXPECTED_INPUTS}", param="inputs")
         case [str(), *_]:
+            _refuse_template(template)
             return read_each(inputs, "inputs", read_text)
         case [dict(), *_]:
-            return [("inputs", read_chat(inputs, "inputs"))]
+            return [("inputs", read_chat(inputs, "inputs", template))]
         case [list(), *_]:
-            return read_each(inputs, "inputs", read_chat)
+            return read_each(inputs, "inputs", partial(read_chat, template=template))
     raise InvalidRequest(f"inputs must be {EXPECTED_INPUTS}", param="inputs")
+
+
+def _refuse_template(template: Template) -> None:
+    """Texts have none."""
+    if template != Template():
+        names = ", ".join(PREFIX + name for name in TemplateOptions.model_fields)
+        raise InvalidRequest(f"{names} go with messages; inputs is a text: leave them out", param="parameters")
 
 
 def _render(options: Options, results: Sequence[Result], model: str) -> list[dict[str, Any]]:
@@ -127,10 +172,18 @@ def _generated(options: Options, result: Result, completion: Completion) -> dict
     text = result.prompt_text + completion.text if options.return_full_text else completion.text
     if not options.details:
         return {"generated_text": text}
-    details = {
+    details: dict[str, Any] = {
         "finish_reason": completion.finish_reason,
         "prompt_tokens": result.prompt_tokens,
         "generated_tokens": len(completion.token_ids),
         "seed": completion.seed,
     }
+    if completion.logprobs is not None:
+        details["tokens"] = [
+            _token(token) | {"top": [_token(rival) for rival in token.top]} for token in completion.logprobs
+        ]
     return {"generated_text": text, "details": details}
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    return {"id": token.id, "text": token.text, "logprob": token.logprob}

@@ -1,24 +1,44 @@
 """The OpenAI dialects: chat completions and completions, as the API reference has them and OpenAI's client reads them.
 
-Extensions are named as vLLM names them: `top_k`, `min_tokens`, `ignore_eos`, `stop_token_ids`. Where we differ from
-OpenAI: without a limit a completion is as long as the server allows, not 16 tokens, and every choice has its `seed`.
+Extensions are named as vLLM names them: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`,
+`stop_token_ids`, `chat_template_kwargs`, `add_generation_prompt`, `continue_final_message`. Where we differ from
+OpenAI: without a limit a completion is as long as the server allows, not 16 tokens; every choice has its `seed`; tools
+are the template's to show and their calls stay in the text, as the model writes them; `text_offset` counts from the
+start of the choice's text.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ..errors import InvalidRequest
-from ..generation import Completion, Item, Parameters, Prompt, Result
+from ..generation import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
 from .call import Call
-from .fields import LARGEST_COUNT, Choices, Flag, MinNewTokens, NewTokens, Seed, Stop, StopTokenIds, TopP
-from .prompt import read_chat as read_chat_prompt
+from .chat import TemplateOptions
+from .chat import read_chat as read_chat_prompt
+from .fields import (
+    LARGEST_COUNT,
+    Choices,
+    Flag,
+    LogitBias,
+    Logprobs,
+    MinNewTokens,
+    MinP,
+    NewTokens,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    StopTokenIds,
+    TopP,
+)
 from .prompt import read_each, read_text, read_token_ids
 from .wire import Wire, read
 
@@ -37,7 +57,12 @@ class Options(Wire):
     n: Choices = None
     stop: Stop = None
     seed: Seed = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    logit_bias: LogitBias = None
     top_k: TopK = None
+    min_p: MinP = None
+    repetition_penalty: RepetitionPenalty = None
     min_tokens: MinNewTokens = None
     ignore_eos: Flag = None
     stop_token_ids: StopTokenIds = None
@@ -53,18 +78,10 @@ class Options(Wire):
             "prompt_cache_retention",
         }
     )
-    neutral: ClassVar = {
-        "stream": (False,),
-        "stream_options": (),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "repetition_penalty": (1,),
-        "min_p": (0,),
-        "logit_bias": ({},),
-    }
+    neutral: ClassVar = {"stream": (False,), "stream_options": ()}
     refusals: ClassVar = {"stream": "must be false, as asynchronous inference refuses answers sent in chunks"}
 
-    def parameters(self, max_new_tokens: int | None) -> Parameters:
+    def parameters(self, max_new_tokens: int | None, logprobs: int | None) -> Parameters:
         top_k = 0 if self.top_k == -1 else self.top_k
         return Parameters(
             max_new_tokens=max_new_tokens,
@@ -72,25 +89,32 @@ class Options(Wire):
             temperature=self.temperature,
             top_k=top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
             seed=self.seed,
             n=self.n or 1,
             stop=self.stop or (),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos or False,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            logprobs=logprobs,
         )
 
 
-class ChatRequest(Options):
+class ChatRequest(Options, TemplateOptions):
     messages: Any = Field(description="a list of messages")
     max_completion_tokens: NewTokens = None
+    logprobs: Flag = None
+    top_logprobs: Logprobs = None
+    tool_choice: Literal["none", "auto"] | None = Field(None, description='"none" or "auto"')
+    parallel_tool_calls: Flag = None
 
     neutral: ClassVar = {
         **Options.neutral,
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "tools": ([],),
+        **TemplateOptions.neutral,
         "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
@@ -101,6 +125,7 @@ class ChatRequest(Options):
         "verbosity": (),
         "web_search_options": (),
     }
+    refusals: ClassVar = {**Options.refusals, **TemplateOptions.refusals}
 
     def limit(self) -> tuple[str, int | None]:
         """`max_completion_tokens` is the newer name of `max_tokens`."""
@@ -111,29 +136,52 @@ class ChatRequest(Options):
             raise InvalidRequest(message, param="max_completion_tokens")
         return "max_completion_tokens", self.max_completion_tokens
 
+    def likeliest(self) -> int | None:
+        """How many of the most likely tokens to report; None: no log probabilities at all."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: give it with true", param="top_logprobs")
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    def template_of_choice(self) -> Template:
+        template = self.template()
+        if self.tool_choice == "none":
+            return replace(template, tools=())
+        if template.tools and self.parallel_tool_calls is False:
+            message = "parallel_tool_calls is not supported yet: leave it out or give true"
+            raise InvalidRequest(message, param="parallel_tool_calls", code="unsupported_parameter")
+        return template
+
 
 class CompletionRequest(Options):
     prompt: Any = Field(description=EXPECTED_PROMPT)
     echo: Flag = None
     best_of: Choices = None
+    logprobs: Logprobs = None
 
-    neutral: ClassVar = {**Options.neutral, "logprobs": (), "suffix": ("",)}
+    neutral: ClassVar = {**Options.neutral, "suffix": ("",)}
+
+    def refuse_combinations(self) -> None:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            message = "best_of is not supported yet: leave it out or give n's value"
+            raise InvalidRequest(message, param="best_of", code="unsupported_parameter")
+        if self.echo and self.logprobs is not None:
+            message = "logprobs of a prompt are not supported yet: leave out echo or logprobs"
+            raise InvalidRequest(message, param="logprobs", code="unsupported_parameter")
 
 
 def read_chat(document: object) -> Call:
     request = read(ChatRequest, document)
     name, max_new_tokens = request.limit()
-    prompt = read_chat_prompt(request.messages, "messages")
-    item = _item("messages", prompt, request.parameters(max_new_tokens), limit_name=name)
+    parameters = request.parameters(max_new_tokens, request.likeliest())
+    prompt = read_chat_prompt(request.messages, "messages", request.template_of_choice())
+    item = _item("messages", prompt, parameters, limit_name=name)
     return Call(items=(item,), renderer=partial(_render_chat, request))
 
 
 def read_completion(document: object) -> Call:
     request = read(CompletionRequest, document)
-    if request.best_of is not None and request.best_of != (request.n or 1):
-        message = "best_of is not supported yet: leave it out or give n's value"
-        raise InvalidRequest(message, param="best_of", code="unsupported_parameter")
-    parameters = request.parameters(request.max_tokens)
+    request.refuse_combinations()
+    parameters = request.parameters(request.max_tokens, request.logprobs)
     items = tuple(_item(path, prompt, parameters, limit_name="max_tokens") for path, prompt in _prompts(request.prompt))
     return Call(items=items, renderer=partial(_render_completion, request))
 
@@ -165,7 +213,7 @@ def _render_chat(request: ChatRequest, results: Sequence[Result], model: str) ->
         {
             "index": index,
             "message": {"role": "assistant", "content": completion.text, "refusal": None},
-            **_end(completion),
+            **_end(completion, _chat_logprobs),
         }
         for index, completion in enumerate(completions)
     ]
@@ -179,12 +227,49 @@ def _render_completion(request: CompletionRequest, results: Sequence[Result], mo
         for result in results
         for completion in result.completions
     ]
-    choices = [{"index": index, "text": text, **_end(completion)} for index, (text, completion) in enumerate(texts)]
+    choices = [
+        {"index": index, "text": text, **_end(completion, _completion_logprobs)}
+        for index, (text, completion) in enumerate(texts)
+    ]
     return _answer("cmpl", "text_completion", request.model or model, choices, results)
 
 
-def _end(completion: Completion) -> dict[str, Any]:
-    return {"finish_reason": completion.finish_reason, "logprobs": None, "seed": completion.seed}
+def _end(completion: Completion, written: Callable[[Sequence[TokenLogprob]], dict[str, Any]]) -> dict[str, Any]:
+    logprobs = None if completion.logprobs is None else written(completion.logprobs)
+    return {"finish_reason": completion.finish_reason, "logprobs": logprobs, "seed": completion.seed}
+
+
+def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    content = [_chat_token(token) | {"top_logprobs": [_chat_token(rival) for rival in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(token: TokenLogprob) -> dict[str, Any]:
+    encoded = None if token.bytes is None else list(token.bytes)
+    return {"token": token.text, "logprob": token.logprob, "bytes": encoded}
+
+
+def _completion_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """`top_logprobs` has the chosen token, too. Of two tokens with the same text it shows the likelier one."""
+    return {
+        "tokens": [_completion_token(token) for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [_likeliest(token) for token in tokens],
+        "text_offset": [token.offset for token in tokens],
+    }
+
+
+def _likeliest(token: TokenLogprob) -> dict[str, float]:
+    likeliest: dict[str, float] = {}
+    for rival in sorted((*token.top, token), key=lambda rival: -rival.logprob):
+        likeliest.setdefault(_completion_token(rival), rival.logprob)
+    return likeliest
+
+
+def _completion_token(token: TokenLogprob) -> str:
+    """Completions, where tokens have no field of bytes, mark them: `bytes:\\xf0\\x9f`."""
+    is_whole = token.bytes is None or token.bytes == token.text.encode()
+    return token.text if is_whole else f"bytes:{token.text}"
 
 
 def _answer(

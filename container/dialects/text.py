@@ -11,7 +11,19 @@ from ..errors import InvalidRequest
 from ..generation import Item, Parameters, Result
 from .attributes import PREFIX, Attributes
 from .call import Call
-from .fields import Flag, MinNewTokens, NewTokens, Seed, Stop, Temperature, TopK, TopP
+from .fields import (
+    Flag,
+    MinNewTokens,
+    MinP,
+    NewTokens,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+)
 from .prompt import read_text
 from .wire import BYTE_ORDER_MARK, Wire, read
 
@@ -27,6 +39,10 @@ class Options(Wire):
     temperature: Temperature = None
     top_k: TopK = None
     top_p: TopP = None
+    min_p: MinP = None
+    repetition_penalty: RepetitionPenalty = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
     seed: Seed = None
     stop: Stop = None
     ignore_eos: Flag = None
@@ -40,6 +56,10 @@ class Options(Wire):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             seed=self.seed,
             stop=self.stop or (),
             ignore_eos=self.ignore_eos or False,

@@ -29,7 +29,7 @@ from .memory import cache_tokens
 from .messages import Cancel, EngineConfig, EngineInfo, Failed, NewTokens, Step, Submit
 from .model import LoadedModel, ModelRefused
 from .sampling import Sampler
-from .sequence import FinishReason
+from .sequence import FinishReason, TokenLogprobs
 
 PAGE_TOKENS = 32
 """Prompts share a cached prefix in whole pages of this many tokens."""
@@ -112,7 +112,8 @@ class Batch(ContinuousBatchingManager):
             ),
             continuous_batching_config=_configuration(loaded, settings),
         )
-        self.logit_processor = cast(Any, Sampler())
+        self._sampler = Sampler()
+        self.logit_processor = cast(Any, self._sampler)
         self._failures = _FailureRouter()
         self.output_router = self._failures
         self.warmup()  # creates the cache
@@ -203,7 +204,7 @@ class Batch(ContinuousBatchingManager):
         self._on_step(
             Step(
                 steps=self._steps,
-                tokens=[_new_token(future) for future in in_step if future.has_new_token],
+                tokens=self._new_tokens([future for future in in_step if future.has_new_token]),
                 failed=failed,
                 running=gauges[0],
                 waiting=gauges[1],
@@ -212,18 +213,21 @@ class Batch(ContinuousBatchingManager):
             )
         )
 
+    def _new_tokens(self, futures: list[FutureRequestState]) -> list[NewTokens]:
+        return [_new_token(future, self._sampler.logprobs.get(row)) for row, future in enumerate(futures)]
+
     def _handle_critical_error(self, error: Exception, batch_processor: ContinuousBatchProcessor | None) -> None:
         """The loop is dead, and with it this process: say why. The edge has every token."""
         self._on_crash(error)
 
 
-def _new_token(future: FutureRequestState) -> NewTokens:
+def _new_token(future: FutureRequestState, scored: TokenLogprobs | None) -> NewTokens:
     state = future.state
     token_id = state.generated_tokens[-1]
     finish: FinishReason | None = None
     if state.status == RequestStatus.FINISHED:
         finish = "stop" if token_id in state._eos_token_ids else "length"
-    return NewTokens(int(state.request_id), [token_id], finish)
+    return NewTokens(int(state.request_id), [token_id], finish, [] if scored is None else [scored])
 
 
 def _cache_use(processor: ContinuousBatchProcessor) -> float:

@@ -219,6 +219,7 @@ class EngineClient:
             if sequence is None:
                 continue
             sequence.output_ids += new.token_ids
+            sequence.logprobs += new.logprobs
             sequence.finish_reason = new.finish_reason
             if new.finish_reason is not None:
                 del self._sequences[new.id]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .sequence import FinishReason, Sampling
+from .sequence import FinishReason, Sampling, TokenLogprobs
 
 HEADER = struct.Struct("<I")
 """Each message is preceded by its length in bytes."""
@@ -90,6 +90,8 @@ class NewTokens(msgspec.Struct, frozen=True, array_like=True):
     id: int
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] = []
+    """One for each token id, if the sequence asks for them."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True):

@@ -1,7 +1,8 @@
 """Token choice for a whole batch: greedy rows untouched, each sampled row by its own parameters.
 
-A sampled token is the one with the largest sum of log probability and Gumbel noise (the Gumbel-max trick, Maddison et
-al. 2014, https://arxiv.org/abs/1411.0030), among those that `top_k`, then `top_p` keep (the order and the rules of
+First penalties, `logit_bias` and `min_new_tokens` change the scores, then greedy rows take the best. A sampled token is
+the one with the largest sum of log probability and Gumbel noise (the Gumbel-max trick, Maddison et al. 2014,
+https://arxiv.org/abs/1411.0030), among those that `top_k`, then `top_p`, then `min_p` keep (the order and the rules of
 `transformers`' warpers). The noise is a hash of (seed, absolute position, token id), so that a token is the same in any
 batch and after a resume: rounding can change it only where two tokens' sums nearly tie, however flat the scores are.
 The scheme is frozen: changing it changes what a seed gives.
@@ -15,7 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .sequence import Sampling
+from .logprobs import Rivals
+from .penalties import Penalized, TokenCounts, bias, penalize
+from .sequence import Sampling, TokenLogprobs
 
 # Sorted candidates looked at before the whole vocabulary. What lies beyond them takes part as one: the maximum of many
 # Gumbel variables is a Gumbel variable at the logarithm of their summed probability. Only if it wins is it looked into,
@@ -67,10 +70,14 @@ class Row:
     sampling: Sampling
     position: int
     generated: int
+    counts: TokenCounts | None = None
+    """What the sequence holds, if a penalty asks."""
 
 
 class _State(Protocol):
+    request_id: str
     initial_tokens: list[int]
+    generated_tokens: list[int]
     position_offset: int
     _true_initial_tokens: int
     logit_processor_kwargs: dict[str, Any]
@@ -89,6 +96,7 @@ class _SampledRows:
     temperature: torch.Tensor
     top_k: torch.Tensor  # vocabulary size and more where off
     top_p: torch.Tensor
+    min_p: torch.Tensor
     keys: torch.Tensor  # of the noise
 
 
@@ -103,7 +111,10 @@ class Sampler:
     tensors_required = 0
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
+        self._states: list[_State] = []
+        self._counts: dict[str, TokenCounts] = {}
+        self.logprobs: dict[int, TokenLogprobs] = {}
+        """Of the last step's rows that ask for them."""
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """No defaults: every request carries its `Sampling`."""
@@ -113,25 +124,43 @@ class Sampler:
 
     def prepare_tensor_args(self, requests_in_batch: Sequence[_FutureState], arg_storage: torch.Tensor) -> torch.Tensor:
         """Note the parameters of the rows that get a token. They come first in the scores, in this order."""
-        self._rows = [_row(future.state) for future in requests_in_batch if future.has_new_token]
+        self._states = [future.state for future in requests_in_batch if future.has_new_token]
         return arg_storage
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
     ) -> torch.Tensor:
         """scores [N, V] float32, whose first rows are those of `prepare_tensor_args`. Their argmax is the token."""
-        return choose(scores, self._rows)
+        before, self._counts = self._counts, {}
+        rows = [self._row(state, before, scores) for state in self._states]
+        wanted = [(index, row.sampling.logprobs) for index, row in enumerate(rows) if row.sampling.logprobs is not None]
+        rivals = Rivals(scores, wanted) if wanted else None
+        choose(scores, rows)
+        self.logprobs = rivals.of_choice(scores.argmax(dim=-1)) if rivals is not None else {}
+        return scores
+
+    def _row(self, state: _State, before: dict[str, TokenCounts], scores: torch.Tensor) -> Row:
+        # Preemption moves generated tokens into `initial_tokens`; `_true_initial_tokens` then has the prompt's length.
+        prompt_tokens = state._true_initial_tokens or len(state.initial_tokens)
+        sampling: Sampling = state.logit_processor_kwargs["sampling"]
+        counts = None
+        if _is_penalized(sampling):
+            counts = before.get(state.request_id) or TokenCounts.of_prompt(
+                state.initial_tokens[:prompt_tokens], scores.shape[1], scores.device
+            )
+            counts.add(state.initial_tokens[prompt_tokens:] + state.generated_tokens)
+            self._counts[state.request_id] = counts
+        return Row(sampling, state.position_offset, state.position_offset - prompt_tokens, counts)
 
 
-def _row(state: _State) -> Row:
-    # Preemption moves generated tokens into `initial_tokens`; `_true_initial_tokens` then has the prompt's length.
-    prompt_tokens = state._true_initial_tokens or len(state.initial_tokens)
-    sampling: Sampling = state.logit_processor_kwargs["sampling"]
-    return Row(sampling, state.position_offset, state.position_offset - prompt_tokens)
+def _is_penalized(sampling: Sampling) -> bool:
+    return (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
 def choose(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Scores [N, V] whose argmax over the first `len(rows)` rows is each row's next token. Changed in place."""
+    penalize(scores, [Penalized(i, row.sampling, row.counts) for i, row in enumerate(rows) if row.counts is not None])
+    bias(scores, [(i, token_id, amount) for i, row in enumerate(rows) for token_id, amount in row.sampling.logit_bias])
     _hold_back_stop_tokens(scores, rows)
     sampled = _sampled_rows(rows, scores.shape[1], scores.device)
     if sampled is None:
@@ -163,6 +192,7 @@ def _sampled_rows(rows: Sequence[Row], vocabulary: int, device: torch.device) ->
         torch.tensor([s.temperature for s in values], device=device, dtype=torch.float32),
         torch.tensor([s.top_k or vocabulary for s in values], device=device),
         torch.tensor([s.top_p for s in values], device=device, dtype=torch.float64),
+        torch.tensor([s.min_p for s in values], device=device, dtype=torch.float64),
         torch.tensor([noise_key(row.sampling.seed, row.position) for _, row in picked], device=device),
     )
 
@@ -179,8 +209,8 @@ def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
     for count in (*(c for c in CANDIDATES if c < vocabulary), vocabulary):
         best, ids = torch.topk(scaled[left], count, dim=-1)
         log_probabilities = best.double() - log_mass[left]
-        kept, is_known = _keep(log_probabilities, rows.top_k[left], rows.top_p[left], vocabulary)
-        keeps_all = (rows.top_k[left] >= vocabulary) & (rows.top_p[left] >= 1)
+        kept, is_known = _keep(log_probabilities, rows.top_k[left], rows.top_p[left], rows.min_p[left], vocabulary)
+        keeps_all = (rows.top_k[left] >= vocabulary) & (rows.top_p[left] >= 1) & (rows.min_p[left] <= 0)
         kept[:, :beaten] &= ~keeps_all[:, None]
         sums = (log_probabilities + gumbel(rows.keys[left], ids)).masked_fill(~kept, float("-inf"))
         highest, place = sums.max(dim=-1)
@@ -194,13 +224,14 @@ def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
 
 
 def _keep(
-    log_probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, vocabulary: int
+    log_probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of falling log probabilities [R, C]: which are kept [R, C], and whether C candidates were enough to tell [R].
 
     With c[j] the mass of candidates 0..j, a whole vocabulary having mass 1:
       m1 = c[k - 1], or 1 where top_k is off           the mass that top_k keeps
       last = the first j: c[j] >= top_p * m1           the last candidate that top_p keeps of it
+    min_p keeps those with at least so large a share of the best one's probability (https://arxiv.org/abs/2407.01082).
     """
     count = log_probabilities.shape[1]
     mass = log_probabilities.exp().cumsum(1)
@@ -209,7 +240,13 @@ def _keep(
     last = torch.searchsorted(mass, (top_p * m1)[:, None]).squeeze(1)
     ends = torch.where(p_is_off, top_k - 1, last.minimum(top_k - 1))
     kept = torch.arange(count, device=mass.device) <= ends[:, None]
-    return kept, (k_is_off | (top_k <= count)) & (p_is_off | (last < count))
+    likely = log_probabilities >= log_probabilities[:, :1] + min_p.log()[:, None]
+    knows_k = k_is_off | (top_k <= count)
+    knows_p = p_is_off | (knows_k & (last < count))
+    # Where min_p ends before the candidates do, it does not matter whether the others would have gone on.
+    ends_here = (~likely).any(dim=1) & (p_is_off | knows_k)
+    opens = (min_p <= 0) | ends_here
+    return kept & likely, (knows_k & knows_p & opens) | ends_here
 
 
 def _beyond(log_probabilities: torch.Tensor, keys: torch.Tensor, vocabulary: int) -> torch.Tensor:

@@ -14,8 +14,10 @@ FinishReason = Literal["stop", "length"]
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose a sequence's tokens. Values are checked by the edge before they get here.
 
-    `temperature` 0 is greedy and makes `top_k`, `top_p` and `seed` irrelevant. `top_k` 0 and `top_p` 1 are off.
-    `seed` is an unsigned 64-bit integer. Stop tokens are not generated before `min_new_tokens`.
+    `temperature` 0 is greedy and makes `top_k`, `top_p`, `min_p` and `seed` irrelevant. `top_k` 0, `top_p` 1 and
+    `min_p` 0 are off. `seed` is an unsigned 64-bit integer. Stop tokens are not generated before `min_new_tokens`.
+    Penalties and `logit_bias`, pairs of token id and amount, change the scores of greedy sequences too.
+    `logprobs` is how many of the most likely tokens to report beside the chosen one; None: not even that.
     """
 
     max_new_tokens: int
@@ -23,8 +25,21 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Of one position: the chosen token's natural log probability, and the `top` most likely tokens with theirs."""
+
+    logprob: float
+    top: list[tuple[int, float]] = []
 
 
 class EngineError(Exception):
@@ -42,7 +57,17 @@ class Sequence:
     `on_error(error)` once, if the engine can't finish the sequence. After either end, neither is called again.
     """
 
-    __slots__ = ("finish_reason", "id", "on_error", "on_tokens", "output_ids", "owner", "prompt_ids", "sampling")
+    __slots__ = (
+        "finish_reason",
+        "id",
+        "logprobs",
+        "on_error",
+        "on_tokens",
+        "output_ids",
+        "owner",
+        "prompt_ids",
+        "sampling",
+    )
 
     def __init__(
         self,
@@ -58,6 +83,7 @@ class Sequence:
         self.sampling = sampling
         self.owner = owner  # who takes turns with the others at admission
         self.output_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []  # one for each output id, if `sampling` asks for them
         self.finish_reason: FinishReason | None = None
         self.on_tokens = on_tokens
         self.on_error = on_error

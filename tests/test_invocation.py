@@ -1,0 +1,124 @@
+"""An invocation from item to result, on an engine that says what it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import pytest
+
+from container.admission import Admission
+from container.defaults import Defaults
+from container.engine.messages import EngineInfo
+from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
+from container.generation import Completion, Item, Parameters, Text
+from container.invocation import Invocation, Service
+from container.telemetry import Metrics
+from container.tokenizer import Tokenizer
+
+INFO = EngineInfo(
+    model_type="scripted",
+    device="cpu",
+    dtype="float32",
+    attention="none",
+    threads=1,
+    vocab_size=49152,
+    max_model_len=100,
+    kv_cache_tokens=1000,
+    max_sequence_tokens=100,
+    max_batch_tokens=256,
+    max_running=8,
+    load_seconds=0,
+)
+SCORE = TokenLogprobs(-0.5, [(504, -0.25)])
+END = 2
+"""SmolLM2's `<|im_end|>`."""
+
+
+class ScriptedEngine:
+    """Generates the tokens of its script at once, as an engine's step does that is late to hear of a cancellation."""
+
+    info = INFO
+    can_take_work = True
+    in_flight = 0
+    sequences: tuple[Sequence, ...] = ()
+
+    def __init__(self, script: list[int], finish: FinishReason | None) -> None:
+        self._script = script
+        self._finish = finish
+
+    def submit(self, sequence: Sequence) -> None:
+        for token_id in self._script:
+            sequence.output_ids.append(token_id)
+            if sequence.sampling.logprobs is not None:
+                sequence.logprobs.append(SCORE)
+            if len(sequence.output_ids) == len(self._script):
+                sequence.finish_reason = self._finish
+            sequence.on_tokens(1)
+
+    def cancel(self, sequence: Sequence) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_dir: str) -> Tokenizer:
+    return Tokenizer.load(model_dir, trust_remote_code=False)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as workers:
+        yield workers
+
+
+@pytest.fixture
+def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> Any:
+    """What becomes of a prompt when the engine generates a text's tokens, and perhaps an end token."""
+
+    async def run(said: str, finish: FinishReason | None, **parameters: Any) -> Completion:
+        script = tokenizer.encode(Text(text=said), param="said", max_tokens=100).ids
+        engine = ScriptedEngine([*script, END] if finish == "stop" else script, finish)
+        service = Service(
+            tokenizer=tokenizer,
+            defaults=Defaults(eos_token_ids=(END,)),
+            info=INFO,
+            admission=Admission(cast(Any, engine)),
+            metrics=Metrics(),
+            workers=workers,
+            default_max_new_tokens=50,
+            name="scripted",
+        )
+        invocation = Invocation(service)
+        item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
+        (completion,) = (await invocation.run(invocation.prepare(item))).completions
+        return completion
+
+    return lambda *script, **parameters: asyncio.run(run(*script, **parameters))
+
+
+def texts(completion: Completion) -> list[str]:
+    assert completion.logprobs is not None
+    return [token.text for token in completion.logprobs]
+
+
+def test_nothing_is_said_of_tokens_unless_it_is_asked_for(complete: Any) -> None:
+    assert complete("The sea", "length").logprobs is None
+
+
+def test_each_token_of_the_text_has_its_log_probability(complete: Any) -> None:
+    completion = complete("The sea", "length", logprobs=1)
+    assert (completion.text, texts(completion)) == ("The sea", ["The", " sea"])
+    assert [(token.logprob, token.top[0].text) for token in completion.logprobs] == [(-0.5, "The")] * 2
+
+
+def test_the_end_token_is_counted_and_not_shown(complete: Any) -> None:
+    completion = complete("The sea", "stop", logprobs=0)
+    assert (texts(completion), len(completion.token_ids)) == (["The", " sea"], 3)
+
+
+def test_tokens_behind_a_stop_string_are_not_shown(complete: Any) -> None:
+    completion = complete("The sea is. And the sky", "length", logprobs=0, stop=(" is",))
+    assert (completion.text, completion.finish_reason) == ("The sea", "stop")
+    assert texts(completion) == ["The", " sea"]
