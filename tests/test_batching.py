@@ -204,6 +204,17 @@ def test_a_seeded_sequence_is_the_same_alone_and_among_others_that_preempt_it(ti
     assert engine.preemptions > 0 and roomy.preemptions == 0
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.2, "seed": 3}], ids=["greedy", "seeded"])
+def test_a_sequence_submitted_again_with_its_tokens_so_far_goes_on_as_it_would_have(
+    tiny: TinyModel, sampling: dict[str, Any]
+) -> None:
+    (whole,) = Engine(tiny()).generate([PREFIX], max_new_tokens=40, **sampling)
+    engine = Engine(tiny(), max_batch_tokens=48)
+    for cut in (1, 13, 39):
+        engine.submit(cut, PREFIX + whole[:cut], max_new_tokens=40 - cut, **sampling)
+    assert engine.finish([1, 13, 39]) == [whole[1:], whole[13:], whole[39:]]
+
+
 def test_a_minimum_counts_the_tokens_from_before_a_preemption(tiny: TinyModel) -> None:
     prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
     sampling: dict[str, Any] = {"max_new_tokens": 60, "min_new_tokens": 30, "stop_token_ids": tuple(range(99))}
