@@ -102,7 +102,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one turn of the engine's loop did. Sent after every step, and as a heartbeat when idle.
+    """What one turn of the engine's loop did. Sent after every step, and when cancellations change what runs.
 
     `steps` counts forward passes since the engine's start: an engine with work whose count stands still is stalled.
     """
