@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import msgspec
 from fastapi import FastAPI, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from . import __version__
 from .batch_run import BatchRun
-from .dialects import openai
 from .dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
-from .dialects.call import Call
-from .dialects.document import check_charset, is_json_lines, read_document
-from .dialects.wire import decode
+from .dialects.document import Route, check_charset, is_json_lines
+from .document_run import answer_large, answer_small, spooled_response
 from .edge import Edge
 from .errors import InvalidRequest, RequestError, TooLarge
 from .exchange import Exchange, error_response
-from .invocation import Invocation, Prepared
+from .invocation import Invocation
+from .reader.client import INLINE_BYTES
+from .reader.messages import ReadDocument
+from .settings import Settings
 from .spool import OrderedSpool, Spool
 
 _SPOOL_WRITE = 1 << 20
@@ -46,17 +47,17 @@ def create_app(edge: Edge) -> FastAPI:
         """Generate, in the dialect that content type and shape of the body tell."""
         if is_json_lines(request.headers.get("content-type")):
             return Exchange(edge, request, lambda exchange: _answer_batch(edge, exchange))
-        return _document(edge, request, _read_any)
+        return _document(edge, request, "invocations")
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions."""
-        return _document(edge, request, lambda request, body: openai.read_chat(decode(body)))
+        return _document(edge, request, "chat")
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         """OpenAI's completions."""
-        return _document(edge, request, lambda request, body: openai.read_completion(decode(body)))
+        return _document(edge, request, "completions")
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:
@@ -72,46 +73,42 @@ def create_app(edge: Edge) -> FastAPI:
     return app
 
 
-Reader = Callable[[Request, bytes], Call]
+def _document(edge: Edge, request: Request, route: Route) -> Exchange:
+    return Exchange(edge, request, lambda exchange: _answer_document(edge, exchange, route))
 
 
-def _read_any(request: Request, body: bytes) -> Call:
-    return read_document(request.headers.get("content-type"), body, request.headers.get(CUSTOM_ATTRIBUTES))
-
-
-def _document(edge: Edge, request: Request, read: Reader) -> Exchange:
-    return Exchange(edge, request, lambda exchange: _answer_document(edge, exchange, read))
-
-
-async def _answer_document(edge: Edge, exchange: Exchange, read: Reader) -> Response:
-    service, request = edge.service_or_unavailable(), exchange.request
-    body = await _read_body(exchange, edge.settings.max_json_bytes)
+async def _answer_document(edge: Edge, exchange: Exchange, route: Route) -> Response:
+    service, settings, headers = edge.service_or_unavailable(), edge.settings, exchange.request.headers
+    what = ReadDocument(route, headers.get("content-type"), headers.get(CUSTOM_ATTRIBUTES))
+    body = await _read_document(exchange, settings)
     exchange.watch_for_disconnect()
     invocation = Invocation(service)
-
-    def parse() -> tuple[Call, list[Prepared]]:
-        call = read(request, body)
-        # All items are checked before any runs: a bad one must not cost the others' work.
-        return call, [invocation.prepare(item) for item in call.items]
-
     try:
-        call, prepared = await invocation.in_worker(parse)
-        results = await invocation.run_all(prepared)
+        if isinstance(body, bytes):
+            return await answer_small(service, invocation, what, body)
+        return await answer_large(service, invocation, what, body, settings.spool_dir)
     finally:
+        if isinstance(body, Spool):
+            body.close()
         invocation.close()
         exchange.fields |= invocation.counts()
-    answer = await invocation.in_worker(lambda: _encode(call.render(results, service.name)))
-    return Response(answer, media_type=call.content_type)
 
 
-def _encode(answer: object) -> bytes:
-    return answer.encode() if isinstance(answer, str) else msgspec.json.encode(answer)
-
-
-async def _read_body(exchange: Exchange, limit: int) -> bytes:
+async def _read_document(exchange: Exchange, settings: Settings) -> bytes | Spool:
+    """A large one goes to the disk at once."""
+    limit = settings.max_json_bytes
+    chunks = _chunks(exchange, limit, "send JSON lines (application/jsonlines) for more")
     body = bytearray()
-    async for chunk in _chunks(exchange, limit, "send JSON lines (application/jsonlines) for more"):
+    async for chunk in chunks:
         body += chunk
+        if len(body) > INLINE_BYTES:
+            spool = Spool(settings.spool_dir)
+            try:
+                await _spool_body(exchange, spool, limit, chunks, body)
+            except BaseException:
+                spool.close()
+                raise
+            return spool
     return bytes(body)
 
 
@@ -140,9 +137,16 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     check_charset(exchange.request.headers.get("content-type"))
     invocation = Invocation(service)
     body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
-    batch = BatchRun(service, invocation, answers, settings.max_json_bytes)
+    batch = BatchRun(
+        service,
+        invocation,
+        answers=answers,
+        spool_dir=settings.spool_dir,
+        longest_line=settings.max_json_bytes,
+    )
+    limit = settings.max_body_bytes
     try:
-        await _spool_body(exchange, body, settings.max_body_bytes)
+        await _spool_body(exchange, body, limit, _chunks(exchange, limit, "split the file"), bytearray())
         exchange.watch_for_disconnect()
         await batch.run(body)
         await asyncio.to_thread(answers.flush)  # a full disk must show before the answer begins
@@ -153,30 +157,22 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
         body.close()
         invocation.close()
         exchange.fields |= invocation.counts() | {"items": batch.items, "failed_items": batch.failed}
-    return StreamingResponse(
-        _send_and_close(answers), media_type="application/jsonlines", headers={"content-length": str(answers.size)}
-    )
+    return spooled_response(answers, "application/jsonlines")
 
 
-async def _spool_body(exchange: Exchange, spool: Spool, limit: int) -> None:
+async def _spool_body(
+    exchange: Exchange, spool: Spool, limit: int, chunks: AsyncIterator[bytes], pending: bytearray
+) -> None:
+    """`pending` and whatever comes after it."""
     # No more is ever written than the limit, which has an answer of its own.
     spool.reserve(min(limit, int(exchange.request.headers.get("content-length", "0"))))
-    pending = bytearray()
-    async for chunk in _chunks(exchange, limit, "split the file"):
+    async for chunk in chunks:
         pending += chunk
         if len(pending) >= _SPOOL_WRITE:
             await asyncio.to_thread(spool.append, bytes(pending))
             pending.clear()
     await asyncio.to_thread(spool.append, bytes(pending))
     await asyncio.to_thread(spool.flush)
-
-
-async def _send_and_close(answers: OrderedSpool) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in answers.chunks():
-            yield chunk
-    finally:
-        answers.close()
 
 
 def _named(error: HTTPException) -> RequestError:

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 from .dialects.batch import Line, is_blank, read_line
-from .errors import InvalidRequest, RequestError
-from .invocation import Invocation, Prepared, Service
-from .spool import OrderedSpool, Spool
+from .errors import EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable
+from .invocation import Invocation, Service
+from .preparation import Prepared
+from .reader.client import INLINE_BYTES
+from .reader.messages import Failure, ReadLine
+from .seen_ids import SeenIds
+from .spool import OrderedSpool, Spool, SpooledLine
+
+_SLICE_LINES = 32
+_SLICE_BYTES = 256 << 10
+"""Lines that a worker thread reads and tokenizes in one go, or so many bytes of them."""
+_BYTES_UNDER_WAY = 32 << 20
+
+_ENDS_ALL = (EngineFailure, Unavailable, OutOfSpace)
+"""What no other line would fare better with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """A line on its way. `read` is None where it takes a reader of its own."""
+
+    place: int
+    spooled: SpooledLine
+    read: Line | None
+    prepared: tuple[Prepared, ...] = ()
 
 
 class BatchRun:
@@ -17,65 +41,151 @@ class BatchRun:
     Answers go to the spool as they come and are put in order when they are read: a long line holds up nothing.
     """
 
-    def __init__(self, service: Service, invocation: Invocation, answers: OrderedSpool, longest_line: int) -> None:
+    def __init__(
+        self, service: Service, invocation: Invocation, *, answers: OrderedSpool, spool_dir: str, longest_line: int
+    ) -> None:
         self._service = service
         self._invocation = invocation
         self._answers = answers
+        self._spool_dir = spool_dir
         self._longest_line = longest_line
+        self._seen = SeenIds(spool_dir)
         self.items = 0
         self.failed = 0
 
     async def run(self, body: Spool) -> None:
         """Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line."""
-        lines = self._numbered_lines(body)
-        room = asyncio.Semaphore(self._invocation.work_ahead)
         try:
             async with asyncio.TaskGroup() as group:
-                while True:
-                    await room.acquire()
-                    item = await self._invocation.in_worker(lambda: next(lines, None))
-                    if item is None:
-                        break
-                    place, self.items = self.items, self.items + 1
-                    task = group.create_task(self._answer(place, *item))
-                    task.add_done_callback(lambda _: room.release())
+                await self._start_all(body, group)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        finally:
+            self._seen.close()
         if not self.items:
             raise InvalidRequest("the body has no items: expected one JSON object a line", code="empty_batch")
 
-    def _numbered_lines(self, body: Spool) -> Iterator[tuple[int, bytes]]:
-        for number, line in enumerate(body.lines(self._longest_line), start=1):
-            if not is_blank(line):
-                yield number, line
+    async def _start_all(self, body: Spool, group: asyncio.TaskGroup) -> None:
+        room = Room(self._invocation.work_ahead, _BYTES_UNDER_WAY)
+        slices = self._slices(body)
+        while (entries := await self._invocation.in_worker(lambda: next(slices, None))) is not None:
+            for entry in entries:
+                size = 0 if entry.spooled.text is None else entry.spooled.size
+                await room.enter(size)
+                if entry.read is not None:
+                    task = group.create_task(self._answer(entry, entry.read))
+                else:
+                    opened = asyncio.Event()
+                    task = group.create_task(self._answer_large(entry, body, opened))
+                    await opened.wait()  # its name comes before those of later lines
+                task.add_done_callback(partial(room.leave, size))
 
-    async def _answer(self, place: int, number: int, text: bytes) -> None:
-        line, prepared = await self._invocation.in_worker(lambda: self._prepare(number, text))
+    def _slices(self, body: Spool) -> Iterator[list[_Entry]]:
+        """For a worker thread, one slice at a time."""
+        entries: list[_Entry] = []
+        size = 0
+        for spooled in body.lines(min(self._longest_line, INLINE_BYTES)):
+            if spooled.text is not None and is_blank(spooled.text):
+                continue
+            entries.append(self._entry(spooled))
+            size += spooled.size
+            if len(entries) == _SLICE_LINES or size >= _SLICE_BYTES:
+                yield entries
+                entries, size = [], 0
+        if entries:
+            yield entries
+
+    def _entry(self, spooled: SpooledLine) -> _Entry:
+        place, self.items = self.items, self.items + 1
+        line, prepared = self._read(spooled)
+        return _Entry(place=place, spooled=spooled, read=line, prepared=prepared)
+
+    def _read(self, spooled: SpooledLine) -> tuple[Line | None, tuple[Prepared, ...]]:
+        if spooled.size > self._longest_line:
+            name = f"line {spooled.number}"
+            message = f"{name} is longer than {self._longest_line} bytes"
+            return Line(form="bare", error=InvalidRequest(message, param=name, code="line_too_long")), ()
+        if spooled.text is None:
+            return None, ()
+        line = read_line(spooled.text, spooled.number)
+        error: RequestError | None = self._repetition(line.unique_id)
+        try:
+            if error is None and line.call is not None:
+                return line, tuple(self._service.preparer.prepare(item) for item in line.call.items)
+        except RequestError as refusal:
+            error = refusal
+        return (line if error is None else replace(line, call=None, error=error)), ()
+
+    def _repetition(self, unique_id: str | None) -> InvalidRequest | None:
+        if unique_id is None or self._seen.add(unique_id):
+            return None
+        message = "custom_id is that of an earlier line; each line needs its own"
+        return InvalidRequest(message, param="custom_id", code="duplicate_custom_id")
+
+    async def _answer(self, entry: _Entry, line: Line) -> None:
         try:
             if line.error is not None:
                 raise line.error
-            assert line.call is not None
-            results = await self._invocation.run_all(prepared)
+            results = await self._invocation.run_all(entry.prepared)
         except RequestError as error:
-            if error.status >= 500:
-                raise
-            self.failed += 1
-            answer = line.failure(error)
+            await self._fail(entry, line, error)
         else:
-            answer = await self._invocation.in_worker(lambda: line.success(results, self._service.name))
-        await self._invocation.in_worker(lambda: self._answers.put(place, answer))
+            name, answers = self._service.name, self._answers
+            await self._invocation.in_worker(lambda: answers.put(entry.place, line.success(results, name)))
 
-    def _prepare(self, number: int, text: bytes) -> tuple[Line, list[Prepared]]:
-        name = f"line {number}"
-        if len(text) > self._longest_line:
-            too_long = InvalidRequest(
-                f"{name} is longer than {self._longest_line} bytes", param=name, code="line_too_long"
-            )
-            return Line(form="bare", error=too_long), []
-        line = read_line(text, number)
-        if line.call is None:
-            return line, []
+    async def _fail(self, entry: _Entry, line: Line, error: RequestError) -> None:
+        if isinstance(error, _ENDS_ALL):
+            raise error
+        self.failed += 1
+        await self._invocation.in_worker(lambda: self._answers.put(entry.place, line.failure(error)))
+
+    async def _answer_large(self, entry: _Entry, body: Spool, opened: asyncio.Event) -> None:
+        answer = Spool(self._spool_dir)
         try:
-            return line, [self._invocation.prepare(item) for item in line.call.items]
+            await self._answer_with_reader(entry, body, answer, opened)
         except RequestError as error:
-            return Line(form=line.form, error=error, custom_id=line.custom_id, model_input=line.model_input), []
+            await self._fail(entry, Line(form="bare", error=error), error)
+        else:
+            await self._invocation.in_worker(lambda: self._answers.put_file(entry.place, answer))
+        finally:
+            opened.set()
+            answer.close()
+
+    async def _answer_with_reader(self, entry: _Entry, body: Spool, answer: Spool, opened: asyncio.Event) -> None:
+        line = entry.spooled
+        what = ReadLine(line.number, line.offset, line.size)
+        async with self._service.readers.read(what, body, answer) as reader:
+            refusal = reader.opened.error
+            repetition = self._repetition(reader.opened.unique_id)
+            opened.set()
+            if repetition is not None:
+                refusal = Failure.of(repetition)
+            if refusal is None:
+                await self._invocation.run_read(reader)
+            else:
+                self.failed += 1
+            await reader.render(refusal)
+
+
+class Room:
+    """Bounds what is under way, by number and by bytes. One task enters."""
+
+    def __init__(self, places: int, most_bytes: int) -> None:
+        self._places = places
+        self._most_bytes = most_bytes
+        self._inside = 0
+        self._bytes = 0
+        self._somebody_left = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Something larger than all the room enters alone."""
+        while self._inside == self._places or (self._inside and self._bytes + size > self._most_bytes):
+            self._somebody_left.clear()
+            await self._somebody_left.wait()
+        self._inside += 1
+        self._bytes += size
+
+    def leave(self, size: int, _task: object) -> None:
+        self._inside -= 1
+        self._bytes -= size
+        self._somebody_left.set()

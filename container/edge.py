@@ -21,12 +21,16 @@ import uvicorn
 from .admission import Admission
 from .defaults import Defaults
 from .engine.client import EngineClient
-from .engine.messages import EngineConfig, Step
+from .engine.messages import EngineConfig, EngineInfo, Step
 from .engine.sequence import EngineError
 from .errors import Unavailable
 from .exchange import Exchange
 from .invocation import Service
 from .model_source import local_directory
+from .preparation import Preparer
+from .reader.client import AT_ONCE as READERS
+from .reader.client import Readers
+from .reader.messages import ReaderConfig
 from .settings import BadSetting, Settings
 from .telemetry import Metrics
 from .tokenizer import Tokenizer
@@ -58,7 +62,9 @@ class Edge:
         self.service: Service | None = None
         self.exchanges: set[Exchange] = set()
         self.workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="text")
+        self._reader_places = asyncio.Semaphore(READERS)
         self._model = model
+        self._directory = ""
         self._engine: EngineClient | None = None
         self._admission: Admission | None = None
         self._tokenizer: Tokenizer | None = None
@@ -102,7 +108,7 @@ class Edge:
     async def load(self) -> None:
         """Fetch the model, then load tokenizer and engine side by side."""
         try:
-            directory = await asyncio.to_thread(local_directory, self._model, self.settings)
+            directory = self._directory = await asyncio.to_thread(local_directory, self._model, self.settings)
             self._start_engine(directory)
             self._defaults = await asyncio.to_thread(Defaults.load, directory)
             self._tokenizer = await asyncio.to_thread(self._load_tokenizer, directory)
@@ -195,16 +201,30 @@ class Edge:
             logger.info("ready", extra={"action": "ready", "engine": msgspec.structs.asdict(engine.info)})
             self.service = Service(
                 tokenizer=self._tokenizer,
-                defaults=self._defaults,
+                preparer=Preparer(
+                    tokenizer=self._tokenizer,
+                    defaults=self._defaults,
+                    max_sequence_tokens=engine.info.max_sequence_tokens,
+                    default_max_new_tokens=self.settings.max_new_tokens,
+                ),
+                readers=Readers(self._reader_config(engine.info), self._reader_places),
                 info=engine.info,
                 admission=admission,
                 metrics=self.metrics,
                 workers=self.workers,
-                default_max_new_tokens=self.settings.max_new_tokens,
                 name=self.settings.name,
             )
             admission.pump()
         self.metrics.ready.set(self.takes_work)
+
+    def _reader_config(self, info: EngineInfo) -> ReaderConfig:
+        return ReaderConfig(
+            model_dir=self._directory,
+            trust_remote_code=self.settings.trust_remote_code,
+            max_sequence_tokens=info.max_sequence_tokens,
+            default_max_new_tokens=self.settings.max_new_tokens,
+            name=self.settings.name,
+        )
 
     def _engine_stepped(self, step: Step) -> None:
         assert self._admission is not None

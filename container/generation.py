@@ -110,8 +110,8 @@ class TokenLogprob:
     id: int
     text: str
     """Bytes that are no whole character are escaped: `\\xf0\\x9f`. A special token has its name."""
-    bytes: bytes | None
-    """Its share of the text, in UTF-8. None for a special token, which has none."""
+    utf8: bytes | None
+    """Its share of the text. None for a special token, which has none."""
     logprob: float
     offset: int = 0
     """Characters of the completion's text before it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
+from array import array
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,15 +13,16 @@ from typing import Any, TypeVar
 
 from . import logprobs
 from .admission import Admission
-from .defaults import Defaults
 from .engine import sequence as engine
 from .engine.messages import EngineInfo
 from .engine.sequence import EngineError, Sampling
 from .errors import EngineFailure, RequestError, Unavailable
-from .generation import Completion, FinishReason, Item, Result, TokenLogprob
+from .generation import Completion, FinishReason, Result, TokenLogprob
+from .preparation import Prepared, Preparer
+from .reader.client import Reader, Readers
 from .stop_strings import StopStrings
 from .telemetry import Metrics
-from .tokenizer import EncodedPrompt, Tokenizer
+from .tokenizer import Tokenizer
 
 T = TypeVar("T")
 _AHEAD = 2
@@ -31,23 +33,15 @@ class Service:
     """What every invocation works with once the model is ready. Shared, and changed by none of them."""
 
     tokenizer: Tokenizer
-    defaults: Defaults
+    preparer: Preparer
+    readers: Readers
     info: EngineInfo
     admission: Admission
     metrics: Metrics
     workers: ThreadPoolExecutor
     """Parses, tokenizes and renders, so that the event loop never waits for a large document."""
-    default_max_new_tokens: int
     name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """An item, tokenized and checked, ready for the engine."""
-
-    prompt: EncodedPrompt
-    samplings: tuple[Sampling, ...]
-    stop: tuple[str, ...]
+    """The served model's."""
 
 
 class Invocation:
@@ -63,18 +57,6 @@ class Invocation:
         context = contextvars.copy_context()  # log lines from there carry the invocation's id, too
         return await asyncio.get_running_loop().run_in_executor(self._service.workers, context.run, function)
 
-    def prepare(self, item: Item) -> Prepared:
-        """Tokenize and check one item. For a worker thread. Raises InvalidRequest."""
-        service = self._service
-        limit = service.info.max_sequence_tokens
-        prompt = service.tokenizer.encode(
-            item.prompt, param=item.param, max_tokens=limit, tools_param=item.name_of("tools")
-        )
-        samplings = service.defaults.resolve(
-            item, len(prompt.ids), limit_tokens=limit, default_max_new_tokens=service.default_max_new_tokens
-        )
-        return Prepared(prompt=prompt, samplings=samplings, stop=item.parameters.stop)
-
     @property
     def work_ahead(self) -> int:
         """How many items to have under way: enough that the engine never waits for one."""
@@ -84,14 +66,25 @@ class Invocation:
         """Results in the items' order. If one fails, the others are ended and its error is raised."""
         return await gather_bounded((self.run(one) for one in prepared), self.work_ahead)
 
+    async def run_read(self, reader: Reader) -> None:
+        """Every item of a large document, each result back to its reader. The first error ends the others."""
+        work = (self._run_one_read(reader, index) for index in range(reader.opened.items))
+        await gather_bounded(work, self.work_ahead)
+
+    async def _run_one_read(self, reader: Reader, index: int) -> None:
+        item = await reader.item(index)
+        ids = array("I", item.prompt_ids)
+        prepared = Prepared(prompt_ids=ids, prompt_text="", samplings=item.samplings, stop=item.stop)
+        await reader.put(index, await self.run(prepared))
+
     async def run(self, prepared: Prepared) -> Result:
         """Generate one item's choices. Raises RequestError."""
-        self.prompt_tokens += len(prepared.prompt.ids)
+        self.prompt_tokens += len(prepared.prompt_ids)
         work = (self._generate(prepared, sampling) for sampling in prepared.samplings)
         completions = await gather_bounded(work, len(prepared.samplings))
         return Result(
-            prompt_text=prepared.prompt.text,
-            prompt_tokens=len(prepared.prompt.ids),
+            prompt_text=prepared.prompt_text,
+            prompt_tokens=len(prepared.prompt_ids),
             completions=tuple(completions),
         )
 
@@ -144,7 +137,7 @@ class Generation:
         self._stopped = False
         self._last_token_at = time.monotonic()
         self.sequence = engine.Sequence(
-            prepared.prompt.ids, sampling, owner=owner, on_tokens=self._on_tokens, on_error=self._on_error
+            prepared.prompt_ids, sampling, owner=owner, on_tokens=self._on_tokens, on_error=self._on_error
         )
         service.admission.enqueue(self.sequence)
 

@@ -35,7 +35,7 @@ def _token_logprob(vocabulary: Vocabulary, token_id: int, score: TokenLogprobs, 
     return TokenLogprob(
         id=token_id,
         text=token.text,
-        bytes=token.bytes,
+        utf8=token.bytes,
         logprob=_finite(score.logprob),
         offset=offset,
         top=tuple(_rival(vocabulary, rival_id, logprob) for rival_id, logprob in score.top),
@@ -44,7 +44,7 @@ def _token_logprob(vocabulary: Vocabulary, token_id: int, score: TokenLogprobs, 
 
 def _rival(vocabulary: Vocabulary, token_id: int, logprob: float) -> TokenLogprob:
     token = vocabulary.token(token_id)
-    return TokenLogprob(id=token_id, text=token.text, bytes=token.bytes, logprob=_finite(logprob))
+    return TokenLogprob(id=token_id, text=token.text, utf8=token.bytes, logprob=_finite(logprob))
 
 
 def _finite(logprob: float) -> float:

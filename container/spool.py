@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import shutil
+import struct
 import tempfile
 import threading
-from array import array
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
 from typing import IO
 
 from .errors import OutOfSpace
@@ -17,6 +20,35 @@ from .errors import OutOfSpace
 _CHUNK = 1 << 20
 _KEEP_FREE = 16 << 20
 """Bytes left for others on the spool's disk."""
+_PLACE = struct.Struct("<QQ")
+"""A record's offset and size in the index."""
+_PLACES = 4096
+"""Of which so many are read at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpooledLine:
+    """A line with its newline: `size` bytes from `offset` on. A long one is left in the file."""
+
+    number: int
+    offset: int
+    size: int
+    text: bytes | None
+
+
+def full_disk() -> OutOfSpace:
+    return OutOfSpace("the spool directory (LONGHAUL_SPOOL_DIR) is full", code="disk_full")
+
+
+@contextlib.contextmanager
+def naming_a_full_disk() -> Iterator[None]:
+    """Raises OutOfSpace where writing fails for want of space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise full_disk() from error
 
 
 class Spool:
@@ -28,7 +60,7 @@ class Spool:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self.size = 0
-        with self._naming_a_full_disk():
+        with naming_a_full_disk():
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory, prefix="longhaul-")  # noqa: SIM115 (closed by close)
 
     def close(self) -> None:
@@ -45,80 +77,110 @@ class Spool:
             )
 
     def append(self, data: bytes) -> None:
-        with self._naming_a_full_disk():
+        with naming_a_full_disk():
             self._file.write(data)
         self.size += len(data)
 
+    def write_at(self, offset: int, data: bytes) -> None:
+        with naming_a_full_disk():
+            os.pwrite(self._file.fileno(), data, offset)
+
     def flush(self) -> None:
         """What was appended is on the disk: it can't be refused for want of space any more."""
-        with self._naming_a_full_disk():
+        with naming_a_full_disk():
             self._file.flush()
 
-    @contextlib.contextmanager
-    def _naming_a_full_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise OutOfSpace(f"the spool directory is full after {self.size} bytes", code="disk_full") from error
+    def fileno(self) -> int:
+        """For another process to read the file, or to write it."""
+        return self._file.fileno()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(size)
+        """What has been flushed. Any thread may."""
+        return os.pread(self._file.fileno(), size, offset)
 
-    def lines(self, longest: int) -> Iterator[bytes]:
-        """Lines with their newlines. One over `longest` bytes comes cut to `longest` + 1, so that it shows."""
+    def lines(self, longest: int) -> Iterator[SpooledLine]:
+        """Every line; one over `longest` bytes without its text."""
         self._file.seek(0)
-        while line := self._file.readline(longest + 1):
-            yield line
-            while len(line) > longest and not line.endswith(b"\n") and (rest := self._file.readline(_CHUNK)):
-                if rest.endswith(b"\n"):
-                    break
+        offset = 0
+        for number in count(1):
+            text = self._file.readline(longest + 1)
+            if not text:
+                return
+            size = len(text)
+            if is_long := size > longest:
+                part = text
+                while not part.endswith(b"\n") and (part := self._file.readline(_CHUNK)):
+                    size += len(part)
+            yield SpooledLine(number=number, offset=offset, size=size, text=None if is_long else text)
+            offset += size
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The whole file, in pieces of moderate size."""
+        for offset in range(0, self.size, _CHUNK):
+            yield await asyncio.to_thread(self.read_at, offset, _CHUNK)
 
 
 class OrderedSpool:
-    """Records that come in any order and are read in the order of their numbers, with a few bytes of memory each."""
+    """Records that come in any order and are read in the order of their numbers. Takes no memory that grows."""
 
     def __init__(self, directory: str) -> None:
-        self._spool = Spool(directory)
-        self._offsets = array("Q")
-        self._sizes = array("Q")
+        self._records = Spool(directory)
+        self._index = Spool(directory)  # where each record lies
+        self._count = 0
         self._writing = threading.Lock()
 
     def close(self) -> None:
-        self._spool.close()
+        self._records.close()
+        self._index.close()
 
     @property
     def size(self) -> int:
-        return self._spool.size
+        return self._records.size
 
     def put(self, number: int, record: bytes) -> None:
         """Each number from 0 once. Any thread may."""
+        self._put(number, len(record), (record,))
+
+    def put_file(self, number: int, record: Spool) -> None:
+        """A record too large for memory."""
+        parts = (record.read_at(offset, _CHUNK) for offset in range(0, record.size, _CHUNK))
+        self._put(number, record.size, parts)
+
+    def _put(self, number: int, size: int, parts: Iterable[bytes]) -> None:
         with self._writing:
-            missing = number + 1 - len(self._offsets)
-            if missing > 0:
-                self._offsets.extend([0] * missing)
-                self._sizes.extend([0] * missing)
-            self._offsets[number], self._sizes[number] = self._spool.size, len(record)
-            self._spool.append(record)
+            self._index.write_at(number * _PLACE.size, _PLACE.pack(self._records.size, size))
+            for part in parts:
+                self._records.append(part)
+            self._count = max(self._count, number + 1)
 
     def flush(self) -> None:
         """All records are on the disk."""
-        self._spool.flush()
+        self._records.flush()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """All records in order, in pieces of moderate size."""
-        first = 0
-        while first < len(self._offsets):
-            first, piece = await asyncio.to_thread(self._piece, first)
+        """All records in order, in pieces of moderate size. Only after `flush`."""
+        parts = self._parts()
+        while piece := await asyncio.to_thread(_joined, parts):
             yield piece
 
-    def _piece(self, first: int) -> tuple[int, bytes]:
-        parts: list[bytes] = []
-        size = 0
-        while first < len(self._offsets) and size < _CHUNK:
-            parts.append(self._spool.read_at(self._offsets[first], self._sizes[first]))
-            size += self._sizes[first]
-            first += 1
-        return first, b"".join(parts)
+    def _parts(self) -> Iterator[bytes]:
+        for offset, size in self._places():
+            for at in range(offset, offset + size, _CHUNK):
+                yield self._records.read_at(at, min(_CHUNK, offset + size - at))
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Offset and size of each record."""
+        for first in range(0, self._count, _PLACES):
+            end = min(self._count, first + _PLACES)
+            yield from _PLACE.iter_unpack(self._index.read_at(first * _PLACE.size, (end - first) * _PLACE.size))
+
+
+def _joined(parts: Iterator[bytes]) -> bytes:
+    """The next of the parts, as many as make a piece of moderate size. Empty at the end."""
+    joined, size = [], 0
+    for part in parts:
+        joined.append(part)
+        size += len(part)
+        if size >= _CHUNK:
+            break
+    return b"".join(joined)

@@ -16,6 +16,10 @@ from .errors import InvalidRequest
 from .generation import Chat, Prompt, Text, TokenIds
 from .vocabulary import Vocabulary
 
+_MOST_COMPOSED = 4
+"""Characters that Unicode composition makes one of, at most. A text beyond this need not be normalized, which takes
+many times its size in memory, to know that it is too long."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
@@ -87,7 +91,9 @@ class Tokenizer:
         most = max_tokens * self._longest_token
         if len(text) <= most:
             return
-        characters = len(self._normalized(text))
+        characters = len(text)
+        if characters <= most * _MOST_COMPOSED:
+            characters = len(self._normalized(text))
         if characters > most:
             message = (
                 f"{param}: prompt has {characters} characters; the model holds {max_tokens} tokens,"

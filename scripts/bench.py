@@ -4,6 +4,7 @@ served    `./serve`, all prompts in one JSON-lines body over HTTP
 direct    the same continuous batch fed directly, without HTTP, text or a second process
 limit     a plain forward loop over `DynamicCache`: each prompt prefilled once without padding, then all rows decoded
           together, finished ones dropped. No scheduler, no paging, no sampling: the forward passes alone.
+packed    the same loop with linear layers packed as the engine packs them: the limit of this engine's own kernels
 static    `model.generate` in arrival-order batches of 16, each as long as its longest row
 
 All generate the same numbers of tokens for the same prompts, greedily, ignoring end-of-sequence. Runs alternate; the
@@ -36,6 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from container.engine.batching import Batch
 from container.engine.messages import EngineConfig, Step, Submit
 from container.engine.model import load
+from container.engine.packing import pack_linears
 from container.engine.sequence import Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -239,7 +241,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="+", default=["served", "direct", "limit", "static"])
+    parser.add_argument("--only", nargs="+", default=["served", "direct", "limit", "packed", "static"])
     parser.add_argument("--json", type=Path, help="write the measures there")
     parser.add_argument("--busy", action="store_true", help="measure although the machine is not quiet")
     options = parser.parse_args()
@@ -253,16 +255,30 @@ def main() -> None:
 
 def contenders(model_dir: Path, names: list[str]) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    plain = _plain(model_dir)
     make: dict[str, Callable[[], Any]] = {
         "served": lambda: Served(model_dir),
         "direct": lambda: Direct(model_dir),
         "limit": lambda: Limit(plain),
+        "packed": lambda: Limit(_packed(model_dir)),
         "static": lambda: Static(plain),
     }
     for name in names:
         made[name] = make[name]()
     return made
+
+
+def _plain(model_dir: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    return model
+
+
+def _packed(model_dir: Path) -> PreTrainedModel:
+    model = _plain(model_dir)
+    pack_linears(model)
+    return model
 
 
 def measure(systems: dict[str, Any], jobs: list[Job], runs: int) -> dict[str, list[float]]:

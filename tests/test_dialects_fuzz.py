@@ -26,7 +26,7 @@ from container.generation import Completion, Item, Result, TokenLogprob
 from container.tokenizer import Tokenizer
 
 CANARY = "kept-secret"
-TOKEN = TokenLogprob(id=5, text=CANARY, bytes=None, logprob=-1.0)
+TOKEN = TokenLogprob(id=5, text=CANARY, utf8=None, logprob=-1.0)
 FEW = settings(deadline=None, derandomize=True, max_examples=300)
 BACKEND = tiny_tokenizers.byte_fallback(chat_template=tiny_tokenizers.TEMPLATE)
 TOKENIZER = Tokenizer(BACKEND, len(BACKEND))

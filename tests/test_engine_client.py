@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ class Life:
             self.ended.append(error)
 
         sampling = Sampling(max_new_tokens=1)
-        sequence = Sequence([1], sampling, owner=self, on_tokens=on_tokens, on_error=on_error)
+        sequence = Sequence(array("I", [1]), sampling, owner=self, on_tokens=on_tokens, on_error=on_error)
         self.client.submit(sequence)
         return sequence
 

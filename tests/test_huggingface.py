@@ -247,8 +247,8 @@ def test_details_say_how_a_text_ended_and_which_seed_repeats_it() -> None:
 
 
 def test_details_have_each_token_where_its_log_probability_is_asked_for() -> None:
-    rival = TokenLogprob(id=7, text=" sky", bytes=b" sky", logprob=-2.0)
-    token = TokenLogprob(id=5, text=" sea", bytes=b" sea", logprob=-0.5, top=(rival,))
+    rival = TokenLogprob(id=7, text=" sky", utf8=b" sky", logprob=-2.0)
+    token = TokenLogprob(id=5, text=" sea", utf8=b" sea", logprob=-0.5, top=(rival,))
     completion = Completion(text=" sea", token_ids=(5, 2), finish_reason="stop", seed=None, logprobs=(token,))
     call = read_request({"inputs": "a", "parameters": {"details": True, "logprobs": 1}})
     (generated,) = call.render([Result(prompt_text="a", prompt_tokens=1, completions=(completion,))], "served")

@@ -15,6 +15,7 @@ from container.engine.messages import EngineInfo
 from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
 from container.generation import Completion, Item, Parameters, Text
 from container.invocation import Invocation, Service
+from container.preparation import Preparer
 from container.telemetry import Metrics
 from container.tokenizer import Tokenizer
 
@@ -80,19 +81,25 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> Any:
     async def run(said: str, finish: FinishReason | None, **parameters: Any) -> Completion:
         script = tokenizer.encode(Text(text=said), param="said", max_tokens=100).ids
         engine = ScriptedEngine([*script, END] if finish == "stop" else script, finish)
-        service = Service(
+        preparer = Preparer(
             tokenizer=tokenizer,
             defaults=Defaults(eos_token_ids=(END,)),
+            max_sequence_tokens=100,
+            default_max_new_tokens=50,
+        )
+        service = Service(
+            tokenizer=tokenizer,
+            preparer=preparer,
+            readers=cast(Any, None),
             info=INFO,
             admission=Admission(cast(Any, engine)),
             metrics=Metrics(),
             workers=workers,
-            default_max_new_tokens=50,
             name="scripted",
         )
         invocation = Invocation(service)
         item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
-        (completion,) = (await invocation.run(invocation.prepare(item))).completions
+        (completion,) = (await invocation.run(preparer.prepare(item))).completions
         return completion
 
     return lambda *script, **parameters: asyncio.run(run(*script, **parameters))

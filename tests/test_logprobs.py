@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def real(model_dir: str) -> Any:
 
 def generated(ids: list[int], finish: FinishReason | None, score: TokenLogprobs | None = None) -> Sequence:
     sequence = Sequence(
-        [1], Sampling(max_new_tokens=9), owner=1, on_tokens=lambda new: None, on_error=lambda error: None
+        array("I", [1]), Sampling(max_new_tokens=9), owner=1, on_tokens=lambda new: None, on_error=lambda error: None
     )
     sequence.output_ids = ids
     sequence.logprobs = [score or TokenLogprobs(-0.5)] * len(ids)
@@ -47,7 +48,7 @@ def texts(tokens: tuple[TokenLogprob, ...]) -> list[str]:
 def test_each_token_has_its_text_its_bytes_and_its_place(real: Any) -> None:
     tokens = of_text(real, real("The sea 日")["input_ids"])
     assert texts(tokens) == ["The", " sea", " \\xe6", "\\x97", "\\xa5"]
-    assert b"".join(token.bytes or b"" for token in tokens) == "The sea 日".encode()
+    assert b"".join(token.utf8 or b"" for token in tokens) == "The sea 日".encode()
     assert [token.offset for token in tokens] == [0, 3, 7, 8, 8]
 
 
@@ -60,7 +61,7 @@ def test_a_stop_token_that_is_special_is_left_out(real: Any) -> None:
 def test_a_special_token_within_has_its_name_and_no_bytes(real: Any) -> None:
     (sea,) = real(" sea")["input_ids"]
     first, second = of_text(real, [END, sea])
-    assert (first.text, first.bytes, first.offset, second.offset) == ("<|im_end|>", None, 0, 0)
+    assert (first.text, first.utf8, first.offset, second.offset) == ("<|im_end|>", None, 0, 0)
 
 
 def test_a_stop_string_leaves_the_tokens_that_begin_before_it(real: Any) -> None:
@@ -73,7 +74,7 @@ def test_a_stop_string_leaves_the_tokens_that_begin_before_it(real: Any) -> None
 def test_a_stop_string_within_a_run_of_byte_tokens_leaves_those_before_it() -> None:
     ids = [*"é\n\n".encode(), FALLBACK.convert_tokens_to_ids("the")]
     tokens = of_text(FALLBACK, ids, characters=len("é\n"))
-    assert [token.bytes for token in tokens] == [b"\xc3", b"\xa9", b"\n"]
+    assert [token.utf8 for token in tokens] == [b"\xc3", b"\xa9", b"\n"]
     assert [token.offset for token in of_text(FALLBACK, ids)] == [0, 0, 1, 2, 3]
 
 
@@ -81,7 +82,7 @@ def test_the_likeliest_tokens_are_named_like_the_chosen_one(real: Any) -> None:
     score = TokenLogprobs(-1.5, [(END, -0.25), (345, -1.5)])
     (token,) = logprobs.of_text(Vocabulary(real), generated([345], "length", score), characters=None)
     assert token.logprob == -1.5
-    assert [(rival.id, rival.logprob, rival.bytes is None) for rival in token.top] == [
+    assert [(rival.id, rival.logprob, rival.utf8 is None) for rival in token.top] == [
         (END, -0.25, True),
         (345, -1.5, False),
     ]
@@ -101,6 +102,6 @@ def test_a_cut_keeps_just_the_tokens_that_the_text_before_it_needs(text: str, da
     whole = FALLBACK.decode(ids)
     characters = data.draw(st.integers(0, len(whole)))
     kept = of_text(FALLBACK, ids, characters=characters)
-    said = b"".join(token.bytes or b"" for token in kept).decode()[1:]  # but for the first space
+    said = b"".join(token.utf8 or b"" for token in kept).decode()[1:]  # but for the first space
     assert said.startswith(whole[:characters])
     assert not kept or len(said) - len(kept[-1].text) <= characters

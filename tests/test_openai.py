@@ -294,9 +294,9 @@ def test_a_completion_asks_for_log_probabilities_in_one_field() -> None:
         assert completion_refusal(logprobs=value).param == "logprobs"
 
 
-HALF = TokenLogprob(id=8, text=" \\xe6", bytes=b" \xe6", logprob=-3.0)
-END = TokenLogprob(id=2, text="<|im_end|>", bytes=None, logprob=-0.25)
-SEA = TokenLogprob(id=5, text=" sea", bytes=b" sea", logprob=-1.5, top=(END,))
+HALF = TokenLogprob(id=8, text=" \\xe6", utf8=b" \xe6", logprob=-3.0)
+END = TokenLogprob(id=2, text="<|im_end|>", utf8=None, logprob=-0.25)
+SEA = TokenLogprob(id=5, text=" sea", utf8=b" sea", logprob=-1.5, top=(END,))
 SCORED = Result(
     prompt_text="prompt:",
     prompt_tokens=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
 from collections.abc import Coroutine
 from typing import Any, cast
 
@@ -62,7 +63,7 @@ class Queue:
     async def enqueue(self, owner: str, count: int, prompt_tokens: int = 1) -> list[Sequence]:
         new = [
             Sequence(
-                [1] * prompt_tokens,
+                array("I", [1] * prompt_tokens),
                 Sampling(max_new_tokens=9),
                 owner=owner,
                 on_tokens=lambda new: None,

@@ -33,17 +33,24 @@ def ordered(tmp_path: Path) -> Iterator[OrderedSpool]:
 
 
 def read(ordered: OrderedSpool) -> list[bytes]:
+    ordered.flush()
+
     async def pieces() -> list[bytes]:
         return [piece async for piece in ordered.chunks()]
 
     return asyncio.run(pieces())
 
 
-def lines(spool: Spool, *written: bytes, longest: int = 10) -> list[bytes]:
+def lines(spool: Spool, *written: bytes, longest: int = 10) -> list[bytes | None]:
     for part in written:
         spool.append(part)
     spool.flush()
-    return list(spool.lines(longest))
+    found = list(spool.lines(longest))
+    assert [spool.read_at(line.offset, line.size) for line in found if line.text] == [
+        line.text for line in found if line.text
+    ]
+    assert sum(line.size for line in found) == spool.size
+    return [line.text for line in found]
 
 
 def test_lines_come_as_they_were_written(spool: Spool) -> None:
@@ -54,12 +61,17 @@ def test_an_empty_spool_has_no_lines(spool: Spool) -> None:
     assert lines(spool) == []
 
 
-def test_a_line_that_is_too_long_shows_and_the_next_is_whole(spool: Spool) -> None:
-    assert lines(spool, b"a" * 3_000_000 + b"\nnext\n") == [b"a" * 11, b"next\n"]
+def test_a_long_line_stays_in_the_file_and_the_next_is_whole(spool: Spool) -> None:
+    assert lines(spool, b"a" * 3_000_000 + b"\nnext\n") == [None, b"next\n"]
+    assert [(line.number, line.offset, line.size) for line in spool.lines(10)] == [(1, 0, 3_000_001), (2, 3_000_001, 5)]
 
 
-def test_a_last_line_that_is_too_long_shows(spool: Spool) -> None:
-    assert lines(spool, b"first\n" + b"a" * 3_000_000) == [b"first\n", b"a" * 11]
+def test_a_last_line_may_be_long(spool: Spool) -> None:
+    assert lines(spool, b"first\n" + b"a" * 3_000_000) == [b"first\n", None]
+
+
+def test_a_line_of_just_the_length_is_not_long(spool: Spool) -> None:
+    assert lines(spool, b"a" * 10 + b"\n", longest=11) == [b"a" * 10 + b"\n"]
 
 
 def test_the_size_is_what_was_written(spool: Spool) -> None:

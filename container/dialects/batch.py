@@ -59,6 +59,11 @@ class Line:
     model_input: bytes | None = None
     """Bedrock's `modelInput`, to be repeated in the answer."""
 
+    @property
+    def unique_id(self) -> str | None:
+        """The name that no other line may have: OpenAI's, which is how its clients find an answer."""
+        return self.custom_id if self.form == "openai" else None
+
     def success(self, results: Sequence[Result], model: str) -> bytes:
         """The answer's line, newline included."""
         assert self.call is not None

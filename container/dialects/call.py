@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ..generation import Item, Result
 
 Renderer = Callable[[Sequence[Result], str], Any]
@@ -26,3 +28,8 @@ class Call:
         """
         assert len(results) == len(self.items), f"{len(results)} results for {len(self.items)} items"
         return self.renderer(results, model)
+
+    def answer(self, results: Sequence[Result], model: str) -> bytes:
+        """The answer as it goes over the wire, in `content_type`."""
+        rendered = self.render(results, model)
+        return rendered.encode() if isinstance(rendered, str) else msgspec.json.encode(rendered)

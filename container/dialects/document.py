@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from ..errors import InvalidRequest, UnsupportedMedia
 from . import huggingface, openai, text
@@ -22,16 +23,31 @@ SHAPES: dict[str, Callable[[object], Call]] = {
 }
 
 
+Route = Literal["invocations", "chat", "completions"]
+"""Where a document came in: SageMaker's path takes every dialect, OpenAI's paths one each."""
+
+
+def read_call(route: Route, content_type: str | None, body: bytes, custom_attributes: str | None) -> Call:
+    """The call that one document makes. Takes as long as the body is large: for a worker thread.
+
+    Raises InvalidRequest, or UnsupportedMedia for a content type of no dialect, JSON lines included.
+    """
+    match route:
+        case "invocations":
+            return read_document(content_type, body, custom_attributes)
+        case "chat":
+            return openai.read_chat(decode(body))
+        case "completions":
+            return openai.read_completion(decode(body))
+
+
 def is_json_lines(content_type: str | None) -> bool:
     """Whether the body is to be read line by line, with `batch.read_line`."""
     return media_type(content_type) in JSON_LINES
 
 
 def read_document(content_type: str | None, body: bytes, custom_attributes: str | None) -> Call:
-    """The call that one document makes. Takes as long as the body is large: for a worker thread.
-
-    Raises InvalidRequest, or UnsupportedMedia for a content type of no dialect, JSON lines included.
-    """
+    """A document whose dialect its content type and its shape tell."""
     media = media_type(content_type)
     check_charset(content_type)
     if media == "text/plain":

@@ -245,7 +245,7 @@ def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 
 def _chat_token(token: TokenLogprob) -> dict[str, Any]:
-    encoded = None if token.bytes is None else list(token.bytes)
+    encoded = None if token.utf8 is None else list(token.utf8)
     return {"token": token.text, "logprob": token.logprob, "bytes": encoded}
 
 
@@ -268,7 +268,7 @@ def _likeliest(token: TokenLogprob) -> dict[str, float]:
 
 def _completion_token(token: TokenLogprob) -> str:
     """Completions, where tokens have no field of bytes, mark them: `bytes:\\xf0\\x9f`."""
-    is_whole = token.bytes is None or token.bytes == token.text.encode()
+    is_whole = token.utf8 is None or token.utf8 == token.text.encode()
     return token.text if is_whole else f"bytes:{token.text}"
 
 

@@ -123,7 +123,7 @@ class EngineClient:
         if not self._sequences:
             self._idle_s = 0.0
         self._sequences[sequence.id] = sequence
-        self._writer.write(encode(Submit(sequence.id, sequence.prompt_ids, sequence.sampling)))
+        self._writer.write(encode(Submit(sequence.id, sequence.prompt_ids.tolist(), sequence.sampling)))
 
     def cancel(self, sequence: Sequence) -> None:
         """Free what the sequence holds. Its listeners are not called again. Nothing happens if it has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable
 from typing import Literal
 
@@ -71,7 +72,7 @@ class Sequence:
 
     def __init__(
         self,
-        prompt_ids: list[int],
+        prompt_ids: array[int],
         sampling: Sampling,
         *,
         owner: Hashable,

@@ -1,0 +1,54 @@
+"""One document from its body to its answer: a small one here, a large one with a reader of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response, StreamingResponse
+
+from .dialects.call import Call
+from .dialects.document import read_call
+from .invocation import Invocation, Service
+from .preparation import Prepared
+from .reader.messages import ReadDocument
+from .spool import OrderedSpool, Spool
+
+
+async def answer_small(service: Service, invocation: Invocation, what: ReadDocument, body: bytes) -> Response:
+    def read() -> tuple[Call, list[Prepared]]:
+        call = read_call(what.route, what.content_type, body, what.custom_attributes)
+        # All items are checked before any runs: a bad one must not cost the others' work.
+        return call, [service.preparer.prepare(item) for item in call.items]
+
+    call, prepared = await invocation.in_worker(read)
+    results = await invocation.run_all(prepared)
+    answer = await invocation.in_worker(lambda: call.answer(results, service.name))
+    return Response(answer, media_type=call.content_type)
+
+
+async def answer_large(
+    service: Service, invocation: Invocation, what: ReadDocument, body: Spool, spool_dir: str
+) -> Response:
+    answer = Spool(spool_dir)
+    try:
+        async with service.readers.read(what, body, answer) as reader:
+            await invocation.run_read(reader)
+            content_type = await reader.render()
+    except BaseException:
+        answer.close()
+        raise
+    return spooled_response(answer, content_type)
+
+
+def spooled_response(answer: Spool | OrderedSpool, content_type: str) -> Response:
+    """Closes the spool when it is sent."""
+    headers = {"content-length": str(answer.size)}
+    return StreamingResponse(_send_and_close(answer), media_type=content_type, headers=headers)
+
+
+async def _send_and_close(answer: Spool | OrderedSpool) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.chunks():
+            yield chunk
+    finally:
+        answer.close()

@@ -1,0 +1,49 @@
+"""An item made ready for the engine: tokenized, checked, its parameters settled. It knows no requests and no engine."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+from .defaults import Defaults
+from .engine.sequence import Sampling
+from .generation import Item
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An item, tokenized and checked, ready for the engine."""
+
+    prompt_ids: array[int]
+    """A tenth of a list's memory."""
+    prompt_text: str
+    """The prompt as the model sees it, chat template applied."""
+    samplings: tuple[Sampling, ...]
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparer:
+    """Shared, and changed by nobody. `max_sequence_tokens` is what the engine holds, prompt and answer together."""
+
+    tokenizer: Tokenizer
+    defaults: Defaults
+    max_sequence_tokens: int
+    default_max_new_tokens: int
+
+    def prepare(self, item: Item) -> Prepared:
+        """Takes as long as the prompt: for a worker thread. Raises InvalidRequest."""
+        limit = self.max_sequence_tokens
+        prompt = self.tokenizer.encode(
+            item.prompt, param=item.param, max_tokens=limit, tools_param=item.name_of("tools")
+        )
+        samplings = self.defaults.resolve(
+            item, len(prompt.ids), limit_tokens=limit, default_max_new_tokens=self.default_max_new_tokens
+        )
+        return Prepared(
+            prompt_ids=array("I", prompt.ids),
+            prompt_text=prompt.text,
+            samplings=samplings,
+            stop=item.parameters.stop,
+        )

@@ -1,0 +1,54 @@
+"""The names of a batch's lines, so that a repeated one is noticed. On the disk: a file may have millions of lines."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import tempfile
+
+from .spool import full_disk, naming_a_full_disk
+
+_CACHE_KIB = 8 << 10
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+
+
+class SeenIds:
+    """Owns a table of digests in a file that is gone with the process. One thread at a time."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._table: sqlite3.Connection | None = None
+
+    def add(self, name: str) -> bool:
+        """Whether the name is new. Raises OutOfSpace when the disk is full."""
+        digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
+        try:
+            if self._table is None:
+                self._table = _table(self._directory)
+            return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in _FULL:
+                raise
+            raise full_disk() from error
+
+    def close(self) -> None:
+        if self._table is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._table.close()
+
+
+def _table(directory: str) -> sqlite3.Connection:
+    with naming_a_full_disk():
+        handle, path = tempfile.mkstemp(dir=directory, prefix="longhaul-")
+    os.close(handle)
+    try:
+        table = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{_CACHE_KIB}"):
+            table.execute(f"PRAGMA {setting}")
+        table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        table.execute("BEGIN")  # never ended: nothing here is to outlive the process
+    finally:
+        os.unlink(path)
+    return table
