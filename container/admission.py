@@ -12,7 +12,8 @@ from .engine.sequence import EngineError, Sequence
 # One in eight of the engine's places is kept for owners that have none yet, so that a prompt sent while a long batch
 # fills the engine starts with the next step.
 _RESERVED_SHARE = 8
-# The engine starts prompts in its own order, so it gets no more of them ahead than fill this many steps.
+# The engine starts newcomers' prompts first and the others' in the order in which they came, so that of those it gets
+# no more ahead than fill this many steps.
 _STEPS_AHEAD = 2
 
 
@@ -60,8 +61,9 @@ class Admission:
         places = info.max_running - self._engine.in_flight
         open_places = places - info.max_running // _RESERVED_SHARE
         ahead = sum(len(s.prompt_ids) for s in self._engine.sequences if not s.output_ids)
-        while self._queues and places > 0 and ahead < _STEPS_AHEAD * info.max_batch_tokens:
-            owner = self._next_owner(running, only_new=open_places <= 0)
+        most_ahead = _STEPS_AHEAD * info.max_batch_tokens
+        while self._queues and places > 0:
+            owner = self._next_owner(running, only_new=open_places <= 0 or ahead >= most_ahead)
             if owner is None:
                 return
             sequence = self._take(owner)
@@ -69,9 +71,9 @@ class Admission:
                 held = f"the restarted engine holds {info.max_sequence_tokens} tokens, too few for this sequence"
                 sequence.on_error(EngineError("engine_failed", held))
                 continue
+            self._engine.submit(sequence, newcomer=not running[owner])
             running[owner] += 1
             places, open_places, ahead = places - 1, open_places - 1, ahead + len(sequence.prompt_ids)
-            self._engine.submit(sequence)
 
     def _pump_soon(self) -> None:
         """One `pump` for all the changes of this turn of the event loop."""

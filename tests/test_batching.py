@@ -73,8 +73,8 @@ class Engine:
     def preemptions(self) -> int:
         return sum(step.preemptions for step in self.steps)
 
-    def submit(self, id: int, prompt: list[int], **sampling: Any) -> None:
-        self.batch.submit(Submit(id, prompt, Sampling(**({"max_new_tokens": 16} | sampling))))
+    def submit(self, id: int, prompt: list[int], *, newcomer: bool = False, **sampling: Any) -> None:
+        self.batch.submit(Submit(id, prompt, Sampling(**({"max_new_tokens": 16} | sampling)), newcomer))
 
     def cancel(self, id: int) -> None:
         self.batch.cancel(Cancel(id))
@@ -310,6 +310,38 @@ def test_a_step_reports_one_token_of_each_running_sequence_and_who_waits(tiny: T
     ]
     assert all(0 <= step.cache_use <= 1 for step in engine.steps)
     assert (engine.steps[1].cache_use > 0, engine.steps[-1].cache_use) == (True, 0)
+
+
+def test_a_newcomer_starts_with_the_next_step_before_prompts_half_done_and_queued(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), max_batch_tokens=16)
+    engine.submit(0, random_prompt(100))
+    engine.submit(1, random_prompt(100, seed=1))
+    engine.turn()
+    engine.submit(2, random_prompt(10), newcomer=True)
+    engine.turn()
+    assert list(engine.output) == [2]
+    assert engine.finish([0, 1, 2]) == reference(
+        tiny(), [random_prompt(100), random_prompt(100, seed=1), random_prompt(10)]
+    )
+
+
+def test_a_long_newcomer_keeps_no_short_one_waiting(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), max_batch_tokens=32)
+    engine.submit(0, random_prompt(300), newcomer=True)
+    engine.turn()
+    engine.submit(1, random_prompt(30, seed=1), newcomer=True)
+    engine.turn()
+    engine.turn()
+    assert list(engine.output) == [1]
+
+
+def test_a_long_newcomer_is_not_kept_waiting_by_ever_more_short_ones(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), max_batch_tokens=32)
+    engine.submit(0, random_prompt(300), newcomer=True)
+    for id in range(1, 24):
+        engine.submit(id, random_prompt(32, seed=id), newcomer=True, max_new_tokens=1)
+        engine.turn()
+    assert 0 in engine.output
 
 
 def test_an_idle_turn_reports_nothing(tiny: TinyModel) -> None:

@@ -50,7 +50,7 @@ class ScriptedEngine:
         self._script = script
         self._finish = finish
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
         for token_id in self._script:
             sequence.output_ids.append(token_id)
             if sequence.sampling.logprobs is not None:

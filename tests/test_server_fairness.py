@@ -22,6 +22,7 @@ class FakeEngine:
     def __init__(self, max_running: int = 16, max_batch_tokens: int = 1000) -> None:
         self.can_take_work = True
         self.sequences: list[Sequence] = []
+        self.newcomers: list[Sequence] = []
         self.info = EngineInfo(
             model_type="fake",
             device="cpu",
@@ -45,8 +46,10 @@ class FakeEngine:
     def owners(self) -> list[object]:
         return [sequence.owner for sequence in self.sequences]
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
         self.sequences.append(sequence)
+        if newcomer:
+            self.newcomers.append(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         self.sequences.remove(sequence)
@@ -135,6 +138,17 @@ def test_a_prompt_longer_than_two_steps_is_let_through() -> None:
         queue = Queue(FakeEngine(max_batch_tokens=100))
         await queue.enqueue("long", 1, prompt_tokens=5000)
         assert queue.engine.in_flight == 1
+
+    run(scenario())
+
+
+def test_a_newcomer_does_not_wait_for_a_long_prompt_ahead() -> None:
+    async def scenario() -> None:
+        queue = Queue(FakeEngine(max_batch_tokens=100))
+        await queue.enqueue("batch", 3, prompt_tokens=5000)
+        newcomer, _ = await queue.enqueue("newcomer", 2)
+        assert queue.engine.owners == ["batch", "newcomer"]
+        assert queue.engine.newcomers == [queue.engine.sequences[0], newcomer]
 
     run(scenario())
 

@@ -25,6 +25,7 @@ from transformers.generation.continuous_batching.requests import (
     RequestStatus,
 )
 
+from . import scheduling
 from .memory import cache_tokens
 from .messages import Cancel, EngineConfig, EngineInfo, Failed, NewTokens, Step, Submit
 from .model import LoadedModel, ModelRefused
@@ -104,6 +105,7 @@ class Batch(ContinuousBatchingManager):
         self._active: frozenset[str] = frozenset()
         self._last_gauges = (0, 0)
         self._cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
+        scheduling.register()
         super().__init__(
             model=cast(Any, loaded.model),
             # Each sequence brings its own stop tokens and limit; the sampler makes argmax the choice.
@@ -164,6 +166,7 @@ class Batch(ContinuousBatchingManager):
             max_new_tokens=message.sampling.max_new_tokens,
             eos_token_id=list(message.sampling.stop_token_ids),
             sampling=message.sampling,
+            newcomer=message.newcomer,
         )
 
     def cancel(self, message: Cancel) -> None:
@@ -247,6 +250,7 @@ def _configuration(loaded: LoadedModel, settings: EngineConfig) -> ContinuousBat
         num_blocks=max(1, _cache_tokens(loaded, settings, batch_tokens, running) // PAGE_TOKENS),
         max_batch_tokens=batch_tokens,
         max_requests_per_batch=running,
+        scheduler_type=scheduling.NAME,
         # The library takes our attention's name for one that needs masks and reserves memory for them; the size
         # above has accounted for everything, so its own check must not fail on masks that never exist.
         max_memory_percent=100.0,

@@ -116,14 +116,14 @@ class EngineClient:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
         self._supervisor.add_done_callback(self._supervision_ended)
 
-    def submit(self, sequence: Sequence) -> None:
-        """The engine takes sequences in this order. Call only while `can_take_work`."""
+    def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
+        """The engine takes sequences in this order, newcomers first. Call only while `can_take_work`."""
         assert self._writer is not None, "callers ask can_take_work first"
         sequence.id = next(self._ids)
         if not self._sequences:
             self._idle_s = 0.0
         self._sequences[sequence.id] = sequence
-        self._writer.write(encode(Submit(sequence.id, sequence.prompt_ids.tolist(), sequence.sampling)))
+        self._writer.write(encode(Submit(sequence.id, sequence.prompt_ids.tolist(), sequence.sampling, newcomer)))
 
     def cancel(self, sequence: Sequence) -> None:
         """Free what the sequence holds. Its listeners are not called again. Nothing happens if it has ended."""

@@ -58,6 +58,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     id: int
     prompt_ids: list[int]
     sampling: Sampling
+    newcomer: bool = False
+    """Whether it goes before what others have queued (see `scheduling.py`)."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
