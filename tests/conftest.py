@@ -12,7 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # The edge's tokenizer hides torch from a process that hasn't imported it, and the engine's tests in this one need it.
 import torch  # noqa: F401
-from server import Server, save_tiny_model
+from server import Server
+
+from benchmarks.tiny_model import save_tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +16,6 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 60.0
@@ -34,28 +31,6 @@ def eventually(question: Callable[[], T], within_s: float = PATIENCE_S) -> T:
         assert time.monotonic() < deadline, f"not within {within_s:g} s"
         time.sleep(0.01)
     return answer
-
-
-def save_tiny_model(directory: Path, tokenizer_dir: Path) -> None:
-    """Random weights under SmolLM2's tokenizer: fluent gibberish in milliseconds."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(tokenizer_dir / name, directory)
 
 
 def free_port() -> int:

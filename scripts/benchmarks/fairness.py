@@ -1,0 +1,216 @@
+"""One prompt beside a long batch: how long it takes, and what it costs the batch.
+
+alone      a batch of 2,000 lines
+visited    the same batch, while ten prompts of 32 tokens are asked for, one after the other, 32 new tokens each
+first      the same, with one new token each: how long until a prompt is done
+joining    the same engine fed directly, without HTTP: a full batch of the same rows runs, and the same prompt joins it
+           as its last row, at the start of a step
+
+Runs alternate; the tables show medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+from container.engine.batching import Batch
+from container.engine.messages import EngineConfig, Step, Submit
+from container.engine.model import load
+from container.engine.sequence import Sampling
+
+from .serving import Served
+from .throughput import Job, make_jobs
+from .tiny_model import save_tiny_model
+
+LINES = 2000
+VISITORS = 10
+NEW_TOKENS = 32
+PROMPT_TOKENS = 32
+
+
+class Visited:
+    """`./serve` with a long batch, and now and then a single prompt."""
+
+    def __init__(self, model_dir: Path, jobs: list[Job]) -> None:
+        self._served = Served(model_dir, LONGHAUL_DTYPE="float32")
+        self._body = b"".join(json.dumps(_request(job, job.new_tokens)).encode() + b"\n" for job in jobs)
+        self._visitor = jobs[0]
+        self._threads = ThreadPoolExecutor(1)
+
+    def batch_s(self) -> tuple[float, None]:
+        return self._batch().result(), None
+
+    def visited(self, new_tokens: int) -> tuple[float, list[float]]:
+        """Seconds of the batch, and of each visitor."""
+        batch = self._batch()
+        self._wait_until_full()
+        visits = [self._visit(new_tokens) for _ in range(VISITORS)]
+        assert not batch.done(), "the batch ended before the last visitor had come"
+        return batch.result(), visits
+
+    def step_s(self) -> float:
+        """The mean time between a sequence's tokens, so far."""
+        return self._metric("inter_token_latency_seconds_sum") / self._metric("inter_token_latency_seconds_count")
+
+    def _batch(self) -> Future[float]:
+        return self._threads.submit(self._post, self._body, "application/jsonlines")
+
+    def _visit(self, new_tokens: int) -> float:
+        return self._post(json.dumps(_request(self._visitor, new_tokens)).encode(), "application/json")
+
+    def _post(self, body: bytes, content_type: str) -> float:
+        connection = self._served.connect()
+        started = time.perf_counter()
+        connection.request("POST", "/invocations", body, {"Content-Type": content_type})
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 200
+        took = time.perf_counter() - started
+        connection.close()
+        return took
+
+    def _wait_until_full(self) -> None:
+        """So many as the edge lets a batch have, and the first of them done."""
+        before = self._metric("sequences_total")
+        while self._metric("sequences_total") < before + 100:
+            time.sleep(0.02)
+
+    def _metric(self, name: str) -> float:
+        connection = self._served.connect()
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        return sum(
+            float(line.split()[-1]) for line in lines if line.startswith((f"longhaul_{name} ", f"longhaul_{name}{{"))
+        )
+
+    def close(self) -> None:
+        self._served.close()
+        self._threads.shutdown()
+
+
+class Joined:
+    """The engine's batch in this process, kept full."""
+
+    def __init__(self, model_dir: Path, jobs: list[Job]) -> None:
+        settings = EngineConfig(model_dir=str(model_dir), dtype="float32")
+        loaded = load(settings)
+        self._batch = Batch(loaded, settings, on_step=self._take, on_crash=lambda error: sys.exit(str(error)))
+        places = self._batch.info(loaded, 0.0).max_running
+        self._rows = places - places // 8  # as many as the edge gives a batch
+        self._jobs: Iterator[Job] = cycle(jobs)
+        self._visitor = jobs[0]
+        self._ids = count()
+        self._visitor_id = -1
+        self._joined_at: float | None = None
+        self._visits: list[float] = []
+        self._finished = 0
+        self._done = threading.Event()
+        self._batch.start()
+
+    def visits_s(self) -> list[float]:
+        """Seconds of ten prompts, one after the other, each joining at the start of a step."""
+        self._visits, self._finished, self._joined_at = [], 0, None
+        self._done.clear()
+        for _ in range(self._rows):
+            self._submit(next(self._jobs))
+        self._done.wait()
+        return self._visits
+
+    def _take(self, step: Step) -> None:
+        """Called between two steps."""
+        for new in step.tokens:
+            if new.finish_reason is None:
+                continue
+            self._finished += 1
+            if new.id == self._visitor_id:
+                assert self._joined_at is not None
+                self._visits.append(time.perf_counter() - self._joined_at)
+                self._joined_at = None
+            elif len(self._visits) < VISITORS:
+                self._submit(next(self._jobs))
+        if len(self._visits) < VISITORS:
+            if self._finished >= 100 and self._joined_at is None:
+                self._joined_at = time.perf_counter()
+                self._visitor_id = self._submit(self._visitor, newcomer=True)
+        elif step.running == step.waiting == 0:
+            self._done.set()
+
+    def _submit(self, job: Job, newcomer: bool = False) -> int:
+        id = next(self._ids)
+        self._batch.submit(Submit(id, job.prompt_ids, Sampling(max_new_tokens=job.new_tokens), newcomer))
+        return id
+
+    def close(self) -> None:
+        self._batch.stop()
+
+
+def _request(job: Job, new_tokens: int) -> dict[str, object]:
+    return {"prompt": job.prompt_ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=int, default=5)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        save_tiny_model(Path(directory), options.model)
+        return _measure(options, Path(directory))
+
+
+def _measure(options: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
+    jobs = [Job(job.prompt_ids, 16 + job.new_tokens % 48) for job in make_jobs(LINES, options.model, 1)]
+    visitor = next(job.prompt_ids for job in jobs if len(job.prompt_ids) >= PROMPT_TOKENS)[:PROMPT_TOKENS]
+    jobs[0] = Job(visitor, NEW_TOKENS)
+    visited, joined = Visited(model_dir, jobs), Joined(model_dir, jobs)
+    results: dict[str, list[float]] = {name: [] for name in ("alone_s", "visited_s", "visit_s", "first_s", "joining_s")}
+    try:
+        for round_ in range(options.runs + 1):
+            alone, _ = visited.batch_s()
+            batch, visits = visited.visited(NEW_TOKENS)
+            _, firsts = visited.visited(1)
+            joining = joined.visits_s()
+            print(
+                f"round {round_} of {options.runs}: alone {alone:.2f} s, visited {batch:.2f} s,"
+                f" visit {statistics.median(visits):.3f} s, first {statistics.median(firsts):.3f} s,"
+                f" joining {statistics.median(joining):.3f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+            if round_:
+                results["alone_s"].append(alone)
+                results["visited_s"].append(batch)
+                results["visit_s"] += visits
+                results["first_s"] += firsts
+                results["joining_s"] += joining
+        step_s = visited.step_s()
+    finally:
+        visited.close()
+        joined.close()
+    return _report(results, step_s)
+
+
+def _report(results: dict[str, list[float]], step_s: float) -> dict[str, Any]:
+    medians = {name: statistics.median(values) for name, values in results.items()}
+    of_joining = medians["visit_s"] / medians["joining_s"]
+    slower = medians["visited_s"] / medians["alone_s"] - 1
+    first = medians["first_s"] / step_s
+    print(f"a prompt of {PROMPT_TOKENS} + {NEW_TOKENS} tokens beside a batch of {LINES} lines, tiny model:")
+    print("| | median | promised |\n|---|---|---|")
+    print(f"| takes, of what it takes as the last row of a full batch | {of_joining:.2f} | at most 1.5 |")
+    print(f"| is done with its first token after | {first:.1f} steps | 2: the one that runs, and its own |")
+    print(f"| {VISITORS} of them make the batch slower by | {slower:.1%} | less than 10 % |")
+    ratios = {"visit_of_joining": of_joining, "batch_slower": slower, "first_in_steps": first, "step_s": step_s}
+    return results | ratios

@@ -1,0 +1,132 @@
+"""What large bodies do to the edge process: its memory and its `/ping`, with a model so small that text is the work.
+
+lines       200 MB of JSON lines, short items
+prompts     one JSON document of 64 MiB, 10,000 prompts
+text        one JSON document of 64 MiB, a single prompt that is too long
+nonsense    one JSON document of 64 MiB, made to take gigabytes when it is decoded
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .serving import ROOT, Served, Watch
+from .tiny_model import save_tiny_model
+
+LIMIT_GROWTH_MB = 150.0
+LIMIT_PING_P99_MS = 100.0
+_MIB = 1 << 20
+_PIECE = 1 << 20
+
+
+def lines(size: int) -> Iterator[bytes]:
+    """Items of about 1,000 characters, each with an answer of one token."""
+    words = _words()
+    number = written = 0
+    while written < size:
+        prompt = " ".join(words[(number * 7 + place) % len(words)] for place in range(150))
+        body = {"prompt": prompt, "max_tokens": 1, "temperature": 0}
+        request = {"custom_id": f"item-{number}", "method": "POST", "url": "/v1/completions", "body": body}
+        line = json.dumps(request).encode() + b"\n"
+        yield line
+        number, written = number + 1, written + len(line)
+
+
+def prompts(size: int) -> Iterator[bytes]:
+    words = _words()
+    count = 10_000
+    yield b'{"max_tokens": 1, "temperature": 0, "prompt": ['
+    for number in range(count):
+        text = "\\u00e9 \\ud83d\\ude00 "  # characters that make Python keep a text in four bytes each
+        while len(text) < size // count - 20:
+            text += words[(number + len(text)) % len(words)] + " "
+        yield (b", " if number else b"") + b'"%s"' % text.encode()
+    yield b"]}"
+
+
+def text(size: int) -> Iterator[bytes]:
+    yield b'{"prompt": "'
+    yield from (b"the sea " * (size // 8 - 8) for _ in range(1))
+    yield b'"}'
+
+
+def nonsense(size: int) -> Iterator[bytes]:
+    yield b'{"prompt": ['
+    yield b"{}," * (size // 3 - 10)
+    yield b"{}]}"
+
+
+def _words() -> list[str]:
+    documents = (ROOT / "examples/documents.jsonl").read_text()
+    return [word for word in documents.split() if word.isascii() and '"' not in word and "\\" not in word]
+
+
+BODIES: dict[str, tuple[Callable[[int], Iterator[bytes]], int, str]] = {
+    "lines": (lines, 200_000_000, "application/jsonlines"),
+    "prompts": (prompts, 64 * _MIB - 1000, "application/json"),
+    "text": (text, 64 * _MIB - 1000, "application/json"),
+    "nonsense": (nonsense, 64 * _MIB - 1000, "application/json"),
+}
+
+
+def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, Any]]:
+    make, size, content_type = BODIES[name]
+    with tempfile.TemporaryFile() as body:
+        for piece in make(int(size * scale)):
+            body.write(piece)
+        length = body.tell()
+        body.seek(0)
+        connection = served.connect()
+        with served.watched() as watch:
+            started = time.perf_counter()
+            headers = {"content-type": content_type, "content-length": str(length)}
+            connection.request("POST", "/invocations", body, headers)
+            response = connection.getresponse()
+            received = newlines = 0
+            while piece := response.read(_PIECE):
+                received, newlines = received + len(piece), newlines + piece.count(b"\n")
+            took = time.perf_counter() - started
+        connection.close()
+    return watch, {
+        "body_mb": round(length / 1e6, 1),
+        "status": response.status,
+        "answer_mb": round(received / 1e6, 1),
+        "answer_lines": newlines,
+        "seconds": round(took, 1),
+        "growth_mb": round(watch.growth_mb, 1),
+        "ping_p99_ms": round(watch.ping_p99_ms, 1),
+        "ping_max_ms": round(watch.ping_max_ms, 1),
+        "pings": len(watch.pings_s),
+        "bad_pings": watch.bad_pings,
+    }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", choices=list(BODIES), default=list(BODIES))
+    parser.add_argument("--scale", type=float, default=1.0, help="of the bodies' sizes")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        save_tiny_model(Path(directory), options.model)
+        served = Served(Path(directory), LONGHAUL_MAX_BATCH_TOKENS=2048, LONGHAUL_KV_CACHE_TOKENS=65536)
+        try:
+            measure(served, "lines", 0.005)  # what is loaded with first use is not growth
+            results = {name: measure(served, name, options.scale)[1] for name in options.only}
+        finally:
+            served.close()
+    print("| body | MB | status | answer MB | s | edge grows MB | ping p99 ms | ping max ms | pings |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, of in results.items():
+        print(
+            f"| {name} | {of['body_mb']} | {of['status']} | {of['answer_mb']} | {of['seconds']} | {of['growth_mb']}"
+            f" | {of['ping_p99_ms']} | {of['ping_max_ms']} | {of['pings']} |"
+        )
+    print(f"promised: the edge grows by less than {LIMIT_GROWTH_MB:.0f} MB, ping p99 under {LIMIT_PING_P99_MS:.0f} ms")
+    return results

@@ -1,0 +1,287 @@
+"""Throughput of the server beside what bounds it and what it replaces, in one run on one machine.
+
+served    `./serve`, all prompts in one JSON-lines body over HTTP
+direct    the same continuous batch fed directly, without HTTP, text or a second process
+limit     a plain forward loop over `DynamicCache`: each prompt prefilled once without padding, then all rows decoded
+          together, finished ones dropped. No scheduler, no paging, no sampling: the forward passes alone.
+packed    the same loop with linear layers packed as the engine packs them: the limit of this engine's own kernels
+static    `model.generate` in arrival-order batches of 16, each as long as its longest row
+
+All generate the same numbers of tokens for the same prompts, greedily, ignoring end-of-sequence. Runs alternate; the
+table shows medians, spread, and ratios of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+
+from container.engine.batching import Batch
+from container.engine.messages import EngineConfig, Step, Submit
+from container.engine.model import load
+from container.engine.packing import pack_linears
+from container.engine.sequence import Sampling
+
+from .serving import ROOT, Served
+
+SYSTEMS = ("served", "direct", "limit", "packed", "static")
+STATIC_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt and how many tokens to generate from it."""
+
+    prompt_ids: list[int]
+    new_tokens: int
+
+
+def make_jobs(count: int, model_dir: Path, seed: int) -> list[Job]:
+    """Real texts, cut to 16 to 256 tokens; output lengths long-tailed from 16 to 384 (log-uniform, squared)."""
+    lines = (ROOT / "examples/documents.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["body"]["messages"][-1]["content"] for line in lines]
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir)
+    draw = random.Random(seed)
+    jobs = []
+    for index in range(count):
+        ids = tokenizer(texts[index % len(texts)])["input_ids"][: draw.randint(16, 256)]
+        jobs.append(Job(ids, round(16 * (384 / 16) ** (draw.random() ** 2))))
+    return jobs
+
+
+class System(Protocol):
+    def run(self, jobs: list[Job]) -> list[int]:
+        """How many new tokens each job got."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class OverHTTP:
+    """`./serve` in processes of its own."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._served = Served(model_dir, LONGHAUL_DTYPE="float32")
+
+    def run(self, jobs: list[Job]) -> list[int]:
+        body = b"".join(json.dumps(_request(job)).encode() + b"\n" for job in jobs)
+        connection = self._served.connect()
+        connection.request("POST", "/invocations", body, {"Content-Type": "application/jsonlines"})
+        answers = [json.loads(line) for line in connection.getresponse().read().splitlines()]
+        connection.close()
+        return [answer["usage"]["completion_tokens"] for answer in answers]
+
+    def close(self) -> None:
+        self._served.close()
+
+
+def _request(job: Job) -> dict[str, object]:
+    return {"prompt": job.prompt_ids, "max_tokens": job.new_tokens, "temperature": 0, "ignore_eos": True}
+
+
+class Direct:
+    """The engine's batch in this process."""
+
+    def __init__(self, model_dir: Path) -> None:
+        settings = EngineConfig(model_dir=str(model_dir), dtype="float32")
+        self._loaded = load(settings)
+        self._batch = Batch(self._loaded, settings, on_step=self._take, on_crash=self._crashed)
+        self._outputs: dict[int, list[int]] = {}
+        self._open: set[int] = set()
+        self._done = threading.Event()
+        self._next_id = 0
+        self._batch.start()
+
+    def run(self, jobs: list[Job]) -> list[int]:
+        first, self._next_id = self._next_id, self._next_id + len(jobs)
+        self._outputs = {id: [] for id in range(first, self._next_id)}
+        self._open = set(self._outputs)
+        self._done.clear()
+        for id, job in zip(self._outputs, jobs, strict=True):
+            self._batch.submit(Submit(id, job.prompt_ids, Sampling(max_new_tokens=job.new_tokens)))
+        self._done.wait()
+        return [len(output) for output in self._outputs.values()]
+
+    def _take(self, step: Step) -> None:
+        for new in step.tokens:
+            self._outputs[new.id] += new.token_ids
+            if new.finish_reason is not None:
+                self._open.discard(new.id)
+        if not self._open:
+            self._done.set()
+
+    def _crashed(self, error: Exception) -> None:
+        print(f"the batch died: {error}", file=sys.stderr)
+        os._exit(1)
+
+    def close(self) -> None:
+        self._batch.stop()
+
+
+class Limit:
+    """Nothing but forward passes."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+
+    def run(self, jobs: list[Job]) -> list[int]:
+        caches = [self._prefill(job) for job in jobs]
+        tokens = torch.stack([token for token, _ in caches])
+        cache, lengths = self._merge([cache for _, cache in caches], jobs)
+        outputs = [[int(token)] for token in tokens]
+        rows = list(range(len(jobs)))
+        while True:
+            going = [place for place, row in enumerate(rows) if len(outputs[row]) < jobs[row].new_tokens]
+            if not going:
+                return [len(output) for output in outputs]
+            if len(going) < len(rows):
+                kept = torch.tensor(going)
+                cache.batch_select_indices(kept)
+                tokens, lengths = tokens[kept], lengths[kept]
+                rows = [rows[place] for place in going]
+            tokens, lengths = self._decode(tokens, lengths, cache)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                outputs[row].append(token)
+
+    def _prefill(self, job: Job) -> tuple[torch.Tensor, DynamicCache]:
+        cache = DynamicCache(config=self._model.config)
+        logits = self._model(torch.tensor([job.prompt_ids]), past_key_values=cache, logits_to_keep=1).logits
+        return logits[0, -1].argmax(), cache
+
+    def _merge(self, caches: list[DynamicCache], jobs: list[Job]) -> tuple[DynamicCache, torch.Tensor]:
+        """One left-padded cache of all rows."""
+        longest = max(len(job.prompt_ids) for job in jobs)
+        merged = DynamicCache(config=self._model.config)
+        for layer in range(len(caches[0].layers)):
+            keys, values = (
+                torch.cat([_left_pad(getattr(c.layers[layer], part), longest) for c in caches])
+                for part in ("keys", "values")
+            )
+            merged.update(keys, values, layer)
+        return merged, torch.tensor([len(job.prompt_ids) for job in jobs])
+
+    def _decode(
+        self, tokens: torch.Tensor, lengths: torch.Tensor, cache: DynamicCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        width = cache.get_seq_length() + 1
+        mask = torch.arange(width) >= width - 1 - lengths[:, None]
+        logits = self._model(
+            tokens[:, None], attention_mask=mask.long(), position_ids=lengths[:, None], past_key_values=cache
+        ).logits
+        return logits[:, -1].argmax(-1), lengths + 1
+
+    def close(self) -> None:
+        pass
+
+
+def _left_pad(states: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
+
+
+class Static:
+    """What people write first."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+
+    def run(self, jobs: list[Job]) -> list[int]:
+        counts: list[int] = []
+        for start in range(0, len(jobs), STATIC_BATCH):
+            counts += self._generate(jobs[start : start + STATIC_BATCH])
+        return counts
+
+    def _generate(self, jobs: list[Job]) -> list[int]:
+        longest = max(len(job.prompt_ids) for job in jobs)
+        ids = torch.tensor([[0] * (longest - len(job.prompt_ids)) + job.prompt_ids for job in jobs])
+        mask = torch.tensor([[0] * (longest - len(job.prompt_ids)) + [1] * len(job.prompt_ids) for job in jobs])
+        new_tokens = max(job.new_tokens for job in jobs)
+        out = self._model.generate(
+            ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        return [len(row[longest : longest + job.new_tokens]) for row, job in zip(out, jobs, strict=True)]
+
+    def close(self) -> None:
+        pass
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    jobs = make_jobs(options.prompts, options.model, options.seed)
+    systems = _systems(options.model, options.only)
+    seconds = measure(systems, jobs, options.runs)
+    report(seconds, jobs)
+    return {"jobs": [[len(job.prompt_ids), job.new_tokens] for job in jobs], "seconds": seconds}
+
+
+def _systems(model_dir: Path, names: Sequence[str]) -> dict[str, System]:
+    make: dict[str, Callable[[], System]] = {
+        "served": lambda: OverHTTP(model_dir),
+        "direct": lambda: Direct(model_dir),
+        "limit": lambda: Limit(_plain(model_dir)),
+        "packed": lambda: Limit(_packed(model_dir)),
+        "static": lambda: Static(_plain(model_dir)),
+    }
+    return {name: make[name]() for name in names}
+
+
+def _plain(model_dir: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    return model
+
+
+def _packed(model_dir: Path) -> PreTrainedModel:
+    model = _plain(model_dir)
+    pack_linears(model)
+    return model
+
+
+def measure(systems: dict[str, System], jobs: list[Job], runs: int) -> dict[str, list[float]]:
+    """Seconds per run. The first round warms up and is thrown away; the order turns from round to round."""
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    names = list(systems)
+    try:
+        for round_ in range(runs + 1):
+            for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+                started = time.perf_counter()
+                counts = systems[name].run(jobs)
+                took = time.perf_counter() - started
+                assert counts == [job.new_tokens for job in jobs], f"{name} did other work than was asked"
+                print(f"round {round_} of {runs}: {name:7} {took:7.2f} s", file=sys.stderr, flush=True)
+                if round_:
+                    seconds[name].append(took)
+    finally:
+        for system in systems.values():
+            system.close()
+    return seconds
+
+
+def report(seconds: dict[str, list[float]], jobs: list[Job]) -> None:
+    tokens = sum(job.new_tokens for job in jobs)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    print(f"{len(jobs)} prompts, {sum(len(j.prompt_ids) for j in jobs)} prompt tokens, {tokens} new tokens, float32")
+    print("| system | median s | spread | new tokens/s | served is so many times as fast |\n|---|---|---|---|---|")
+    for name, times in seconds.items():
+        spread = (max(times) - min(times)) / medians[name]
+        ratio = f"{medians[name] / medians['served']:.2f}" if "served" in medians else ""
+        print(f"| {name} | {medians[name]:.2f} | {spread:.0%} | {tokens / medians[name]:.1f} | {ratio} |")
