@@ -7,6 +7,7 @@ import hashlib
 import os
 import sqlite3
 import tempfile
+import threading
 
 from .spool import full_disk, naming_a_full_disk
 
@@ -15,27 +16,32 @@ _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
 class SeenIds:
-    """Owns a table of digests in a file that is gone with the process. One thread at a time."""
+    """Owns a table of digests in a file that is gone with the process. Any thread may."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._table: sqlite3.Connection | None = None
+        self._using = threading.Lock()
 
     def add(self, name: str) -> bool:
         """Whether the name is new. Raises OutOfSpace when the disk is full."""
         digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
         try:
-            if self._table is None:
-                self._table = _table(self._directory)
-            return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+            with self._using:
+                return self._insert(digest)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in _FULL:
                 raise
             raise full_disk() from error
 
+    def _insert(self, digest: bytes) -> bool:
+        if self._table is None:
+            self._table = _table(self._directory)
+        return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+
     def close(self) -> None:
-        if self._table is not None:
-            with contextlib.suppress(sqlite3.Error):
+        with self._using, contextlib.suppress(sqlite3.Error):
+            if self._table is not None:
                 self._table.close()
 
 

@@ -187,6 +187,15 @@ def test_a_prefix_in_the_cache_is_not_computed_again(tiny: TinyModel) -> None:
     assert (steps_alone, engine.steps[-1].steps - steps_alone) == (5, 1)
 
 
+def test_choices_of_one_prompt_share_its_prefill(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), max_batch_tokens=32)
+    prompt = random_prompt(100)
+    for id in range(8):
+        engine.submit(id, prompt, max_new_tokens=1, temperature=1.0, seed=id)
+    engine.finish(range(8))
+    assert engine.steps[-1].steps <= 6, "each by itself, they would take 25"
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_sequences_preempted_for_want_of_cache_lose_nothing(tiny: TinyModel, family: str) -> None:
     prompts = [random_prompt(20 + n, seed=n) for n in range(8)]

@@ -6,6 +6,7 @@ file. Lives as long as its document, or until the edge is gone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -99,7 +100,8 @@ def main() -> None:
     configure_logging("WARNING")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the edge's to handle
     # If the container runs out of memory, this is the process to go first (proc(5), oom_score_adj).
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     link, body, answer = (int(number) for number in sys.argv[1:])
     with socket.socket(fileno=link) as sock, sock.makefile("rb") as stream, os.fdopen(answer, "wb") as file:
         try:
