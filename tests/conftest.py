@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # The edge's tokenizer hides torch from a process that hasn't imported it, and the engine's tests in this one need it.
 import torch  # noqa: F401
+from exactness import Exactness
 from server import Server
 
 from benchmarks.tiny_model import save_tiny_model
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Exactness(), "exactness")
+
+
+@pytest.fixture
+def assert_exact(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`Exactness.check` for this test, counted over the whole run."""
+    exactness = request.config.pluginmanager.get_plugin("exactness")
+    assert isinstance(exactness, Exactness)
+    return partial(exactness.check, test=request.node.name)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from exactness import TIE
+from transformers import CONFIG_MAPPING
 
 from container.app import create_app
 from container.dialects.batch import read_line
@@ -30,6 +32,17 @@ def test_the_list_of_models_is_the_codes() -> None:
     listed = re.search(r"single or sharded:\n(.*?)\.\n", README, re.DOTALL)
     assert listed is not None
     assert re.findall(r"`(\w+)`", listed[1]) == sorted(SUPPORTED)
+
+
+def test_the_models_named_as_refused_exist_and_are() -> None:
+    named = re.search(r"Others are refused (.*?)silently wrong", README, re.DOTALL)
+    assert named is not None
+    refused = set(re.findall(r"`(\w+)`", named[1]))
+    assert len(refused) == 12 and refused <= set(CONFIG_MAPPING) and not refused & SUPPORTED
+
+
+def test_the_tie_that_exactness_allows_is_the_tests() -> None:
+    assert f"within {TIE:.0e} of".replace("e-05", "e-5") in README
 
 
 def test_there_are_requests_lines_and_commands_to_hold_to_the_code() -> None:

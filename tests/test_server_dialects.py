@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from exactness import Reference
 from server import Server, eventually
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 JSON_LINES = {"content-type": "application/jsonlines"}
 TEXT = {"content-type": "text/plain"}
@@ -291,38 +292,52 @@ def real_server(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Ite
 
 
 NEW_TOKENS = 24
+PENALTY = 1.3
+"""On repetition: left to itself, so small a model soon repeats a token, which would show nothing."""
 
 
-class Reference:
-    """`model.generate` itself, greedy, in float32."""
+class PaddedReference(Reference):
+    """Takes eight prompts at a time, too, as a real model takes long for each alone."""
 
-    def __init__(self, model_dir: str) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, padding_side="left", pad_token="<|im_end|>")
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    def together(self, prompts: list[list[int]]) -> list[list[int]]:
+        eights = [prompts[first : first + 8] for first in range(0, len(prompts), 8)]
+        return [row for eight in eights for row in self._padded(eight)]
 
-    def generate(self, inputs: list[str]) -> list[str]:
-        encoded = self._tokenizer(inputs, return_tensors="pt", padding=True)
-        # Like ours, without the model's end token: a padded batch goes on anyway.
-        output = self._model.generate(
-            **encoded, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, pad_token_id=2
+    def _padded(self, prompts: list[list[int]]) -> list[list[int]]:
+        width = max(map(len, prompts))
+        padding = [[0] * (width - len(prompt)) for prompt in prompts]
+        output = self.model.generate(
+            torch.tensor([[*pad, *prompt] for pad, prompt in zip(padding, prompts, strict=True)]),
+            attention_mask=torch.tensor([[*pad, *[1] * (width - len(pad))] for pad in padding]),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            pad_token_id=0,
+            **self._options,
         )
-        new = output[:, encoded["input_ids"].shape[1] :]
-        return [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+        rows: list[list[int]] = output[:, width:].tolist()
+        return rows
+
+
+def token_ids(entry: Any) -> list[int]:
+    return [token["id"] for token in entry["details"]["tokens"]]
 
 
 def test_a_real_model_gives_for_32_prompts_in_one_body_what_generate_and_each_alone_give(
-    real_server: Server, model_dir: str
+    real_server: Server, model_dir: str, assert_exact: Callable[..., None]
 ) -> None:
     real_server.wait_until_ready()
-    story = (Path(__file__).parent.parent / "README.md").read_text().split()
+    story = (Path(__file__).parent.parent / "LICENSE").read_text().split()
     inputs = prompts(lambda number: story[number % len(story)])
-    asked: Future[httpx.Response] = real_server.post_soon(
-        json=hugging_face(inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, ignore_eos=False)
-    )
-    together = texts(eventually(asked.done) and asked.result().json())
-    reference = Reference(model_dir)
-    for first in range(0, len(inputs), 8):  # of similar lengths: padding costs most of the time
-        assert together[first : first + 8] == reference.generate(inputs[first : first + 8])
+    to_its_limit: dict[str, object] = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "ignore_eos": False}
+    with_ids = to_its_limit | {"repetition_penalty": PENALTY, "details": True, "logprobs": 0}
+    asked: Future[httpx.Response] = real_server.post_soon(json=hugging_face(inputs, **with_ids))
+    together = eventually(asked.done) and asked.result().json()
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir)
+    ids: list[list[int]] = tokenizer(inputs)["input_ids"]
+    reference = PaddedReference(model_dir, suppress_tokens=[tokenizer.eos_token_id], repetition_penalty=PENALTY)
+    assert_exact(reference, ids, [token_ids(entry) for entry in together], reference.together(ids))
+    assert texts(together) == [tokenizer.decode(token_ids(entry), skip_special_tokens=True) for entry in together]
     for each in (0, 13, 31):
-        alone = hugging_face(inputs[each], max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, ignore_eos=False)
-        assert [together[each]] == texts(real_server.ask(alone)) == reference.generate([inputs[each]])
+        alone = [token_ids(entry) for entry in real_server.ask(hugging_face(inputs[each], **with_ids))]
+        assert_exact(reference, [ids[each]], alone, [token_ids(together[each])])
+        assert_exact(reference, [ids[each]], alone, reference.generate([ids[each]], new_tokens=NEW_TOKENS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,7 @@ def save_tiny_model(directory: Path, model_type: str, *, shard_size: str = "1GB"
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(directory, max_shard_size=shard_size)
     return str(directory)
+
+
+def random_prompt(length: int, seed: int = 0) -> list[int]:
+    return random.Random(f"{length} {seed}").choices(range(VOCABULARY), k=length)
