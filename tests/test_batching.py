@@ -334,9 +334,8 @@ def test_a_newcomer_starts_with_the_next_step_before_prompts_half_done_and_queue
     engine.submit(2, random_prompt(10), newcomer=True)
     engine.turn()
     assert list(engine.output) == [2]
-    assert engine.finish([0, 1, 2]) == reference(
-        tiny(), [random_prompt(100), random_prompt(100, seed=1), random_prompt(10)]
-    )
+    reference, prompts = Reference(tiny()), [random_prompt(100), random_prompt(100, seed=1), random_prompt(10)]
+    assert_exact(reference, prompts, engine.finish([0, 1, 2]), reference.generate(prompts))
 
 
 def test_a_long_newcomer_keeps_no_short_one_waiting(tiny: TinyModel) -> None:
