@@ -231,6 +231,14 @@ def test_the_callers_names_come_back_in_their_lines_and_nowhere_else(hostile: Se
     assert answer["error"]["code"] == "invalid_value"
 
 
+def test_a_custom_id_that_comes_again_fails_alone_under_its_name(hostile: Server) -> None:
+    first, again, other = hostile.ask_lines([ITEM, ITEM, ITEM | {"custom_id": "other"}])
+    assert [line["custom_id"] for line in (first, again, other)] == [CANARY, CANARY, "other"]
+    assert [line["response"]["status_code"] for line in (first, again, other)] == [200, 400, 200]
+    assert again["error"]["code"] == "duplicate_custom_id"
+    assert CANARY not in json.dumps(again["error"]) + json.dumps(again["response"])
+
+
 # Floods
 
 POST = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\n"
