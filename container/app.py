@@ -115,8 +115,8 @@ async def _read_document(exchange: Exchange, settings: Settings) -> bytes | Spoo
 async def _chunks(exchange: Exchange, limit: int, hint: str) -> AsyncIterator[bytes]:
     """The body, as far as it is within the limit.
 
-    One over the limit is read to its end all the same: a client that is still sending would not read the answer.
-    Only one that asked first (`Expect: 100-continue`) is told at once.
+    One over the limit is read to its end all the same, if that is near: a client that is still sending would not read
+    the answer. Only one that asked first (`Expect: 100-continue`) is told at once.
     """
     headers = exchange.request.headers
     declared = int(headers.get("content-length", "0"))
@@ -128,6 +128,8 @@ async def _chunks(exchange: Exchange, limit: int, hint: str) -> AsyncIterator[by
         size += len(chunk)
         if max(size, declared) <= limit:
             yield chunk
+        elif size - limit > exchange.most_dropped:
+            break
     if max(size, declared) > limit:
         raise too_large
 

@@ -13,12 +13,14 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import msgspec
 import uvicorn
 
 from .admission import Admission
+from .connection import Connection
 from .defaults import Defaults
 from .engine.client import EngineClient
 from .engine.messages import EngineConfig, EngineInfo, Step
@@ -43,6 +45,8 @@ DRAIN_S = 22.0
 """From SIGTERM until open work is given up. SageMaker kills 30 s after it; answers and exit need their share."""
 ANSWERS_S = 2.0
 """For the answers of given-up work to reach the wire."""
+DRAIN_PATIENCE_S = 5.0
+"""For a client that keeps the draining waiting, where LONGHAUL_CLIENT_TIMEOUT_S is longer."""
 KEEP_ALIVE_S = 180
 """Longer than pooled clients keep a connection: they would lose a race with a shorter one."""
 _WORKERS = 2
@@ -96,6 +100,12 @@ class Edge:
     @property
     def takes_work(self) -> bool:
         return self.status in ("ready", "recovering")
+
+    @property
+    def client_patience_s(self) -> float:
+        """How long a client may keep us waiting for its next byte, or for taking ours."""
+        limit = self.settings.client_timeout_s
+        return min(limit, DRAIN_PATIENCE_S) if self._draining else limit
 
     def service_or_unavailable(self) -> Service:
         """What a new request works with. Raises Unavailable while there is none."""
@@ -155,6 +165,8 @@ class Edge:
             self._draining = True
             logger.info("draining", extra={"action": "drain", "open_requests": len(self.exchanges)})
             self._end.set()
+            for exchange in self.exchanges:
+                exchange.hurry()
         else:  # asked twice: now
             self._hurry.set()
 
@@ -272,7 +284,7 @@ async def serve(settings: Settings, model: str, sock: socket.socket) -> int:
         loop.add_signal_handler(number, edge.drain)
     config = uvicorn.Config(
         create_app(edge),
-        http="httptools",
+        http=cast(Any, partial(Connection, edge)),  # uvicorn only calls it
         ws="none",
         lifespan="off",
         log_config=None,

@@ -2,9 +2,12 @@
 
 RequestError
 ├── InvalidRequest      400  a field is wrong; `param` names it
+├── ClientTimeout       408  the client kept us waiting
 ├── Conflict            409  the request contradicts another one
 ├── TooLarge            413  the body is over a limit
+├── URLTooLong          414  the URL is over its limit
 ├── UnsupportedMedia    415  no dialect for this content type
+├── HeadTooLarge        431  the headers are over their limit
 ├── EngineFailure       500  the engine died under this request
 ├── Unavailable         503  starting, draining or failed
 └── OutOfSpace          507  memory or disk is full
@@ -43,6 +46,14 @@ class InvalidRequest(RequestError):
     code = "invalid_value"
 
 
+class ClientTimeout(RequestError):
+    """The client sent nothing for longer than it may."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "client_timeout"
+
+
 class Conflict(RequestError):
     """The request contradicts another one."""
 
@@ -59,12 +70,28 @@ class TooLarge(RequestError):
     code = "body_too_large"
 
 
+class URLTooLong(RequestError):
+    """The URL is longer than any of ours."""
+
+    status = 414
+    type = "invalid_request_error"
+    code = "url_too_long"
+
+
 class UnsupportedMedia(RequestError):
     """No dialect reads this content type."""
 
     status = 415
     type = "invalid_request_error"
     code = "unsupported_content_type"
+
+
+class HeadTooLarge(RequestError):
+    """Headers, trailers or the framing of chunks are larger than anyone needs."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class EngineFailure(RequestError):

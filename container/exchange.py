@@ -15,10 +15,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import RequestError, Unavailable
+from .errors import ClientTimeout, RequestError, Unavailable
 from .telemetry import invocation_id, outcome_of
 
 if TYPE_CHECKING:
+    from .connection import Connection
     from .edge import Edge
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class Exchange(Response):
         self._verdict: RequestError | None = None
         self._client_gone = False
         self._waits_for_100 = request.headers.get("expect", "").lower() == "100-continue"
+        self._silence: asyncio.Timeout | None = None
+        self._body_given_up = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every way the work can end becomes a response and a log line."""
@@ -62,21 +65,52 @@ class Exchange(Response):
         try:
             response = await self._settle()
             response.headers["x-longhaul-invocation-id"] = self.id
-            if self._waits_for_100:
+            if self._waits_for_100 or self._body_given_up:
                 # It won't send its body now, and the next request on this connection would be taken for the body.
                 response.headers["connection"] = "close"
             await response(scope, receive, send)
-            status = _CLIENT_GONE if self._client_gone else response.status_code
+            if not self._client_gone and await self._took_answer():
+                status = response.status_code
         finally:
             self._edge.exchanges.discard(self)
             self.ended.set_result(None)
             self._count(status, time.monotonic() - started)
             invocation_id.reset(token)
 
-    def read_body(self) -> AsyncIterator[bytes]:
-        """The request's body as it comes. A client that waits to be asked for it is asked."""
+    @property
+    def most_dropped(self) -> int:
+        """Bytes of a body over its limit that are still read, so that the client can read why."""
+        return self._edge.settings.max_body_bytes
+
+    async def read_body(self) -> AsyncIterator[bytes]:
+        """The request's body as it comes. A client that waits to be asked for it is asked.
+
+        Any byte in time will do, there is no least rate: a gigabyte may come over a slow link. Raises ClientTimeout.
+        """
         self._waits_for_100 = False
-        return self.request.stream()
+        stream = self.request.stream()
+        while (chunk := await self._next_chunk(stream)) is not None:
+            yield chunk
+
+    async def _next_chunk(self, stream: AsyncIterator[bytes]) -> bytes | None:
+        patience_s = self._edge.client_patience_s
+        try:
+            async with asyncio.timeout(patience_s) as self._silence:
+                return await anext(stream, None)
+        except TimeoutError:
+            self._body_given_up = True
+            if self._edge.status == "draining":
+                raise Unavailable("the server is shutting down; send the request again", code="shutting_down") from None
+            reason = f"no more of the body came for {patience_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)"
+            raise ClientTimeout(reason) from None
+        finally:
+            self._silence = None
+
+    def hurry(self) -> None:
+        """The server drains: where the client is still sending, its next byte must come sooner."""
+        if self._silence is not None and not self._silence.expired():
+            due = asyncio.get_running_loop().time() + self._edge.client_patience_s
+            self._silence.reschedule(min(due, self._silence.when() or due))
 
     def watch_for_disconnect(self) -> None:
         """From now on, end the work if the client goes away. Only once the body has been read."""
@@ -108,6 +142,10 @@ class Exchange(Response):
             if self._watch is not None:
                 self._watch.cancel()
 
+    async def _took_answer(self) -> bool:
+        connection: Connection | None = self.request.scope.get("state", {}).get("connection")
+        return connection is None or await connection.took_answer()
+
     async def _wait_for_disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
@@ -120,8 +158,8 @@ class Exchange(Response):
         route = self.request.url.path
         self._edge.metrics.requests.labels(route, outcome).inc()
         self._edge.metrics.request_duration.observe(seconds)
-        extra = {"action": "invocation_end", "route": route, "status": status, "seconds": round(seconds, 3)}
-        logger.info("invocation ended", extra=extra | self.fields)
+        extra = {"action": "invocation_end", "route": route, "status": status, "outcome": outcome}
+        logger.info("invocation ended", extra=extra | {"seconds": round(seconds, 3)} | self.fields)
 
 
 def error_response(error: RequestError) -> Response:

@@ -142,6 +142,12 @@ class Settings:
         "an engine with work but no step for so long is killed and restarted",
         default=120.0,
     )
+    client_timeout_s: float = _setting(
+        "LONGHAUL_CLIENT_TIMEOUT_S",
+        _seconds(1),
+        "longest that a client may take for its head, for the next byte of its body, or to take more of its answer",
+        default=60.0,
+    )
     max_body_bytes: int = _setting(
         "LONGHAUL_MAX_BODY_BYTES", _number(1024), "largest JSON-lines body", default=1 << 30, shown="1 GiB"
     )

@@ -50,6 +50,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("LONGHAUL_STALL_TIMEOUT_S", "0.5", "a number of seconds, at least 1"),
         ("LONGHAUL_STALL_TIMEOUT_S", "nan", "a number of seconds, at least 1"),
         ("LONGHAUL_STALL_TIMEOUT_S", "inf", "a number of seconds, at least 1"),
+        ("LONGHAUL_CLIENT_TIMEOUT_S", "0", "a number of seconds, at least 1"),
         ("LONGHAUL_MAX_BODY_BYTES", "1GB", "a whole number from 1024"),
         ("LONGHAUL_MAX_JSON_BYTES", "10", "a whole number from 1024"),
         ("LONGHAUL_SPOOL_DIR", "/no/such/place", "a directory that exists"),
