@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # The edge's tokenizer hides torch from a process that hasn't imported it, and the engine's tests in this one need it.
 import torch  # noqa: F401
 from server import Server, save_tiny_model
+from tiny_models import TinyModel
+from tiny_models import save_tiny_model as save_family
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,17 @@ def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[..., Server
             return servers.enter_context(Server(model_dir, log, **options))  # type: ignore[arg-type]
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """The directory of a tiny model of any family, made once for all tests that ask for the same."""
+    made: dict[str, str] = {}
+
+    def get(model_type: str = "llama", **changes: Any) -> str:
+        key = f"{model_type} {changes}"
+        if key not in made:
+            made[key] = save_family(tmp_path_factory.mktemp(model_type), model_type, **changes)
+        return made[key]
+
+    return get
