@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from . import __version__
+from . import __version__, description
 from .batch_run import BatchRun
 from .dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
 from .dialects.document import Route, check_charset, is_json_lines
@@ -67,9 +67,12 @@ def create_app(edge: Edge) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return error_response(_named(error))
+        response = error_response(_named(error))
+        response.headers.update(error.headers or {})  # a 405 owes its Allow
+        return response
 
     started = int(time.time())
+    app.openapi = description.document  # type: ignore[method-assign]  # FastAPI's own way to replace it
     return app
 
 

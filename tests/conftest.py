@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch  # noqa: F401
 from exactness import Exactness
 from server import Server
+from tiny_models import TinyModel
+from tiny_models import save_tiny_model as save_family
 
 from benchmarks.tiny_model import save_tiny_model
 
@@ -64,3 +67,17 @@ def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[..., Server
             return servers.enter_context(Server(model_dir, log, **options))  # type: ignore[arg-type]
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """The directory of a tiny model of any family, made once for all tests that ask for the same."""
+    made: dict[str, str] = {}
+
+    def get(model_type: str = "llama", **changes: Any) -> str:
+        key = f"{model_type} {changes}"
+        if key not in made:
+            made[key] = save_family(tmp_path_factory.mktemp(model_type), model_type, **changes)
+        return made[key]
+
+    return get

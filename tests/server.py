@@ -123,6 +123,9 @@ class Server:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
+    def get(self, path: str) -> httpx.Response:
+        return self._client.get(path)
+
     def post(self, path: str = "/invocations", **request: Any) -> httpx.Response:
         return self._client.post(path, **request)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from exactness import Reference
-from tiny_models import FAMILIES, VOCABULARY, WINDOW, random_prompt, save_tiny_model
+from tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, random_prompt
 from transformers import AutoModelForCausalLM
 from transformers.generation.continuous_batching import (
     cache,
@@ -29,22 +29,7 @@ from container.engine.batching import PAGE_TOKENS, Batch
 from container.engine.messages import Cancel, EngineConfig, Step, Submit
 from container.engine.sequence import FinishReason, Sampling
 
-TinyModel = Callable[..., str]
 AssertExact = Callable[..., None]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """The directory of a tiny model, made once for all tests that ask for the same."""
-    made: dict[str, str] = {}
-
-    def get(model_type: str = "llama", **changes: Any) -> str:
-        key = f"{model_type} {changes}"
-        if key not in made:
-            made[key] = save_tiny_model(tmp_path_factory.mktemp(model_type), model_type, **changes)
-        return made[key]
-
-    return get
 
 
 class Engine:

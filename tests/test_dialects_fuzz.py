@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 import tiny_tokenizers
-from hypothesis import assume, given, settings
+from effort import tries
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from container.defaults import Defaults
@@ -27,7 +28,7 @@ from container.tokenizer import Tokenizer
 
 CANARY = "kept-secret"
 TOKEN = TokenLogprob(id=5, text=CANARY, utf8=None, logprob=-1.0)
-FEW = settings(deadline=None, derandomize=True, max_examples=300)
+FEW = tries(300)
 BACKEND = tiny_tokenizers.byte_fallback(chat_template=tiny_tokenizers.TEMPLATE)
 TOKENIZER = Tokenizer(BACKEND, len(BACKEND))
 DEFAULTS = Defaults(eos_token_ids=(BACKEND.eos_token_id,), vocab_size=len(BACKEND))

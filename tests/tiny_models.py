@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ transformers_logging.disable_progress_bar()
 VOCABULARY = 307
 WINDOW = 20
 """Of the sliding layers: shorter than a page of the cache, so that a prompt soon outgrows it."""
+
+TinyModel = Callable[..., str]
+"""What the fixture `tiny` is: the directory of a model of a family, with changes to its configuration."""
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 MOST_CHOICES = 128
 MOST_STOP_STRINGS = 16
@@ -20,6 +20,7 @@ MOST_BIASES = 1024
 LARGEST_BIAS = 100
 MOST_LOGPROBS = 20
 
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP_STRING}
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -68,6 +69,14 @@ Penalty = Annotated[float | None, Field(ge=-2, le=2, description="a number from 
 LogitBias = Annotated[
     tuple[tuple[int, float], ...] | None,
     BeforeValidator(_biases),
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "maxProperties": MOST_BIASES,
+            "propertyNames": {"pattern": f"^({_TOKEN_ID.pattern})$"},
+            "additionalProperties": {"type": "number", "minimum": -LARGEST_BIAS, "maximum": LARGEST_BIAS},
+        }
+    ),
     Field(
         description=f"an object of at most {MOST_BIASES} token ids, each with a number from -{LARGEST_BIAS} to"
         f" {LARGEST_BIAS}"
@@ -79,6 +88,15 @@ Choices = Annotated[int | None, Field(ge=1, le=MOST_CHOICES, description=f"an in
 Stop = Annotated[
     tuple[str, ...] | None,
     BeforeValidator(_stop_strings),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _STOP_STRING,
+                {"type": "array", "items": _STOP_STRING, "maxItems": MOST_STOP_STRINGS},
+                {"type": "null"},
+            ]
+        }
+    ),
     Field(
         description=f"a string or a list of up to {MOST_STOP_STRINGS}, each of 1 to {LONGEST_STOP_STRING} characters"
     ),
