@@ -88,18 +88,20 @@ class Turns(RuleBasedStateMachine):
     @rule(which=ANY, now=NOW)
     def withdraw(self, which: int, now: bool) -> None:
         """Any, as an invocation withdraws those that have ended, too."""
+        self.do(lambda: self.take_back(self.sequences[-1 - which % 50 :][:1]), now)
 
-        def act() -> None:
-            if not self.sequences:
-                return
-            sequence = self.sequences[which % len(self.sequences)]
+    @rule(owner=OWNERS, now=NOW)
+    def close(self, owner: str, now: bool) -> None:
+        """All of one owner, as an invocation does that ends."""
+        self.do(lambda: self.take_back([s for s in self.sequences if s.owner == owner and not self.told[s]]), now)
+
+    def take_back(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
             if sequence in self.waiting[str(sequence.owner)]:
                 self.waiting[str(sequence.owner)].remove(sequence)
             if not self.told[sequence]:
                 self.withdrawn.add(sequence)
             self.admission.withdraw(sequence)
-
-        self.do(act, now)
 
     @rule(count=st.integers(1, 6), now=NOW)
     def step(self, count: int, now: bool) -> None:
@@ -165,6 +167,7 @@ class Turns(RuleBasedStateMachine):
     def check_place(self, sequence: Sequence) -> None:
         owner, info, taken = str(sequence.owner), self.engine.info, self.engine.in_flight
         assert self.engine.can_take_work and taken < info.max_running
+        assert self.prompt_tokens_ahead() < 2 * info.max_batch_tokens
         assert self.waiting[owner][0] is sequence, "first come, first served within an owner"
         if owner in self.engine.owners:
             assert taken < info.max_running - info.max_running // 8, "the last places are kept for newcomers"
@@ -178,6 +181,9 @@ class Turns(RuleBasedStateMachine):
     def idle_owners(self) -> set[str]:
         """Those that wait and have nothing running."""
         return {owner for owner, queue in self.waiting.items() if queue} - set(map(str, self.engine.owners))
+
+    def prompt_tokens_ahead(self) -> int:
+        return sum(len(s.prompt_ids) for s in self.engine.sequences if not s.output_ids)
 
     def do(self, act: Callable[[], None], now: bool) -> None:
         self.due.append(act)
@@ -204,7 +210,7 @@ class Turns(RuleBasedStateMachine):
 
     def check_no_place_is_wasted(self) -> None:
         info = self.engine.info
-        ahead = sum(len(s.prompt_ids) for s in self.engine.sequences if not s.output_ids)
+        ahead = self.prompt_tokens_ahead()
         open_places = info.max_running - self.engine.in_flight
         if self.engine.can_take_work and len(self.admission) and open_places and ahead < 2 * info.max_batch_tokens:
             assert open_places <= info.max_running // 8 and not self.idle_owners()
