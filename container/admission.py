@@ -69,7 +69,7 @@ class Admission:
             sequence = self._take(owner)
             if not _fits(sequence, info.max_sequence_tokens):
                 held = f"the restarted engine holds {info.max_sequence_tokens} tokens, too few for this sequence"
-                sequence.on_error(EngineError("engine_failed", held))
+                sequence.on_error(EngineError("sequence_failed", held))
                 continue
             self._engine.submit(sequence, newcomer=not running[owner])
             running[owner] += 1

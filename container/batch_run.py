@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from .dialects.batch import Line, is_blank, read_line
@@ -12,14 +12,17 @@ from .errors import EngineFailure, InvalidRequest, OutOfSpace, RequestError, Una
 from .invocation import Invocation, Service
 from .preparation import Prepared
 from .reader.client import INLINE_BYTES
-from .reader.messages import Failure, ReadLine
+from .reader.messages import Failure, Opened, ReadLine
 from .seen_ids import SeenIds
 from .spool import OrderedSpool, Spool, SpooledLine
 
 _SLICE_LINES = 32
+_SLICE_SEEN = 4096
 _SLICE_BYTES = 256 << 10
-"""Lines that a worker thread reads and tokenizes in one go, or so many bytes of them."""
-_BYTES_UNDER_WAY = 32 << 20
+"""Items that a worker thread reads and tokenizes in one go, or so many lines, or so many bytes."""
+_READERS = 4
+"""Large lines of one batch that are under way."""
+_BYTES_UNDER_WAY = 8 << 20
 
 _ENDS_ALL = (EngineFailure, Unavailable, OutOfSpace)
 """What no other line would fare better with."""
@@ -67,33 +70,33 @@ class BatchRun:
 
     async def _start_all(self, body: Spool, group: asyncio.TaskGroup) -> None:
         room = Room(self._invocation.work_ahead, _BYTES_UNDER_WAY)
+        readers = Room(_READERS, 1)
         slices = self._slices(body)
         while (entries := await self._invocation.in_worker(lambda: next(slices, None))) is not None:
             for entry in entries:
-                size = 0 if entry.spooled.text is None else entry.spooled.size
-                await room.enter(size)
                 if entry.read is not None:
+                    await room.enter(entry.spooled.size)
                     task = group.create_task(self._answer(entry, entry.read))
+                    task.add_done_callback(partial(room.leave, entry.spooled.size))
                 else:
+                    await readers.enter(0)
                     opened = asyncio.Event()
                     task = group.create_task(self._answer_large(entry, body, opened))
+                    task.add_done_callback(partial(readers.leave, 0))
                     await opened.wait()  # its name comes before those of later lines
-                task.add_done_callback(partial(room.leave, size))
 
     def _slices(self, body: Spool) -> Iterator[list[_Entry]]:
-        """For a worker thread, one slice at a time."""
+        """For a worker thread, one slice at a time. Of blank lines a slice can be empty: they take time, too."""
         entries: list[_Entry] = []
-        size = 0
+        seen = size = 0
         for spooled in body.lines(min(self._longest_line, INLINE_BYTES)):
-            if spooled.text is not None and is_blank(spooled.text):
-                continue
-            entries.append(self._entry(spooled))
-            size += spooled.size
-            if len(entries) == _SLICE_LINES or size >= _SLICE_BYTES:
+            if spooled.text is None or not is_blank(spooled.text):
+                entries.append(self._entry(spooled))
+            seen, size = seen + 1, size + spooled.size
+            if len(entries) == _SLICE_LINES or seen == _SLICE_SEEN or size >= _SLICE_BYTES:
                 yield entries
-                entries, size = [], 0
-        if entries:
-            yield entries
+                entries, seen, size = [], 0, 0
+        yield entries
 
     def _entry(self, spooled: SpooledLine) -> _Entry:
         place, self.items = self.items, self.items + 1
@@ -108,19 +111,19 @@ class BatchRun:
         if spooled.text is None:
             return None, ()
         line = read_line(spooled.text, spooled.number)
-        error: RequestError | None = self._repetition(line.unique_id)
         try:
-            if error is None and line.call is not None:
+            self._check_name(line.unique_id)
+            if line.call is not None:
                 return line, tuple(self._service.preparer.prepare(item) for item in line.call.items)
-        except RequestError as refusal:
-            error = refusal
-        return (line if error is None else replace(line, call=None, error=error)), ()
+        except InvalidRequest as error:
+            return line.failed(error), ()
+        return line, ()
 
-    def _repetition(self, unique_id: str | None) -> InvalidRequest | None:
-        if unique_id is None or self._seen.add(unique_id):
-            return None
-        message = "custom_id is that of an earlier line; each line needs its own"
-        return InvalidRequest(message, param="custom_id", code="duplicate_custom_id")
+    def _check_name(self, unique_id: str | None) -> None:
+        """For a worker thread. Raises InvalidRequest if an earlier line has that name."""
+        if unique_id is not None and not self._seen.add(unique_id):
+            message = "custom_id is that of an earlier line; each line needs its own"
+            raise InvalidRequest(message, param="custom_id", code="duplicate_custom_id")
 
     async def _answer(self, entry: _Entry, line: Line) -> None:
         try:
@@ -141,30 +144,30 @@ class BatchRun:
 
     async def _answer_large(self, entry: _Entry, body: Spool, opened: asyncio.Event) -> None:
         answer = Spool(self._spool_dir)
+        line = Line(form="bare")  # until it is known better
         try:
-            await self._answer_with_reader(entry, body, answer, opened)
-        except RequestError as error:
-            await self._fail(entry, Line(form="bare", error=error), error)
-        else:
+            what = ReadLine(entry.spooled.number, entry.spooled.offset, entry.spooled.size)
+            async with self._service.readers.read(what, body, answer) as reader:
+                line = Line(form=reader.opened.form, custom_id=reader.opened.custom_id)
+                refusal = await self._refusal(reader.opened, line)
+                opened.set()
+                if refusal is None:
+                    await self._invocation.run_read(reader)
+                await reader.render(refusal)
             await self._invocation.in_worker(lambda: self._answers.put_file(entry.place, answer))
+            self.failed += refusal is not None
+        except RequestError as error:
+            await self._fail(entry, line, error)
         finally:
             opened.set()
             answer.close()
 
-    async def _answer_with_reader(self, entry: _Entry, body: Spool, answer: Spool, opened: asyncio.Event) -> None:
-        line = entry.spooled
-        what = ReadLine(line.number, line.offset, line.size)
-        async with self._service.readers.read(what, body, answer) as reader:
-            refusal = reader.opened.error
-            repetition = self._repetition(reader.opened.unique_id)
-            opened.set()
-            if repetition is not None:
-                refusal = Failure.of(repetition)
-            if refusal is None:
-                await self._invocation.run_read(reader)
-            else:
-                self.failed += 1
-            await reader.render(refusal)
+    async def _refusal(self, opened: Opened, line: Line) -> Failure | None:
+        try:
+            await self._invocation.in_worker(lambda: self._check_name(line.unique_id))
+        except InvalidRequest as error:
+            return Failure.of(error)
+        return opened.error
 
 
 class Room:

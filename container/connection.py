@@ -77,6 +77,10 @@ class Connection(HttpToolsProtocol):
         if self._phase == "head" and not self._refused and not self._answering:
             self._log("a client went away before its request was whole", 499, "abandoned")
         self._answer_lost |= exc is not None or self._answering
+        if self._at_work is not None:
+            # uvicorn tells only the request that came last; of several sent at once it may be an earlier one's turn.
+            _disconnect(self._at_work)
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -191,8 +195,7 @@ class Connection(HttpToolsProtocol):
         if self._answering:
             assert self._at_work is not None
             may_answer = not self._at_work.response_started
-            self._at_work.disconnected = True
-            self._at_work.message_event.set()
+            _disconnect(self._at_work)
         if may_answer:
             self.transport.write(_written(error, self.server_state.default_headers))
             self._hang_up()
@@ -258,6 +261,12 @@ class _Outlet:
         self.write = connection.transport.write
         self.is_closing = connection.transport.is_closing
         self.close = connection.close
+
+
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    """Nobody reads its answer any more."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 def _too_large() -> HeadTooLarge:

@@ -30,8 +30,7 @@ from .exchange import Exchange
 from .invocation import Service
 from .model_source import local_directory
 from .preparation import Preparer
-from .reader.client import AT_ONCE as READERS
-from .reader.client import Readers
+from .reader.client import Places, Readers
 from .reader.messages import ReaderConfig
 from .settings import BadSetting, Settings
 from .telemetry import Metrics
@@ -66,7 +65,7 @@ class Edge:
         self.service: Service | None = None
         self.exchanges: set[Exchange] = set()
         self.workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="text")
-        self._reader_places = asyncio.Semaphore(READERS)
+        self._reader_places = Places()
         self._model = model
         self._directory = ""
         self._engine: EngineClient | None = None
@@ -94,8 +93,10 @@ class Edge:
         return self._failure or _REASONS.get(self.status)
 
     @property
-    def engine_pid(self) -> int | None:
-        return None if self._engine is None else self._engine.pid
+    def owned_pids(self) -> set[int]:
+        """Children whose exit status somebody here waits for."""
+        engine = None if self._engine is None else self._engine.pid
+        return self._reader_places.pids | ({engine} if engine is not None else set())
 
     @property
     def takes_work(self) -> bool:
@@ -315,14 +316,14 @@ async def bury_orphans(edge: Edge) -> None:
     while True:
         # uvloop lets nobody else have SIGCHLD.
         await asyncio.sleep(1)
-        _bury(edge.engine_pid)
+        _bury(edge.owned_pids)
 
 
-def _bury(engine_pid: int | None) -> None:
-    """Every dead child but the engine, whose status is its client's to read."""
+def _bury(owned_pids: set[int]) -> None:
+    """Every dead child but those whose status is somebody's to read."""
     with contextlib.suppress(ChildProcessError):
-        # Look without burying (WNOWAIT). The engine comes first in line only while its client is about to wait.
+        # Look without burying (WNOWAIT). One that is owned comes first in line only while its owner is about to wait.
         while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-            if dead.si_pid == engine_pid:
+            if dead.si_pid in owned_pids:
                 return
             os.waitpid(dead.si_pid, os.WNOHANG)

@@ -9,6 +9,7 @@ RequestError
 ├── UnsupportedMedia    415  no dialect for this content type
 ├── HeadTooLarge        431  the headers are over their limit
 ├── EngineFailure       500  the engine died under this request
+├── SequenceFailure     500  the engine goes on, but could not take this prompt
 ├── Unavailable         503  starting, draining or failed
 └── OutOfSpace          507  memory or disk is full
 
@@ -99,6 +100,13 @@ class EngineFailure(RequestError):
 
     status = 500
     code = "engine_failed"
+
+
+class SequenceFailure(RequestError):
+    """The engine goes on, but could not take this prompt."""
+
+    status = 500
+    code = "sequence_failed"
 
 
 class Unavailable(RequestError):

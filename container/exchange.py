@@ -128,7 +128,8 @@ class Exchange(Response):
             await asyncio.wait([self._work])
             return self._work.result()
         except RequestError as error:
-            return error_response(error)
+            # Its past holds on to the decoded document, and this exchange to it: only a rare collection would free it.
+            return error_response(error.with_traceback(None))
         except (ClientDisconnect, asyncio.CancelledError):
             if not self._work.done():  # it is this task that was cancelled
                 self._work.cancel()

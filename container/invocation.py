@@ -16,7 +16,7 @@ from .admission import Admission
 from .engine import sequence as engine
 from .engine.messages import EngineInfo
 from .engine.sequence import EngineError, Sampling
-from .errors import EngineFailure, RequestError, Unavailable
+from .errors import EngineFailure, RequestError, SequenceFailure, Unavailable
 from .generation import Completion, FinishReason, Result, TokenLogprob
 from .preparation import Prepared, Preparer
 from .reader.client import Reader, Readers
@@ -69,7 +69,17 @@ class Invocation:
     async def run_read(self, reader: Reader) -> None:
         """Every item of a large document, each result back to its reader. The first error ends the others."""
         work = (self._run_one_read(reader, index) for index in range(reader.opened.items))
-        await gather_bounded(work, self.work_ahead)
+        running = asyncio.create_task(gather_bounded(work, self.work_ahead))
+        checking = asyncio.create_task(reader.check())
+        try:
+            await asyncio.wait({running, checking}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                await checking
+            await running
+        finally:
+            running.cancel()
+            checking.cancel()
+            await asyncio.wait({running, checking})
 
     async def _run_one_read(self, reader: Reader, index: int) -> None:
         item = await reader.item(index)
@@ -96,6 +106,7 @@ class Invocation:
         finally:
             self._sequences.discard(generation.sequence)
             self._service.admission.withdraw(generation.sequence)
+        generation.drop_late_tokens()
         output_ids = generation.sequence.output_ids
         self.completion_tokens += len(output_ids)
         text, scored = await self.in_worker(lambda: self._told(generation.sequence, before_stop))
@@ -135,6 +146,7 @@ class Generation:
         self._sampling = sampling
         self._stop = StopStrings(prepared.stop, service.tokenizer.decode) if prepared.stop else None
         self._stopped = False
+        self._tokens = 0  # when it ended
         self._last_token_at = time.monotonic()
         self.sequence = engine.Sequence(
             prepared.prompt_ids, sampling, owner=owner, on_tokens=self._on_tokens, on_error=self._on_error
@@ -148,14 +160,22 @@ class Generation:
         assert self._stopped or reason is not None
         return "stop" if self._stopped or reason is None else reason
 
+    def drop_late_tokens(self) -> None:
+        """A stop string ends a sequence here, of which the engine learns later: what comes meanwhile is not its."""
+        del self.sequence.output_ids[self._tokens :]
+        del self.sequence.logprobs[self._tokens :]
+
     def _on_tokens(self, new: int) -> None:
+        if self.done.done():
+            return
         self._measure(new)
         text = None
         # As in vLLM, stop strings don't count before min_new_tokens.
         if self._stop is not None and len(self.sequence.output_ids) > self._sampling.min_new_tokens:
             text = self._stop.find(self.sequence.output_ids)
         self._stopped = text is not None
-        if (self._stopped or self.sequence.finish_reason is not None) and not self.done.done():
+        if self._stopped or self.sequence.finish_reason is not None:
+            self._tokens = len(self.sequence.output_ids)
             self._metrics.sequences.labels(self.finish_reason).inc()
             self.done.set_result(text)
 
@@ -176,8 +196,11 @@ class Generation:
 
 
 def _request_error(error: EngineError) -> RequestError:
-    if error.code == "engine_stopped":
-        return Unavailable(str(error), code="shutting_down")
+    match error.code:
+        case "engine_stopped":
+            return Unavailable(str(error), code="shutting_down")
+        case "sequence_failed":
+            return SequenceFailure(str(error))
     return EngineFailure(str(error))
 
 

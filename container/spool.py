@@ -54,17 +54,19 @@ def naming_a_full_disk() -> Iterator[None]:
 class Spool:
     """One anonymous file, written at its end. Gone with the process, whatever happens to it.
 
-    Raises OutOfSpace when the disk is full. The blocking methods are for worker threads.
+    Raises OutOfSpace when the disk is full, and ValueError when it is closed: its number may be another file's by then.
+    The blocking methods are for worker threads.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._using = threading.Lock()
         self.size = 0
         with naming_a_full_disk():
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory, prefix="longhaul-")  # noqa: SIM115 (closed by close)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what a full disk has not taken is not wanted any more
+        with self._using, contextlib.suppress(OSError):  # what a full disk has not taken is not wanted any more
             self._file.close()
 
     def reserve(self, size: int) -> None:
@@ -82,7 +84,7 @@ class Spool:
         self.size += len(data)
 
     def write_at(self, offset: int, data: bytes) -> None:
-        with naming_a_full_disk():
+        with self._using, naming_a_full_disk():
             os.pwrite(self._file.fileno(), data, offset)
 
     def flush(self) -> None:
@@ -96,7 +98,8 @@ class Spool:
 
     def read_at(self, offset: int, size: int) -> bytes:
         """What has been flushed. Any thread may."""
-        return os.pread(self._file.fileno(), size, offset)
+        with self._using:
+            return os.pread(self._file.fileno(), size, offset)
 
     def lines(self, longest: int) -> Iterator[SpooledLine]:
         """Every line; one over `longest` bytes without its text."""

@@ -135,6 +135,8 @@ class Tokenizer:
                 continue_final_message=chat.template.ending == "continue",
                 **chat.template.variables,
             )
+        except MemoryError:
+            raise
         except Exception as error:  # a template is a program: it can fail in any way
             reason = _told(error, chat, source)
         else:

@@ -167,10 +167,10 @@ class Turns(RuleBasedStateMachine):
     def check_place(self, sequence: Sequence) -> None:
         owner, info, taken = str(sequence.owner), self.engine.info, self.engine.in_flight
         assert self.engine.can_take_work and taken < info.max_running
-        assert self.prompt_tokens_ahead() < 2 * info.max_batch_tokens
         assert self.waiting[owner][0] is sequence, "first come, first served within an owner"
         if owner in self.engine.owners:
             assert taken < info.max_running - info.max_running // 8, "the last places are kept for newcomers"
+            assert self.prompt_tokens_ahead() < 2 * info.max_batch_tokens
         for other in self.idle_owners() - {owner}:
             counts = self.overtaken.setdefault(other, Counter())
             counts[owner] += 1
@@ -212,8 +212,9 @@ class Turns(RuleBasedStateMachine):
         info = self.engine.info
         ahead = self.prompt_tokens_ahead()
         open_places = info.max_running - self.engine.in_flight
-        if self.engine.can_take_work and len(self.admission) and open_places and ahead < 2 * info.max_batch_tokens:
-            assert open_places <= info.max_running // 8 and not self.idle_owners()
+        if self.engine.can_take_work and len(self.admission) and open_places:
+            assert not self.idle_owners(), "a newcomer waits for nothing but a place"
+            assert open_places <= info.max_running // 8 or ahead >= 2 * info.max_batch_tokens
 
     def teardown(self) -> None:
         self.turn()

@@ -293,6 +293,15 @@ def test_a_stop_token_at_the_limit_is_a_stop(tiny: TinyModel, assert_exact: Asse
     assert engine.finished == {0: "stop"}
 
 
+def test_what_is_queued_is_not_kept_waiting_by_ever_more_newcomers(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), max_batch_tokens=32)
+    engine.submit(0, random_prompt(60), max_new_tokens=1)
+    for id in range(1, 17):
+        engine.submit(id, random_prompt(32, seed=id), newcomer=True, max_new_tokens=1)
+        engine.turn()
+    assert 0 in engine.output
+
+
 def test_a_step_reports_one_token_of_each_running_sequence_and_who_waits(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=16)
     engine.submit(0, random_prompt(3), max_new_tokens=2)
@@ -336,7 +345,7 @@ def test_a_long_newcomer_keeps_no_short_one_waiting(tiny: TinyModel) -> None:
 def test_a_long_newcomer_is_not_kept_waiting_by_ever_more_short_ones(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=32)
     engine.submit(0, random_prompt(300), newcomer=True)
-    for id in range(1, 24):
+    for id in range(1, 48):
         engine.submit(id, random_prompt(32, seed=id), newcomer=True, max_new_tokens=1)
         engine.turn()
     assert 0 in engine.output

@@ -125,6 +125,11 @@ def test_the_end_token_is_counted_and_not_shown(complete: Any) -> None:
     assert (texts(completion), len(completion.token_ids)) == (["The", " sea"], 3)
 
 
+def test_tokens_that_come_after_the_stop_string_are_not_counted(complete: Any) -> None:
+    """How many come depends on chance: the same request would have another usage each time."""
+    assert len(complete("The sea is. And the sky", "length", stop=(" is",)).token_ids) == 3
+
+
 def test_tokens_behind_a_stop_string_are_not_shown(complete: Any) -> None:
     completion = complete("The sea is. And the sky", "length", logprobs=0, stop=(" is",))
     assert (completion.text, completion.finish_reason) == ("The sea", "stop")

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -426,6 +427,17 @@ def unread(server: Server) -> socket.socket:
 
 def abandoned(server: Server) -> int:
     return sum(line.get("outcome") == "abandoned" and line.get("status") == 499 for line in server.log_lines())
+
+
+def test_a_client_that_sends_several_requests_at_once_and_goes_away_is_no_error_of_ours(hostile: Server) -> None:
+    for _ in range(5):
+        connection = hostile.connect()
+        connection.sendall(document({"inputs": CANARY, "parameters": {"max_new_tokens": 3}}) * 3)
+        assert connection.recv(5) == b"HTTP/"  # of the first answer
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()  # with a reset
+    eventually(lambda: hostile.metric("longhaul_requests_running") == 0)
+    assert not [line for line in hostile.log_lines() if line["level"] == "ERROR"]
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off(hostile: Server, spool_dir: Path) -> None:

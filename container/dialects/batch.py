@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
@@ -64,6 +64,10 @@ class Line:
         """The name that no other line may have: OpenAI's, which is how its clients find an answer."""
         return self.custom_id if self.form == "openai" else None
 
+    def failed(self, error: RequestError) -> Line:
+        """The same line, as an error. Of the error's past, which holds on to the document, nothing is kept."""
+        return replace(self, call=None, error=error.with_traceback(None))
+
     def success(self, results: Sequence[Result], model: str) -> bytes:
         """The answer's line, newline included."""
         assert self.call is not None
@@ -117,7 +121,7 @@ def read_line(line: bytes, number: int) -> Line:
         if not isinstance(document, dict):
             raise InvalidRequest(f"{name} must be a JSON object", param=name)
     except RequestError as error:
-        return Line(form="bare", error=error)
+        return Line(form="bare").failed(error)
     if document.keys() & BedrockRequest.model_fields.keys():
         return _bedrock_line(document, line, number)
     if document.keys() & OpenAIRequest.model_fields.keys():
@@ -162,4 +166,4 @@ def _read(
     try:
         return Line(form=form, call=call(), custom_id=custom_id, model_input=model_input)
     except RequestError as error:
-        return Line(form=form, error=error, custom_id=custom_id, model_input=model_input)
+        return Line(form=form, custom_id=custom_id, model_input=model_input).failed(error)

@@ -227,7 +227,7 @@ class EngineClient:
         for failure in step.failed:
             sequence = self._sequences.pop(failure.id, None)
             if sequence is not None:
-                sequence.on_error(EngineError("engine_failed", failure.reason))
+                sequence.on_error(EngineError("sequence_failed", failure.reason))
         self._on_step(step)
 
     async def _watch_for_stalls(self) -> None:

@@ -12,36 +12,45 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 
 NAME = "longhaul_fair"
 
+_PATIENCE_STEPS = 3
+"""For how many steps in a row the oldest prompt may be passed over."""
+
 
 class FairScheduler(FIFOScheduler):
-    """Decoding rows first, then newcomers' prompts, then the others' in their order.
+    """Decoding rows first, then newcomers' prompts, then the others' in the library's order.
 
-    Of newcomers, in one step the one goes first of whose prompt the least is done, so that a short prompt does not wait
-    for a long one; in the next step the oldest does, so that the long one is not kept waiting by ever more short ones.
+    Of newcomers, the one goes first of whose prompt the least is done, so that a short prompt does not wait for a long
+    one. The oldest prompt, a newcomer's or not, is never passed over for long: neither a long one by ever more short
+    ones, nor a batch by ever more newcomers.
     """
 
     def reset(self) -> None:
         super().reset()
-        self._oldest_first = False
+        self._passed_over = 0
 
     def _process_candidates(
         self, candidates: list[RequestState], *args: Any, **kwargs: Any
     ) -> tuple[list[FutureRequestState], bool, bool, int, int]:
-        ordered = self._in_order(candidates)
-        scheduled: tuple[list[FutureRequestState], bool, bool, int, int]
-        scheduled = super()._process_candidates(ordered, *args, **kwargs)
-        return scheduled
-
-    def _in_order(self, candidates: list[RequestState]) -> list[RequestState]:
-        self._oldest_first = not self._oldest_first
         decoding = [state for state in candidates if state.status == RequestStatus.DECODING]
         prompts = [state for state in candidates if state.status != RequestStatus.DECODING]
+        oldest = min(prompts, key=_age, default=None)
+        scheduled: tuple[list[FutureRequestState], bool, bool, int, int]
+        scheduled = super()._process_candidates(decoding + self._in_order(prompts), *args, **kwargs)
+        is_served = oldest is None or any(future.state is oldest for future in scheduled[0])
+        self._passed_over = 0 if is_served else self._passed_over + 1
+        return scheduled
+
+    def _in_order(self, prompts: list[RequestState]) -> list[RequestState]:
+        if self._passed_over >= _PATIENCE_STEPS:
+            return sorted(prompts, key=_age)
         newcomers = [state for state in prompts if is_newcomer(state)]
-        if self._oldest_first:
-            newcomers.sort(key=lambda state: int(state.request_id))
-        else:
-            newcomers.sort(key=lambda state: state.position_offset)
-        return decoding + newcomers + [state for state in prompts if not is_newcomer(state)]
+        newcomers.sort(key=lambda state: state.position_offset)
+        return newcomers + [state for state in prompts if not is_newcomer(state)]
+
+
+def _age(state: RequestState) -> int:
+    """Ids are given in the order of submission."""
+    return int(state.request_id)
 
 
 def is_newcomer(state: RequestState) -> bool:

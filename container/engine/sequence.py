@@ -44,7 +44,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineError(Exception):
-    """The engine could not finish a sequence."""
+    """The engine could not finish a sequence. `code`: `engine_failed`, `engine_stopped`, or `sequence_failed` where it
+    goes on without this one."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

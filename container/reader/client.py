@@ -1,8 +1,10 @@
-"""The edge's side of readers: starts one for a large document, asks it, and ends it."""
+"""The edge's side of readers: starts one for a large document, asks it, notices its death, and ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -16,9 +18,12 @@ from ..errors import RequestError
 from ..generation import Result
 from ..spool import Spool
 from .messages import (
+    Broken,
+    Done,
     Failure,
     Get,
     Item,
+    Load,
     Open,
     Opened,
     Put,
@@ -28,35 +33,58 @@ from .messages import (
     Refuse,
     Render,
     Rendered,
-    Taken,
+    ToEdge,
     ToReader,
     to_edge,
     too_much_memory,
 )
 
-INLINE_BYTES = 4 << 20
+logger = logging.getLogger(__name__)
+
+INLINE_BYTES = 1 << 20
 """A larger document, or line of JSON lines, has a reader of its own."""
-AT_ONCE = 4
-"""Readers. Each takes a core while it reads, and may take gigabytes."""
+OPEN = 16
+"""Documents that have a reader at the same time; each holds a hundred megabytes and its document."""
+BUSY = 2
+"""Readers that read or render at the same time. Each takes a core, and may take gigabytes."""
+_PATIENCE_S = 900.0
+"""For one answer of a reader. Tokenizing 64 MiB takes a minute."""
 
 _COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "container.reader.process")
-T = TypeVar("T")
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Libraries that reserve memory for a thread a core, which here have nothing to compute.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+T = TypeVar("T", bound=ToEdge)
+
+
+class Places:
+    """Owns the places for readers, and knows those that are alive. A document waits for a place on the disk."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Semaphore(OPEN)
+        self.busy = asyncio.Semaphore(BUSY)
+        self.pids: set[int] = set()
 
 
 class Readers:
-    """Starts readers, one a document, which waits on the disk until there is a place."""
+    """Starts readers, one a document."""
 
-    def __init__(self, config: ReaderConfig, places: asyncio.Semaphore) -> None:
+    def __init__(self, config: ReaderConfig, places: Places) -> None:
         self._config = config
         self._places = places
 
     @asynccontextmanager
     async def read(self, what: ReadDocument | ReadLine, body: Spool, answer: Spool) -> AsyncIterator[Reader]:
         """A reader that has read the document in `body`, for as long as the context lasts. Raises RequestError."""
-        async with self._places:
-            reader = await Reader.start(body, answer)
+        async with self._places.open:
+            reader = Reader(body, answer, self._places)
             try:
-                await reader.open(Open(self._config, what))
+                await reader.start(self._config)
+                await reader.open(what)
                 yield reader
             finally:
                 await reader.close()
@@ -65,77 +93,121 @@ class Readers:
 class Reader:
     """One large document in a process of its own."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        stream: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        answer: Spool,
-    ) -> None:
-        self._process = process
-        self._stream = stream
-        self._writer = writer
+    def __init__(self, body: Spool, answer: Spool, places: Places) -> None:
+        self._body = body
         self._answer = answer
+        self._places = places
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._listener: asyncio.Task[None] | None = None
         self._asking = asyncio.Lock()
+        self._replies: asyncio.Queue[ToEdge | None] = asyncio.Queue()
+        self.ended = asyncio.Event()
+        """Set when the process is gone, whoever ended it."""
         self.opened = Opened(0)
         """What the document turned out to be."""
 
-    @classmethod
-    async def start(cls, body: Spool, answer: Spool) -> Reader:
+    async def start(self, config: ReaderConfig) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            files = (theirs.fileno(), body.fileno(), answer.fileno())
-            try:
-                process = subprocess.Popen(
-                    [*_COMMAND, *map(str, files)],
-                    pass_fds=files,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # a Ctrl-C in the terminal reaches the edge alone
-                    env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-                )
-            except OSError:
-                ours.close()
-                raise
-        stream, writer = await asyncio.open_connection(sock=ours)
-        return cls(process, stream, writer, answer)
+        try:
+            with theirs:
+                self._process = self._spawn(theirs.fileno())
+        except OSError as error:
+            ours.close()
+            raise _no_process() from error
+        self._places.pids.add(self._process.pid)
+        stream, self._writer = await asyncio.open_connection(sock=ours)
+        self._listener = asyncio.create_task(self._listen(stream), name="a reader's answers")
+        await self._ask(Load(config), Done)
 
-    async def open(self, message: Open) -> None:
-        self.opened = await self._ask(message, Opened)
+    def _spawn(self, link: int) -> subprocess.Popen[bytes]:
+        files = (link, self._body.fileno(), self._answer.fileno())
+        return subprocess.Popen(
+            [*_COMMAND, *map(str, files)],
+            pass_fds=files,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # native code's last words are no log lines, and could quote the document
+            start_new_session=True,  # a Ctrl-C in the terminal reaches the edge alone
+            env={name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | _ENVIRONMENT,
+        )
+
+    async def open(self, what: ReadDocument | ReadLine) -> None:
+        async with self._places.busy:
+            self.opened = await self._ask(Open(what), Opened)
 
     async def item(self, index: int) -> Item:
         return await self._ask(Get(index), Item)
 
     async def put(self, index: int, result: Result) -> None:
-        await self._ask(Put(index, result), Taken)
+        for completion in result.completions:  # one a message: with log probabilities each can be large
+            await self._ask(Put(index, result.prompt_tokens, completion), Done)
 
     async def render(self, refusal: Failure | None = None) -> str:
         """Have the answer's file written; returns its content type. `refusal` is a line's error."""
-        rendered = await self._ask(Render() if refusal is None else Refuse(refusal), Rendered)
-        self._answer.size += rendered.size
+        async with self._places.busy:
+            rendered = await self._ask(Render() if refusal is None else Refuse(refusal), Rendered)
+        self._answer.size = rendered.size
         return rendered.content_type
 
     async def close(self) -> None:
-        self._writer.close()
-        self._process.kill()
-        await asyncio.shield(asyncio.to_thread(self._process.wait))
+        if self._writer is not None:
+            self._writer.close()
+        if self._listener is not None:
+            self._listener.cancel()
+        if self._process is not None:
+            self._process.kill()
+            await asyncio.shield(asyncio.to_thread(self._process.wait))
+            self._places.pids.discard(self._process.pid)
+
+    async def check(self) -> None:
+        """Raises what ended the reader, once it has ended. For as long as its document is generated from."""
+        await self.ended.wait()
+        raise await self._cause_of_death()
+
+    async def _listen(self, stream: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (length,) = HEADER.unpack(await stream.readexactly(HEADER.size))
+                self._replies.put_nowait(to_edge.decode(await stream.readexactly(length)))
+        self._replies.put_nowait(None)
+        self.ended.set()
 
     async def _ask(self, question: ToReader, kind: type[T]) -> T:
+        assert self._writer is not None, "start comes first"
         async with self._asking:
             try:
-                self._writer.write(encode(question))
-                await self._writer.drain()
-                (length,) = HEADER.unpack(await self._stream.readexactly(HEADER.size))
-                answer = to_edge.decode(await self._stream.readexactly(length))
-            except (asyncio.IncompleteReadError, ConnectionError):
-                raise await self._cause_of_death() from None
-        if isinstance(answer, Failure):
-            raise answer.error()
+                async with asyncio.timeout(_PATIENCE_S):
+                    with contextlib.suppress(ConnectionError, RuntimeError):  # the latter is uvloop's, of a closed one
+                        self._writer.write(encode(question))
+                        await self._writer.drain()
+                    answer = await self._replies.get()
+            except TimeoutError:
+                raise _broken(f"no answer in {_PATIENCE_S:.0f} s") from None
+        match answer:
+            case None:
+                self._replies.put_nowait(None)  # whoever asks next is to know, too
+                raise await self._cause_of_death()
+            case Failure():
+                raise answer.error()
+            case Broken():
+                raise _broken(answer.cause)
         assert isinstance(answer, kind), f"{type(answer).__name__} is no answer to {type(question).__name__}"
         return answer
 
     async def _cause_of_death(self) -> RequestError:
         """Native code without memory ends in a signal, as does a process that the kernel chose to free some."""
+        assert self._process is not None, "it is dead"
+        self._process.kill()
         status = await asyncio.to_thread(self._process.wait)
-        if status < 0:
-            return too_much_memory()
-        return RequestError("internal error; the log has the cause")
+        return too_much_memory() if status < 0 else _broken(f"exit status {status}")
+
+
+def _broken(cause: str) -> RequestError:
+    logger.error("the reader of a document failed: %s", cause, extra={"action": "reader_failed"})
+    return RequestError("internal error; the log has the cause under this invocation's id")
+
+
+def _no_process() -> RequestError:
+    error = RequestError("no process can be started to read the document; try again", code="out_of_processes")
+    error.status = 503
+    return error

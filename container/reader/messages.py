@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import msgspec
 
+from ..dialects.batch import Form
 from ..dialects.document import Route
 from ..engine.sequence import Sampling
-from ..errors import RequestError, TooLarge
-from ..generation import Result
+from ..errors import OutOfSpace, RequestError, TooLarge
+from ..generation import Completion
 
 
 class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +39,15 @@ class ReadLine(msgspec.Struct, frozen=True, tag="line"):
     size: int
 
 
-class Open(msgspec.Struct, frozen=True, tag="open"):
-    """The first message."""
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """The first message: get ready, without looking at the document."""
 
     config: ReaderConfig
+
+
+class Open(msgspec.Struct, frozen=True, tag="open"):
+    """The second: read it."""
+
     what: ReadDocument | ReadLine
 
 
@@ -52,14 +58,15 @@ class Get(msgspec.Struct, frozen=True, tag="get"):
 
 
 class Put(msgspec.Struct, frozen=True, tag="put"):
-    """What became of item `index`; its `prompt_text` is left out."""
+    """One more completion of item `index`. An item's come in order."""
 
     index: int
-    result: Result
+    prompt_tokens: int
+    completion: Completion
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):
-    """All results are there: write the answer."""
+    """All completions are there: write the answer."""
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
@@ -68,7 +75,7 @@ class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
     error: Failure
 
 
-ToReader = Open | Get | Put | Render | Refuse
+ToReader = Load | Open | Get | Put | Render | Refuse
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
@@ -85,17 +92,24 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
         return cls(error.status, error.type, error.message, error.param, error.code)
 
     def error(self) -> RequestError:
-        error = RequestError(self.message, param=self.param, code=self.code)
+        error_type = OutOfSpace if self.status == OutOfSpace.status else RequestError
+        error = error_type(self.message, param=self.param, code=self.code)
         error.status, error.type = self.status, self.kind
         return error
 
 
+class Broken(msgspec.Struct, frozen=True, tag="broken"):
+    """The reader's last word: an error that nobody thought of, told without what it was at work on."""
+
+    cause: str
+
+
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """The document is well-formed, and every item fits. A line may have a name that is to be its own, and may already
-    be an error."""
+    """The document is well-formed, and every item fits. A line may already be an error."""
 
     items: int
-    unique_id: str | None = None
+    form: Form = "bare"
+    custom_id: str | None = None
     error: Failure | None = None
 
 
@@ -107,8 +121,8 @@ class Item(msgspec.Struct, frozen=True, tag="item"):
     stop: tuple[str, ...]
 
 
-class Taken(msgspec.Struct, frozen=True, tag="taken"):
-    """The result is kept."""
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Nothing to say but that it is."""
 
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
@@ -118,7 +132,7 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
     content_type: str
 
 
-ToEdge = Opened | Failure | Item | Taken | Rendered
+ToEdge = Opened | Failure | Broken | Item | Done | Rendered
 
 
 def too_much_memory() -> TooLarge:

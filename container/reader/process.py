@@ -1,22 +1,23 @@
 """The reader process: `python -m container.reader.process SOCKET BODY ANSWER`, three inherited file descriptors.
 
-Reads one document from the body's file, gives its items when asked, takes their results, and writes the answer to its
-file. Lives as long as its document, or until the edge is gone.
+Reads one document from the body's file, gives its items when asked, takes their completions, and writes the answer to
+its file. Lives as long as its document, or until the edge is gone. It logs nothing: the edge says what there is to say.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import signal
 import socket
 import sys
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
 from setproctitle import setproctitle
 
 from ..defaults import Defaults
@@ -26,14 +27,17 @@ from ..dialects.document import read_call
 from ..engine.messages import HEADER, encode
 from ..engine.process import die_with_parent
 from ..errors import RequestError
-from ..generation import Result
+from ..generation import Completion, Result
 from ..preparation import Preparer
-from ..telemetry import configure_logging
+from ..spool import naming_a_full_disk
 from ..tokenizer import Tokenizer
 from .messages import (
+    Broken,
+    Done,
     Failure,
     Get,
     Item,
+    Load,
     Open,
     Opened,
     Put,
@@ -43,30 +47,28 @@ from .messages import (
     Refuse,
     Render,
     Rendered,
-    Taken,
     ToEdge,
     ToReader,
     to_reader,
     too_much_memory,
 )
 
-logger = logging.getLogger(__name__)
-
-_MEMORY_BYTES = 512 << 20
+_MEMORY_BYTES = 256 << 20
 _MEMORY_PER_BYTE = 16
 """What decoded JSON takes at most, in reason: a list of small integers 8 bytes for 2, text with an emoji 4 for 1."""
 
 
 class Document:
-    """Owns the items of the document and the results that have come so far."""
+    """Owns the items of the document and the completions that have come so far."""
 
     def __init__(self, call: Call, preparer: Preparer, name: str) -> None:
         """Raises InvalidRequest if an item can't be served: all are checked before any runs."""
         self._call = call
-        self.name = name
+        self._name = name
         self._texts: list[str] = []
         self._items: list[bytes] = []  # encoded: a list of ids would take ten times the memory
-        self._results: list[Result | None] = [None] * len(call.items)
+        self._completions: dict[int, list[Completion]] = defaultdict(list)
+        self._prompt_tokens: dict[int, int] = {}
         for item in call.items:
             prepared = preparer.prepare(item)
             self._texts.append(prepared.prompt_text)
@@ -83,54 +85,59 @@ class Document:
         """The encoded `Item`."""
         return self._items[index]
 
-    def put(self, index: int, result: Result) -> None:
-        self._results[index] = replace(result, prompt_text=self._texts[index])
+    def put(self, message: Put) -> None:
+        self._completions[message.index].append(message.completion)
+        self._prompt_tokens[message.index] = message.prompt_tokens
 
-    @property
     def results(self) -> list[Result]:
-        return [result for result in self._results if result is not None]
+        return [
+            Result(
+                prompt_text=text,
+                prompt_tokens=self._prompt_tokens[index],
+                completions=tuple(self._completions[index]),
+            )
+            for index, text in enumerate(self._texts)
+        ]
 
     def answer(self) -> bytes:
-        return self._call.answer(self.results, self.name)
+        return self._call.answer(self.results(), self._name)
+
+    def line_answer(self, line: Line) -> bytes:
+        return line.success(self.results(), self._name)
 
 
 def main() -> None:
     die_with_parent()
     setproctitle("longhaul-reader")
-    configure_logging("WARNING")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the edge's to handle
     # If the container runs out of memory, this is the process to go first (proc(5), oom_score_adj).
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     link, body, answer = (int(number) for number in sys.argv[1:])
-    with socket.socket(fileno=link) as sock, sock.makefile("rb") as stream, os.fdopen(answer, "wb") as file:
-        try:
-            Reader(sock, stream, body, file).run()
-        except Exception:
-            logger.exception("the reader failed")
-            sys.exit(1)
+    with socket.socket(fileno=link) as sock, sock.makefile("rb") as stream:
+        Reader(sock, stream, body, answer).run()
 
 
 class Reader:
     """Answers the edge's questions, one after the other."""
 
-    def __init__(self, sock: socket.socket, stream: BinaryIO, body: int, answer: BinaryIO) -> None:
+    def __init__(self, sock: socket.socket, stream: BinaryIO, body: int, answer: int) -> None:
         self._socket = sock
         self._stream = stream
         self._body = body
         self._answer = answer
+        self._config: ReaderConfig | None = None
+        self._preparer: Preparer | None = None
         self._document: Document | None = None
         self._line: Line | None = None
 
     def run(self) -> None:
+        """Until the edge hangs up, or something breaks."""
         while (message := self._receive()) is not None:
-            try:
-                reply = self._reply(message)
-            except RequestError as error:
-                reply = Failure.of(error)
-            except MemoryError:
-                reply = Failure.of(too_much_memory())
+            reply = self._reply_to(message)
             self._socket.sendall(reply if isinstance(reply, bytes) else encode(reply))
+            if isinstance(reply, Broken):
+                sys.exit(1)
 
     def _receive(self) -> ToReader | None:
         header = self._stream.read(HEADER.size)
@@ -140,62 +147,84 @@ class Reader:
         message: ToReader = to_reader.decode(self._stream.read(length))
         return message
 
+    def _reply_to(self, message: ToReader) -> ToEdge | bytes:
+        try:
+            return self._reply(message)
+        except RequestError as error:
+            return Failure.of(error)
+        except MemoryError:
+            return Failure.of(too_much_memory())
+        except BaseException as error:  # Rust's panics are no Exceptions
+            return Broken(_place(error))
+
     def _reply(self, message: ToReader) -> ToEdge | bytes:
         match message:
+            case Load():
+                self._config, self._preparer = message.config, _preparer(message.config)
+                return Done()
             case Open():
-                return self._open(message)
+                return self._open(message.what)
             case Get():
                 return self._opened.item(message.index)
             case Put():
-                self._opened.put(message.index, message.result)
-                return Taken()
+                self._opened.put(message)
+                return Done()
             case Render():
-                return self._write(self._rendered(), self._opened.content_type)
+                line, document = self._line, self._opened
+                answer = document.answer() if line is None else document.line_answer(line)
+                return self._write(answer, document.content_type)
             case Refuse():
-                assert self._line is not None
+                assert self._line is not None, "only a line's answer says why it failed"
                 return self._write(self._line.failure(message.error.error()), "")
 
     @property
     def _opened(self) -> Document:
-        assert self._document is not None, "the first message opens it"
+        assert self._document is not None, "it is opened first"
         return self._document
 
-    def _open(self, message: Open) -> Opened:
-        match message.what:
-            case ReadDocument() as what:
-                preparer = _preparer(message.config, os.fstat(self._body).st_size)
-                body = os.pread(self._body, os.fstat(self._body).st_size, 0)
-                call = read_call(what.route, what.content_type, body, what.custom_attributes)
-                self._document = Document(call, preparer, message.config.name)
-                return Opened(len(self._document))
-            case ReadLine() as what:
-                return self._open_line(what, _preparer(message.config, what.size), message.config.name)
+    def _open(self, what: ReadDocument | ReadLine) -> Opened:
+        size = what.size if isinstance(what, ReadLine) else os.fstat(self._body).st_size
+        with _memory_limit(_MEMORY_BYTES + _MEMORY_PER_BYTE * size):
+            match what:
+                case ReadDocument():
+                    body = self._read(0, size)
+                    self._prepare(read_call(what.route, what.content_type, body, what.custom_attributes))
+                    return Opened(len(self._opened))
+                case ReadLine():
+                    return self._open_line(read_line(self._read(what.offset, size), what.number))
 
-    def _open_line(self, what: ReadLine, preparer: Preparer, name: str) -> Opened:
-        line = self._line = read_line(os.pread(self._body, what.size, what.offset), what.number)
-        error, items = line.error, 0
-        if line.call is not None:
-            try:
-                self._document = Document(line.call, preparer, name)
-                items = len(self._document)
-            except RequestError as refusal:
-                error = refusal
-        return Opened(items, line.unique_id, None if error is None else Failure.of(error))
+    def _open_line(self, line: Line) -> Opened:
+        self._line = line
+        error = line.error
+        try:
+            if line.call is not None:
+                self._prepare(line.call)
+        except RequestError as refusal:
+            error = refusal
+        if error is not None:
+            return Opened(0, line.form, line.custom_id, Failure.of(error))
+        return Opened(len(self._opened), line.form, line.custom_id)
 
-    def _rendered(self) -> bytes:
-        if self._line is None:
-            return self._opened.answer()
-        return self._line.success(self._opened.results, self._opened.name)
+    def _prepare(self, call: Call) -> None:
+        assert self._config is not None and self._preparer is not None, "Load comes first"
+        self._document = Document(call, self._preparer, self._config.name)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        parts = []
+        while size > 0 and (part := os.pread(self._body, size, offset)):  # 2 GiB at most are read at once
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return b"".join(parts)
 
     def _write(self, answer: bytes, content_type: str) -> Rendered:
-        self._answer.write(answer)
-        self._answer.flush()
+        written = 0
+        with naming_a_full_disk():
+            while written < len(answer):
+                written += os.pwrite(self._answer, memoryview(answer)[written:], written)
         return Rendered(len(answer), content_type)
 
 
-def _preparer(config: ReaderConfig, size: int) -> Preparer:
-    limit = _MEMORY_BYTES + _MEMORY_PER_BYTE * size
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+def _preparer(config: ReaderConfig) -> Preparer:
     defaults = Defaults.load(config.model_dir)
     tokenizer = Tokenizer.load(
         config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
@@ -206,6 +235,26 @@ def _preparer(config: ReaderConfig, size: int) -> Preparer:
         max_sequence_tokens=config.max_sequence_tokens,
         default_max_new_tokens=config.default_max_new_tokens,
     )
+
+
+@contextlib.contextmanager
+def _memory_limit(more: int) -> Iterator[None]:
+    """At most so many bytes beyond what the process has by now, the model's tokenizer with it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _place(error: BaseException) -> str:
+    """Where it happened. Its own words could quote the document."""
+    place, traceback = "", error.__traceback__
+    while traceback is not None:
+        place = f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return f"{type(error).__name__} at {place}"
 
 
 if __name__ == "__main__":
