@@ -125,6 +125,40 @@ def test_the_readmes_lines_are_as_described(line: str) -> None:
     assert validator("BatchLine").is_valid(json.loads(line))
 
 
+CHAT = {
+    "messages": [{"role": "user", "content": "Hello!"}],
+    "max_tokens": 2,
+    "n": 2,
+    "logprobs": True,
+    "top_logprobs": 2,
+}
+COMPLETION = {"prompt": ["The sea", "The sky"], "max_tokens": 2, "logprobs": 2}
+DETAILED = {"inputs": "The sea", "parameters": {"max_new_tokens": 2, "details": True, "logprobs": 2}}
+
+
+@pytest.mark.parametrize(
+    ("document", "answer"), [(CHAT, "ChatCompletion"), (COMPLETION, "Completion"), (DETAILED, "GeneratedList")]
+)
+def test_the_fullest_answer_of_a_dialect_is_as_described(described: Server, document: object, answer: str) -> None:
+    assert validator(answer).is_valid(described.ask(document))
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": COMPLETION}, "OpenAILine"),
+        ({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": CHAT}, "OpenAILine"),
+        ({"recordId": "a", "modelInput": DETAILED}, "BedrockResult"),
+        ({"modelInput": {}}, "BedrockFailure"),
+        (CHAT, "ChatCompletion"),
+        ({"nonsense": 1}, "Error"),
+    ],
+)
+def test_a_lines_answer_is_as_described(described: Server, line: object, answer: str) -> None:
+    (answered,) = described.ask_lines([line])
+    assert validator(answer).is_valid(answered) and validator("BatchAnswerLine").is_valid(answered)
+
+
 def validator(*names: str) -> Any:
     """For a value that is one of the components."""
     choices = [{"$ref": f"#/components/schemas/{name}"} for name in names]
