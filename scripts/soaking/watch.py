@@ -1,0 +1,145 @@
+"""What the processes hold: memory, files and threads, sampled all along, and whether that grows."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from server import Server
+
+EVERY_S = 2.0
+WARM_UP_S = 120.0
+"""Of each process, not judged: allocators and caches fill."""
+FEWEST_SAMPLES = 30
+"""After it: what lived for less tells nothing."""
+MEMORY_MIB_PER_HOUR = 48.0
+MEMORY_MIB = 12.0
+"""Memory grows if its slope is above the first and the last quarter's median lies above the first's by the second."""
+FILES = 8
+THREADS = 4
+"""The last quarter's median may lie above the first's by so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    at_s: float
+    memory_mib: float
+    files: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """Of one process after its warm-up. Quarters are medians."""
+
+    samples: int
+    """After the warm-up."""
+    memory_mib_per_hour: float
+    memory_first_mib: float
+    memory_last_mib: float
+    files_first: float
+    files_last: float
+    threads_first: float
+    threads_last: float
+
+    def faults(self) -> list[str]:
+        if self.samples < FEWEST_SAMPLES:
+            return []
+        found = []
+        gain = self.memory_last_mib - self.memory_first_mib
+        if self.memory_mib_per_hour > MEMORY_MIB_PER_HOUR and gain > MEMORY_MIB:
+            found.append(
+                f"memory grows by {self.memory_mib_per_hour:.0f} MiB an hour ({gain:.0f} MiB from the first to the last"
+                f" quarter; bounds: {MEMORY_MIB_PER_HOUR:.0f} and {MEMORY_MIB:.0f})"
+            )
+        if self.files_last - self.files_first > FILES:
+            found.append(f"open files grow from {self.files_first:.0f} to {self.files_last:.0f}")
+        if self.threads_last - self.threads_first > THREADS:
+            found.append(f"threads grow from {self.threads_first:.0f} to {self.threads_last:.0f}")
+        return found
+
+
+class Watch:
+    """Owns the samples of every process that was seen: the edge, and each engine by its pid."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._edge = psutil.Process(server.process.pid)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample_on, daemon=True)
+        self.samples: dict[str, list[Sample]] = defaultdict(list)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample_on(self) -> None:
+        while not self._over.wait(EVERY_S):
+            self._sample("edge", self._edge)
+            if (engine := self._server.engine) is not None:
+                self._sample(f"engine {engine.pid}", engine)
+
+    def _sample(self, name: str, process: psutil.Process) -> None:
+        try:
+            sample = sampled(process)
+        except psutil.Error:  # it died in between
+            return
+        self.samples[name].append(sample)
+
+    def memory_mib(self) -> str:
+        """The newest of each process that is alive."""
+        newest = [(name.split()[0], samples[-1]) for name, samples in list(self.samples.items())]
+        alive = [(name, s) for name, s in newest if s.at_s > time.monotonic() - 2 * EVERY_S]
+        return ", ".join(f"{name} {sample.memory_mib:.0f} MiB" for name, sample in alive)
+
+    def growths(self) -> dict[str, Growth]:
+        return {name: growth(samples) for name, samples in self.samples.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: asdict(growth) for name, growth in self.growths().items()}
+
+
+def sampled(process: psutil.Process) -> Sample:
+    with process.oneshot():
+        return Sample(time.monotonic(), process.memory_info().rss / 2**20, process.num_fds(), process.num_threads())
+
+
+def growth(samples: list[Sample]) -> Growth:
+    """What there is is told, too, of a process that didn't outlive its warm-up."""
+    warm = [sample for sample in samples if sample.at_s >= samples[0].at_s + WARM_UP_S] or samples
+    quarter = max(1, len(warm) // 4)
+    first, last = warm[:quarter], warm[-quarter:]
+    slope = 0.0
+    if len(warm) > 1:
+        slope = statistics.linear_regression([s.at_s for s in warm], [s.memory_mib for s in warm]).slope
+    return Growth(
+        samples=0 if warm is samples else len(warm),
+        memory_mib_per_hour=slope * 3600,
+        memory_first_mib=statistics.median(s.memory_mib for s in first),
+        memory_last_mib=statistics.median(s.memory_mib for s in last),
+        files_first=statistics.median(s.files for s in first),
+        files_last=statistics.median(s.files for s in last),
+        threads_first=statistics.median(s.threads for s in first),
+        threads_last=statistics.median(s.threads for s in last),
+    )
+
+
+def spool_files(pid: int, directory: Path) -> int:
+    """Those with a name, and those that only an open descriptor keeps."""
+    held = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            held += os.readlink(descriptor).startswith(str(directory))
+        except OSError:
+            continue
+    return held + len(list(directory.iterdir()))
