@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -167,11 +169,20 @@ def check_end(server: Server) -> list[str]:
             faults.append(f"after SIGTERM the server ended with status {status}")
     except subprocess.TimeoutExpired:
         faults.append("SIGTERM did not end the server")
-    for line in server.log_lines():
-        if "traceback" in line or (line["level"] == "ERROR" and line.get("action") != "engine_died"):
-            cause = str(line.get("traceback", "")).strip().rpartition("\n")[2]
-            faults.append(f"log: {line['message']} {cause}".strip())
-    return faults
+    errors = Counter(
+        f"{line['message'].strip()} {_exception(line)}".strip() for line in server.log_lines() if _is_unforeseen(line)
+    )
+    return faults + [f"log, {count} times: {error}" for error, count in errors.items()]
+
+
+def _is_unforeseen(line: dict[str, Any]) -> bool:
+    return "traceback" in line or (line["level"] == "ERROR" and line.get("action") != "engine_died")
+
+
+def _exception(line: dict[str, Any]) -> str:
+    """Its last line without addresses, which are others each time."""
+    last = str(line.get("traceback", "")).strip().rpartition("\n")[2]
+    return re.sub("0x[0-9a-f]+", "0x", last)
 
 
 def report(ledger: Ledger, watch: Watch, traffic: Traffic, p99_s: float) -> None:
