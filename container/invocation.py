@@ -79,7 +79,7 @@ class Invocation:
         finally:
             running.cancel()
             checking.cancel()
-            await asyncio.wait({running, checking})
+            await asyncio.gather(running, checking, return_exceptions=True)
 
     async def _run_one_read(self, reader: Reader, index: int) -> None:
         item = await reader.item(index)

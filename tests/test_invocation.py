@@ -130,6 +130,16 @@ def test_tokens_that_come_after_the_stop_string_are_not_counted(complete: Any) -
     assert len(complete("The sea is. And the sky", "length", stop=(" is",)).token_ids) == 3
 
 
+LATE = "The sea is" + " calm and old ships sail home under a pale moon while gulls cry over salt" * 3
+
+
+@pytest.mark.parametrize("finish", ["length", None])
+def test_what_comes_long_after_the_stop_string_changes_nothing(complete: Any, finish: Any) -> None:
+    """Steps may be handled before the engine hears of the stop, and its end may, or may not, be among them."""
+    completion = complete(LATE, finish, stop=(" is",))
+    assert (completion.text, completion.finish_reason, len(completion.token_ids)) == ("The sea", "stop", 3)
+
+
 def test_tokens_behind_a_stop_string_are_not_shown(complete: Any) -> None:
     completion = complete("The sea is. And the sky", "length", logprobs=0, stop=(" is",))
     assert (completion.text, completion.finish_reason) == ("The sea", "stop")

@@ -156,8 +156,10 @@ class Reader:
             self._listener.cancel()
         if self._process is not None:
             self._process.kill()
-            await asyncio.shield(asyncio.to_thread(self._process.wait))
-            self._places.pids.discard(self._process.pid)
+            try:
+                await asyncio.shield(asyncio.to_thread(self._process.wait))
+            finally:
+                self._places.pids.discard(self._process.pid)
 
     async def check(self) -> None:
         """Raises what ended the reader, once it has ended. For as long as its document is generated from."""
@@ -165,12 +167,15 @@ class Reader:
         raise await self._cause_of_death()
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
             while True:
                 (length,) = HEADER.unpack(await stream.readexactly(HEADER.size))
                 self._replies.put_nowait(to_edge.decode(await stream.readexactly(length)))
-        self._replies.put_nowait(None)
-        self.ended.set()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._replies.put_nowait(None)
+            self.ended.set()
 
     async def _ask(self, question: ToReader, kind: type[T]) -> T:
         assert self._writer is not None, "start comes first"
