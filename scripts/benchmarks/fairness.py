@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count, cycle
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from container.engine.model import load
 from container.engine.sequence import Sampling
 
 from .serving import Served
-from .throughput import Job, make_jobs
+from .throughput import Job, fresh, make_jobs
 from .tiny_model import save_tiny_model
 
 LINES = 2000
@@ -44,12 +44,14 @@ class Visited:
 
     def __init__(self, model_dir: Path, jobs: list[Job]) -> None:
         self._served = Served(model_dir, LONGHAUL_DTYPE="float32")
-        self._body = b"".join(json.dumps(_request(job, job.new_tokens)).encode() + b"\n" for job in jobs)
+        self._jobs = jobs
         self._visitor = jobs[0]
+        self._batches = count()
         self._threads = ThreadPoolExecutor(1)
 
-    def batch_s(self) -> tuple[float, None]:
-        return self._batch().result(), None
+    def alone(self) -> float:
+        """Seconds of the batch."""
+        return self._batch().result()
 
     def visited(self, new_tokens: int) -> tuple[float, list[float]]:
         """Seconds of the batch, and of each visitor."""
@@ -64,7 +66,9 @@ class Visited:
         return self._metric("inter_token_latency_seconds_sum") / self._metric("inter_token_latency_seconds_count")
 
     def _batch(self) -> Future[float]:
-        return self._threads.submit(self._post, self._body, "application/jsonlines")
+        requests = [_request(job, job.new_tokens) for job in fresh(self._jobs, next(self._batches))]
+        body = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
+        return self._threads.submit(self._post, body, "application/jsonlines")
 
     def _visit(self, new_tokens: int) -> float:
         return self._post(json.dumps(_request(self._visitor, new_tokens)).encode(), "application/json")
@@ -109,7 +113,7 @@ class Joined:
         self._batch = Batch(loaded, settings, on_step=self._take, on_crash=lambda error: sys.exit(str(error)))
         places = self._batch.info(loaded, 0.0).max_running
         self._rows = places - places // 8  # as many as the edge gives a batch
-        self._jobs: Iterator[Job] = cycle(jobs)
+        self._jobs: Iterator[Job] = (job for round_ in count() for job in fresh(jobs, round_))
         self._visitor = jobs[0]
         self._ids = count()
         self._visitor_id = -1
@@ -178,7 +182,7 @@ def _measure(options: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
     results: dict[str, list[float]] = {name: [] for name in ("alone_s", "visited_s", "visit_s", "first_s", "joining_s")}
     try:
         for round_ in range(options.runs + 1):
-            alone, _ = visited.batch_s()
+            alone = visited.alone()
             batch, visits = visited.visited(NEW_TOKENS)
             _, firsts = visited.visited(1)
             joining = joined.visits_s()
