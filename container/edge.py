@@ -29,6 +29,7 @@ from .errors import Unavailable
 from .exchange import Exchange
 from .invocation import Service
 from .model_source import local_directory
+from .orphans import bury_orphans
 from .preparation import Preparer
 from .reader.client import Places, Readers
 from .reader.messages import ReaderConfig
@@ -299,7 +300,7 @@ async def serve(settings: Settings, model: str, sock: socket.socket) -> int:
     loading = asyncio.create_task(edge.load(), name="loading the model")
     needed = [serving, loading]
     if os.getpid() == 1:
-        needed.append(asyncio.create_task(bury_orphans(edge), name="the burial of orphans"))
+        needed.append(asyncio.create_task(bury_orphans(lambda: edge.owned_pids), name="the burial of orphans"))
     for task in needed:
         task.add_done_callback(edge.fail_with)
     status = await edge.wait_for_end()
@@ -309,21 +310,3 @@ async def serve(settings: Settings, model: str, sock: socket.socket) -> int:
     await asyncio.wait([serving])
     logger.info("exit", extra={"action": "exit", "status": status})
     return status
-
-
-async def bury_orphans(edge: Edge) -> None:
-    """What process 1 of a container owes to processes whose parents are gone."""
-    while True:
-        # uvloop lets nobody else have SIGCHLD.
-        await asyncio.sleep(1)
-        _bury(edge.owned_pids)
-
-
-def _bury(owned_pids: set[int]) -> None:
-    """Every dead child but those whose status is somebody's to read."""
-    with contextlib.suppress(ChildProcessError):
-        # Look without burying (WNOWAIT). One that is owned comes first in line only while its owner is about to wait.
-        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-            if dead.si_pid in owned_pids:
-                return
-            os.waitpid(dead.si_pid, os.WNOHANG)
