@@ -23,7 +23,7 @@ from .invocation import Invocation
 from .reader.client import INLINE_BYTES
 from .reader.messages import ReadDocument
 from .settings import Settings
-from .spool import OrderedSpool, Spool
+from .spool import OrderedSpool, Spool, close_soon
 
 _SPOOL_WRITE = 1 << 20
 
@@ -92,7 +92,7 @@ async def _answer_document(edge: Edge, exchange: Exchange, route: Route) -> Resp
         return await answer_large(service, invocation, what, body, settings.spool_dir)
     finally:
         if isinstance(body, Spool):
-            body.close()
+            close_soon(body)
         invocation.close()
         exchange.fields |= invocation.counts()
 
@@ -109,7 +109,7 @@ async def _read_document(exchange: Exchange, settings: Settings) -> bytes | Spoo
             try:
                 await _spool_body(exchange, spool, limit, chunks, body)
             except BaseException:
-                spool.close()
+                close_soon(spool)
                 raise
             return spool
     return bytes(body)
@@ -156,10 +156,10 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
         await batch.run(body)
         await asyncio.to_thread(answers.flush)  # a full disk must show before the answer begins
     except BaseException:
-        answers.close()
+        close_soon(answers)
         raise
     finally:
-        body.close()
+        close_soon(body)
         invocation.close()
         exchange.fields |= invocation.counts() | {"items": batch.items, "failed_items": batch.failed}
     return spooled_response(answers, "application/jsonlines")

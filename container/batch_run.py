@@ -14,7 +14,7 @@ from .preparation import Prepared
 from .reader.client import INLINE_BYTES
 from .reader.messages import Failure, Opened, ReadLine
 from .seen_ids import SeenIds
-from .spool import OrderedSpool, Spool, SpooledLine
+from .spool import OrderedSpool, Spool, SpooledLine, close_soon
 
 _SLICE_LINES = 32
 _SLICE_SEEN = 4096
@@ -160,7 +160,7 @@ class BatchRun:
             await self._fail(entry, line, error)
         finally:
             opened.set()
-            answer.close()
+            close_soon(answer)
 
     async def _refusal(self, opened: Opened, line: Line) -> Failure | None:
         try:

@@ -6,6 +6,7 @@ It knows nothing of what is asked: it refuses in our form what never becomes a r
 from __future__ import annotations
 
 import logging
+import socket
 from asyncio import TimerHandle, Transport
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 MOST_URL_BYTES = 8 << 10
 MOST_HEAD_BYTES = 64 << 10
 """Of URL and headers together; trailers count, too."""
+MOST_PIPELINED = 32
+"""Requests that wait on one connection, sent before the answers of those before them."""
+SEND_AHEAD_BYTES = 128 << 10
+"""Handed to the kernel before it is on its way: with more, a slow reader's progress would not show for megabytes."""
 LINGER_S = 5.0
 LINGER_BYTES = 64 << 20
 """What a refused client may still send, and for how long: with less it would see a reset instead of its answer."""
@@ -50,7 +55,7 @@ class Connection(HttpToolsProtocol):
         self._clock: TimerHandle | None = None
         self._every_s = min(edge.settings.client_timeout_s / 8, 1.0)
         self._patience_s = edge.client_patience_s
-        self._waited_s = 0.0
+        self._waited_s = self._idle_s = 0.0
         self._unsent = 0
         self._received = self._taken = False
         """Since the last look."""
@@ -69,6 +74,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, SEND_AHEAD_BYTES)
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -81,6 +88,7 @@ class Connection(HttpToolsProtocol):
             # uvicorn tells only the request that came last; of several sent at once it may be an earlier one's turn.
             _disconnect(self._at_work)
         self.pipeline.clear()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -113,17 +121,17 @@ class Connection(HttpToolsProtocol):
     # The parser
 
     def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-            return
-        except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-        # The parser takes the rest for another protocol's. We speak none, so the request goes on in this one (RFC 9110,
-        # 7.8): its head is read again without the offer. Java's client offers h2c with its first request.
-        head = self._head_without_upgrade()
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._feed(head + rest)
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = data[upgrade.args[0] :]
+            # The parser takes the rest for another protocol's. We speak none, so the request goes on in this one (RFC
+            # 9110, 7.8): its head is read again without the offer. Java's client offers h2c with its first request.
+            data = self._head_without_upgrade() + rest
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def _head_without_upgrade(self) -> bytes:
         first = self.scope["method"], self.url.decode("latin-1"), self.parser.get_http_version()
@@ -160,6 +168,9 @@ class Connection(HttpToolsProtocol):
             self.scope["method"] = method.decode("ascii")
             self._upgrading = True
             return
+        if len(self.pipeline) >= MOST_PIPELINED:
+            reason = f"more than {MOST_PIPELINED} requests wait on this connection"
+            raise InvalidRequest(reason, code="too_many_requests")
         super().on_headers_complete()
         self.cycle.transport = cast(Transport, _Outlet(self))
         self._phase = "body"
@@ -175,6 +186,10 @@ class Connection(HttpToolsProtocol):
         if not self._upgrading:
             self._phase = "whole"
             super().on_message_complete()
+            if self.cycle.response_complete and not self._closes:  # it was answered early: from now on it is idle
+                self._unset_keepalive_if_required()
+                wait = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+                self.timeout_keep_alive_task = wait
         if self._closes:
             self.transport.close()
 
@@ -207,6 +222,7 @@ class Connection(HttpToolsProtocol):
 
         A socket closed with bytes unread resets the connection, and the client may lose the answer it has not read.
         """
+        self.pipeline.clear()
         if self._phase == "body" and not self.transport.is_closing():
             self._closes = True
             self.transport.write_eof()
@@ -232,11 +248,14 @@ class Connection(HttpToolsProtocol):
         unsent = self.transport.get_write_buffer_size()
         stuck = unsent > 0 and not self._taken and unsent >= self._unsent
         silent = self._phase == "body" and not self._answering and not self._received
-        sends_head = self._phase in ("new", "head") and not self._answering and not unsent
+        sends_head = self._phase == "head" and not self._answering and not unsent
         self._unsent, self._received, self._taken = unsent, False, False
         if self._patience_s != self._edge.client_patience_s:
             self._patience_s, self._waited_s = self._edge.client_patience_s, 0.0
         self._waited_s = self._waited_s + self._every_s if sends_head or stuck or silent else 0.0
+        self._idle_s = self._idle_s + self._every_s if self._phase == "new" else 0.0
+        if self._idle_s >= self.timeout_keep_alive:  # a pool's that was opened ahead; uvicorn counts only used ones
+            self.transport.close()
         if self._waited_s < self._patience_s:
             return
         limit = f"{self._patience_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)"
@@ -266,6 +285,7 @@ class _Outlet:
 def _disconnect(cycle: RequestResponseCycle) -> None:
     """Nobody reads its answer any more."""
     cycle.disconnected = True
+    cycle.waiting_for_100_continue = False
     cycle.message_event.set()
 
 

@@ -11,7 +11,7 @@ from .dialects.document import read_call
 from .invocation import Invocation, Service
 from .preparation import Prepared
 from .reader.messages import ReadDocument
-from .spool import OrderedSpool, Spool
+from .spool import OrderedSpool, Spool, close_soon
 
 
 async def answer_small(service: Service, invocation: Invocation, what: ReadDocument, body: bytes) -> Response:
@@ -35,7 +35,7 @@ async def answer_large(
             await invocation.run_read(reader)
             content_type = await reader.render()
     except BaseException:
-        answer.close()
+        close_soon(answer)
         raise
     return spooled_response(answer, content_type)
 
@@ -51,4 +51,4 @@ async def _send_and_close(answer: Spool | OrderedSpool) -> AsyncIterator[bytes]:
         async for chunk in answer.chunks():
             yield chunk
     finally:
-        answer.close()
+        close_soon(answer)

@@ -167,8 +167,6 @@ class Edge:
             self._draining = True
             logger.info("draining", extra={"action": "drain", "open_requests": len(self.exchanges)})
             self._end.set()
-            for exchange in self.exchanges:
-                exchange.hurry()
         else:  # asked twice: now
             self._hurry.set()
 

@@ -53,7 +53,6 @@ class Exchange(Response):
         self._verdict: RequestError | None = None
         self._client_gone = False
         self._waits_for_100 = request.headers.get("expect", "").lower() == "100-continue"
-        self._silence: asyncio.Timeout | None = None
         self._body_given_up = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,12 +64,15 @@ class Exchange(Response):
         try:
             response = await self._settle()
             response.headers["x-longhaul-invocation-id"] = self.id
-            if self._waits_for_100 or self._body_given_up:
+            if self._waits_for_100 or self._body_given_up or self._edge.status == "draining":
                 # It won't send its body now, and the next request on this connection would be taken for the body.
                 response.headers["connection"] = "close"
             await response(scope, receive, send)
             if not self._client_gone and await self._took_answer():
                 status = response.status_code
+        except Exception:
+            status = 500
+            raise
         finally:
             self._edge.exchanges.discard(self)
             self.ended.set_result(None)
@@ -93,24 +95,28 @@ class Exchange(Response):
             yield chunk
 
     async def _next_chunk(self, stream: AsyncIterator[bytes]) -> bytes | None:
-        patience_s = self._edge.client_patience_s
+        coming = asyncio.ensure_future(anext(stream, None))
         try:
-            async with asyncio.timeout(patience_s) as self._silence:
-                return await anext(stream, None)
-        except TimeoutError:
-            self._body_given_up = True
-            if self._edge.status == "draining":
-                raise Unavailable("the server is shutting down; send the request again", code="shutting_down") from None
-            reason = f"no more of the body came for {patience_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)"
-            raise ClientTimeout(reason) from None
+            await self._wait_for(coming)
         finally:
-            self._silence = None
+            coming.cancel()
+        return coming.result()
 
-    def hurry(self) -> None:
-        """The server drains: where the client is still sending, its next byte must come sooner."""
-        if self._silence is not None and not self._silence.expired():
-            due = asyncio.get_running_loop().time() + self._edge.client_patience_s
-            self._silence.reschedule(min(due, self._silence.when() or due))
+    async def _wait_for(self, chunk: asyncio.Future[bytes | None]) -> None:
+        """In short turns: a server that was frozen for long blames no client, whose bytes come with the next turn."""
+        patience_s, waited_s = self._edge.client_patience_s, 0.0
+        while waited_s < patience_s:
+            turn_s = min(1.0, patience_s / 8)
+            done, _ = await asyncio.wait({chunk}, timeout=turn_s)
+            if done:
+                return
+            waited_s += turn_s
+            if patience_s != self._edge.client_patience_s:  # the server drains
+                patience_s, waited_s = self._edge.client_patience_s, 0.0
+        self._body_given_up = True
+        if self._edge.status == "draining":
+            raise Unavailable("the server is shutting down; send the request again", code="shutting_down")
+        raise ClientTimeout(f"no more of the body came for {patience_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)")
 
     def watch_for_disconnect(self) -> None:
         """From now on, end the work if the client goes away. Only once the body has been read."""

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from . import logprobs
@@ -55,7 +56,8 @@ class Invocation:
 
     async def in_worker(self, function: Callable[[], T]) -> T:
         context = contextvars.copy_context()  # log lines from there carry the invocation's id, too
-        return await asyncio.get_running_loop().run_in_executor(self._service.workers, context.run, function)
+        work = partial(context.run, _without_panics, function)
+        return await asyncio.get_running_loop().run_in_executor(self._service.workers, work)
 
     @property
     def work_ahead(self) -> int:
@@ -202,6 +204,17 @@ def _request_error(error: EngineError) -> RequestError:
         case "sequence_failed":
             return SequenceFailure(str(error))
     return EngineFailure(str(error))
+
+
+def _without_panics(function: Callable[[], T]) -> T:
+    """A panic of native code is no Exception to Python, and its words may quote a prompt."""
+    try:
+        return function()
+    except Exception:
+        raise
+    except BaseException as panic:
+        name = type(panic).__name__
+    raise RuntimeError(f"{name} in native code")
 
 
 async def gather_bounded(work: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:

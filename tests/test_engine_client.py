@@ -100,6 +100,28 @@ def test_tokens_reach_their_sequence(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_listener_that_fails_ends_its_own_sequence_only(tmp_path: Path) -> None:
+    class Panic(BaseException):
+        """As native code's to Python."""
+
+    def fail(new: int) -> None:
+        raise Panic("with a text in it")
+
+    async def scenario() -> None:
+        async with life(tmp_path, ANSWERS) as engine:
+            await engine.until(lambda: engine.client.can_take_work)
+            engine.submit().on_tokens = fail
+            await engine.until(lambda: engine.ended)
+            (error,) = engine.ended
+            assert isinstance(error, EngineError) and (error.code, str(error)) == (
+                "sequence_failed",
+                "internal error (Panic)",
+            )
+            assert engine.client.can_take_work and engine.client.in_flight == 0
+
+    asyncio.run(scenario())
+
+
 def test_no_work_is_given_to_an_engine_that_hung_up_but_lives_on(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, DIES_WITHOUT_DYING) as engine:

@@ -223,12 +223,24 @@ class EngineClient:
             sequence.finish_reason = new.finish_reason
             if new.finish_reason is not None:
                 del self._sequences[new.id]
-            sequence.on_tokens(len(new.token_ids))
+            self._tell(sequence, len(new.token_ids))
         for failure in step.failed:
             sequence = self._sequences.pop(failure.id, None)
             if sequence is not None:
                 sequence.on_error(EngineError("sequence_failed", failure.reason))
         self._on_step(step)
+
+    def _tell(self, sequence: Sequence, new: int) -> None:
+        """What a listener can't bear ends its own sequence, and nobody else's."""
+        try:
+            sequence.on_tokens(new)
+        except BaseException as error:  # a panic of native code is no Exception, and its words may quote a text
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            name = type(error).__name__
+            logger.error("a sequence is given up: %s", name, extra={"action": "sequence_failed"})
+            self.cancel(sequence)
+            sequence.on_error(EngineError("sequence_failed", f"internal error ({name})"))
 
     async def _watch_for_stalls(self) -> None:
         """Kill an engine that has work but makes no step. Loading and idling are no stalls."""

@@ -35,17 +35,17 @@ class FairScheduler(FIFOScheduler):
         prompts = [state for state in candidates if state.status != RequestStatus.DECODING]
         oldest = min(prompts, key=_age, default=None)
         scheduled: tuple[list[FutureRequestState], bool, bool, int, int]
-        scheduled = super()._process_candidates(decoding + self._in_order(prompts), *args, **kwargs)
+        scheduled = super()._process_candidates(decoding + self._in_order(prompts, oldest), *args, **kwargs)
         is_served = oldest is None or any(future.state is oldest for future in scheduled[0])
         self._passed_over = 0 if is_served else self._passed_over + 1
         return scheduled
 
-    def _in_order(self, prompts: list[RequestState]) -> list[RequestState]:
-        if self._passed_over >= _PATIENCE_STEPS:
-            return sorted(prompts, key=_age)
-        newcomers = [state for state in prompts if is_newcomer(state)]
+    def _in_order(self, prompts: list[RequestState], oldest: RequestState | None) -> list[RequestState]:
+        first = [oldest] if oldest is not None and self._passed_over >= _PATIENCE_STEPS else []
+        rest = [state for state in prompts if state not in first]
+        newcomers = [state for state in rest if is_newcomer(state)]
         newcomers.sort(key=lambda state: state.position_offset)
-        return newcomers + [state for state in prompts if not is_newcomer(state)]
+        return first + newcomers + [state for state in rest if not is_newcomer(state)]
 
 
 def _age(state: RequestState) -> int:

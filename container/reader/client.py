@@ -50,6 +50,9 @@ BUSY = 2
 _PATIENCE_S = 900.0
 """For one answer of a reader. Tokenizing 64 MiB takes a minute."""
 
+_LAST_WORDS_S = 5.0
+"""From hanging up to the end of the process."""
+
 _COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "container.reader.process")
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -202,8 +205,10 @@ class Reader:
     async def _cause_of_death(self) -> RequestError:
         """Native code without memory ends in a signal, as does a process that the kernel chose to free some."""
         assert self._process is not None, "it is dead"
-        self._process.kill()
-        status = await asyncio.to_thread(self._process.wait)
+        try:
+            status = await asyncio.to_thread(self._process.wait, _LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            return _broken("it hung up and went on")
         return too_much_memory() if status < 0 else _broken(f"exit status {status}")
 
 

@@ -106,7 +106,7 @@ def stands_still(target: Target, draw: random.Random) -> None:
     """In the head or in the body: the server has to end it."""
     whole = target.whole()
     with target.connect() as connection:
-        connection.sendall(whole[: draw.choice([0, 20, len(whole) - 1])])
+        connection.sendall(whole[: draw.choice([20, len(whole) - 1])])
         _refused(connection)
 
 
