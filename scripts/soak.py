@@ -170,9 +170,20 @@ def check_end(server: Server) -> list[str]:
     except subprocess.TimeoutExpired:
         faults.append("SIGTERM did not end the server")
     errors = Counter(
-        f"{line['message'].strip()} {_exception(line)}".strip() for line in server.log_lines() if _is_unforeseen(line)
+        f"{line['message'].strip()} {_exception(line)}".strip() for line in _log_lines(server) if _is_unforeseen(line)
     )
     return faults + [f"log, {count} times: {error}" for error, count in errors.items()]
+
+
+def _log_lines(server: Server) -> list[dict[str, Any]]:
+    """What is no JSON object (a crash's last words) is an error of its own."""
+    lines = []
+    for text in server.log().splitlines():
+        try:
+            lines.append(dict(json.loads(text)))
+        except (ValueError, TypeError):
+            lines.append({"level": "ERROR", "message": "a line that is no JSON object"})
+    return lines
 
 
 def _is_unforeseen(line: dict[str, Any]) -> bool:
