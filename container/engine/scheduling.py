@@ -42,7 +42,7 @@ class FairScheduler(FIFOScheduler):
 
     def _in_order(self, prompts: list[RequestState], oldest: RequestState | None) -> list[RequestState]:
         first = [oldest] if oldest is not None and self._passed_over >= _PATIENCE_STEPS else []
-        rest = [state for state in prompts if state not in first]
+        rest = [state for state in prompts if not first or state is not oldest]
         newcomers = [state for state in rest if is_newcomer(state)]
         newcomers.sort(key=lambda state: state.position_offset)
         return first + newcomers + [state for state in rest if not is_newcomer(state)]
