@@ -10,8 +10,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(0)  # nothing has been promised to anyone yet
 
 
-for _number in (signal.SIGTERM, signal.SIGINT):
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+for _number in _NUMBERS:
     signal.signal(_number, _leave)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)  # as process 1, ./serve has blocked them until here
 
 
 def _bind(host: str, port: int) -> "socket.socket":

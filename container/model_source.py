@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from .settings import SAGEMAKER_MODEL_DIR, BadSetting, Settings
@@ -20,6 +21,7 @@ def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> 
     if settings.model is not None:
         _check(settings.model)
         return settings.model
+    _check_readable(Path(sagemaker_dir))
     if Path(sagemaker_dir, "config.json").is_file():
         return sagemaker_dir
     if settings.hf_model_id is not None:
@@ -32,10 +34,27 @@ def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> 
 def _check(model: str) -> None:
     """What can be seen at once; whether a hub has such a model shows later."""
     directory = Path(model)
+    _check_readable(directory)
     if not directory.is_dir() and (model.startswith(("/", ".")) or model.count("/") > 1):
         raise BadSetting(f"LONGHAUL_MODEL is {model!r}, which is no directory and no hub id")
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise BadSetting(f"LONGHAUL_MODEL is {model!r}, a directory that holds no model: it has no config.json")
+
+
+def _check_readable(directory: Path) -> None:
+    """Libraries take a file that they may not read for one that isn't there."""
+    try:
+        if not directory.is_dir():
+            return
+        paths = [directory, *directory.iterdir()]
+    except PermissionError:
+        paths = [directory]
+    for path in paths:
+        if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+            raise BadSetting(
+                f"user {os.getuid()} may not read {path} (mode {path.lstat().st_mode & 0o7777:o}): "
+                f"chmod -R a+rX {directory}, or run as its owner"
+            )
 
 
 def local_directory(model: str, settings: Settings) -> str:

@@ -22,6 +22,17 @@ from tiny_models import save_tiny_model as save_family
 from benchmarks.tiny_model import save_tiny_model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--image", help="test this Docker image, too (scripts/test-image)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without an image there is nothing to test in tests/image, and no reason to speak of it."""
+    if collection_path.name == "image" and not config.getoption("--image"):
+        return True
+    return None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Exactness(), "exactness")
 

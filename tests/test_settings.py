@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -154,6 +157,32 @@ def test_without_any_the_start_is_refused_with_what_to_do() -> None:
 def test_a_path_that_is_not_there_is_no_hub_id(path: str) -> None:
     with pytest.raises(BadSetting, match=re.escape(f"LONGHAUL_MODEL is '{path}', which is no directory")):
         find(LONGHAUL_MODEL=path)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """For root, who may read everything, another user; nothing changes for others."""
+    ids = os.getresuid()
+    if ids[0] == 0:
+        os.setresuid(54321, 54321, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(*ids)
+
+
+@pytest.mark.parametrize("closed", ["model.safetensors", "."])
+@pytest.mark.parametrize("setting", [True, False], ids=["by setting", "in SageMaker's place"])
+def test_what_the_user_may_not_read_is_named(closed: str, setting: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to others
+        model = Path(name)
+        model.chmod(0o755)
+        (model / "config.json").write_text("{}")
+        (model / "model.safetensors").touch()
+        (model / closed).chmod(0o000)
+        with unprivileged(), pytest.raises(BadSetting, match=f"may not read {model / closed} .*chmod -R a"):
+            find(LONGHAUL_MODEL=name) if setting else find(name)
+        (model / closed).chmod(0o700)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:

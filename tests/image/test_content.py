@@ -1,0 +1,93 @@
+"""What is in the image, what isn't, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker_container import PYTHON, docker
+
+import container as longhaul
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def config(image: str) -> dict[str, Any]:
+    (found,) = json.loads(docker("image", "inspect", image))
+    return dict(found["Config"])
+
+
+def inside(image: str, *command: str) -> str:
+    return docker("run", "--rm", "--network=none", image, *command)
+
+
+def test_serve_is_process_1_with_and_without_the_argument(config: dict[str, Any]) -> None:
+    assert not config["Entrypoint"]
+    assert config["Cmd"] == ["serve"]
+    assert config["User"] in ("", "0", "root")
+    assert "8080/tcp" in config["ExposedPorts"]
+
+
+def test_labels(config: dict[str, Any]) -> None:
+    labels = config["Labels"]
+    assert labels["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
+    assert labels["org.opencontainers.image.version"] == longhaul.__version__
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
+
+
+def test_the_environment_is_the_same_on_any_base(config: dict[str, Any]) -> None:
+    environment = dict(entry.split("=", 1) for entry in config["Env"])
+    assert environment["LONGHAUL_HOST"] == "0.0.0.0"
+    assert environment["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert environment["NVIDIA_DISABLE_REQUIRE"] == "true"
+    assert not [name for name in environment if name.startswith("PIP_") and name != "PIP_CERT"]
+
+
+def test_holds_what_the_constraints_pin(image: str) -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    listed = inside(image, PYTHON, "-m", "pip", "list", "--format=json")
+    packages = {re.sub("[-_.]+", "-", package["name"].lower()): package["version"] for package in json.loads(listed)}
+    assert {"torch", "transformers", "fastapi", "uvicorn"} <= set(packages)
+    assert not {name for name in ("pytest", "mypy", "ruff", "openai", "boto3", "hypothesis") if name in packages}
+    others = {name: version for name, version in packages.items() if version.partition("+")[0] != pins.get(name)}
+    assert not others
+
+
+def test_is_compiled(image: str) -> None:
+    """Nobody else can: the root is read-only, or the user may not write."""
+    uncompiled = inside(image, PYTHON, "-c", _UNCOMPILED, "/opt/longhaul/container", "/opt/longhaul/.venv/lib")
+    assert uncompiled.split() == []
+
+
+_UNCOMPILED = """
+import importlib.util, pathlib, sys
+for root in sys.argv[1:]:
+    sources = [path for path in pathlib.Path(root).rglob("*.py")]
+    assert sources
+    for path in sources:
+        if importlib.util.source_from_cache and not pathlib.Path(importlib.util.cache_from_source(path)).exists():
+            try:
+                compile(path.read_bytes(), str(path), "exec")
+            except (SyntaxError, ValueError):
+                continue  # for another Python, or a template
+            print(path)
+"""
+
+
+def test_holds_no_compiler_no_weights_no_leftovers(image: str) -> None:
+    assert inside(image, "sh", "-c", "command -v gcc cc make nvcc git || true").split() == []
+    patterns = ("*.safetensors", "*.gguf", "*.whl", "pieces.pth", ".git", "pip.conf", "*.a")
+    names = " -o ".join(f"-name '{pattern}'" for pattern in patterns)
+    places = "/opt /root /home /tmp /var/cache /pins /pieces"
+    assert inside(image, "sh", "-c", f"find {places} \\( {names} \\) 2>/dev/null || true").split() == []
+    assert set(inside(image, "ls", "-A", "/opt/longhaul").split()) == {".venv", "container", "serve", "LICENSE"}
+
+
+def test_torch_runs_without_what_was_removed(image: str) -> None:
+    program = "import torch, transformers, accelerate, numpy, sympy; print(torch.ones(3).sum().item())"
+    assert inside(image, PYTHON, "-W", "error::ImportWarning", "-c", program).split() == ["3.0"]
