@@ -13,7 +13,7 @@ ARG BASE_IMAGE=nvidia/cuda:13.0.3-base-ubuntu24.04
 FROM ${BASE_IMAGE} AS python
 # 1 for torch.compile and Triton, which call a C compiler as they run; the headers in torch's wheels then stay, too.
 ARG WITH_COMPILER=0
-# hadolint ignore=DL3008
+# hadolint ignore=DL3008,SC2086
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt,sharing=locked \
     compiler=""; \
@@ -38,7 +38,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
 COPY --from=pins /pins/torch.txt /pins/
-COPY scripts/image/ /usr/local/bin/
+COPY scripts/image/slim scripts/image/split /usr/local/bin/
 ARG WITH_COMPILER=0
 # An index of your own comes as a secret (scripts/build): nothing of it stays in the image.
 # Moved in the step that installs: from a layer below, moving would be copying gigabytes.
