@@ -1,0 +1,44 @@
+"""What the command line says, and what AWS leaves open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Read once by `__main__`. Times are seconds of the platform's clock, which `time_scale` quickens."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 4566
+    backend: str = "embedded"
+    """or the URL of anything that speaks AWS: S3, SNS, SQS, STS, IAM, ECR, Logs and CloudWatch come from there."""
+    region: str = "us-east-1"
+    account: str = "000000000000"
+    time_scale: float = 1.0
+    serve: tuple[str, ...] = field(default=(str(ROOT / "serve"),))
+    """What starts a container's process."""
+
+    # AWS documents none of these: each is a choice that users may make otherwise.
+    concurrency: int = 4
+    """Invocations at once per instance where ClientConfig says nothing."""
+    on_no_answer: Literal["fail", "redeliver"] = "fail"
+    """What becomes of a request whose container died or closed the connection."""
+    forward_inference_id: bool = True
+    """Whether the container gets X-Amzn-SageMaker-Inference-Id."""
+    unhealthy_pings: int = 3
+    """Missed in a row before an instance is replaced."""
+    ping_every_s: float = 2.0
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def real_s(self, platform_s: float) -> float:
+        """Seconds on the wall for seconds of the platform's own waiting (windows, TTL, periods)."""
+        return platform_s / self.time_scale
