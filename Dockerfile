@@ -75,8 +75,10 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /code opt/lon
 
 FROM python
 COPY --from=torch /pieces/cudnn/ /
+COPY --from=torch /pieces/blas/ /
 COPY --from=torch /pieces/cuda/ /
 COPY --from=torch /pieces/collectives/ /
+COPY --from=torch /pieces/triton/ /
 COPY --from=torch /pieces/torch/ /
 COPY --from=dependencies /opt/longhaul/ /opt/longhaul/
 COPY --from=code /code/ /
