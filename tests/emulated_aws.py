@@ -8,6 +8,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import TracebackType
+from typing import Any
+
+import boto3
 
 REGION = "eu-west-1"
 
@@ -43,6 +46,10 @@ class EmulatedAws:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_MAX_ATTEMPTS": "1",
         }
+
+    def client(self, service: str, region: str = REGION) -> Any:
+        keys: dict[str, Any] = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+        return boto3.Session(region_name=region, **keys).client(service, endpoint_url=self.url)  # type: ignore[call-overload]
 
     def close(self) -> None:
         self._process.terminate()

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from emulated_aws import REGION, EmulatedAws
 from fake_ecr import HOST, PASSWORD, TOKEN, FakeEcr
@@ -156,9 +155,7 @@ def emulated_push(stub: Stub, registry: FakeRegistry, aws: EmulatedAws) -> Push:
 
 @pytest.fixture
 def client(aws: EmulatedAws) -> Any:
-    return boto3.client(
-        "ecr", region_name=REGION, endpoint_url=aws.url, aws_access_key_id="testing", aws_secret_access_key="testing"
-    )
+    return aws.client("ecr")
 
 
 # The repository
@@ -217,13 +214,7 @@ def test_a_policy_that_may_not_be_seen_is_a_note(push: Push, ecr: FakeEcr) -> No
 
 def test_a_region_in_the_arguments_wins(emulated_push: Push, aws: EmulatedAws) -> None:
     emulated_push.succeed("--repository", "elsewhere", "--region", "us-west-2")
-    there = boto3.client(
-        "ecr",
-        region_name="us-west-2",
-        endpoint_url=aws.url,
-        aws_access_key_id="testing",
-        aws_secret_access_key="testing",
-    )
+    there = aws.client("ecr", "us-west-2")
     assert there.describe_repositories(repositoryNames=["elsewhere"])["repositories"]
 
 
