@@ -19,6 +19,8 @@ _Test = tuple[Callable[[Any], bool], str]
 _TOO_LONG_TO_MATCH = 4
 """A string longer than this many times its maximum isn't matched against its pattern: some backtrack for long."""
 _MOST_MATCHED = 8192
+_ASTRAL_PAIRS = (r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")
+"""All of the astral planes, as a range of Java's surrogate pairs and as one of characters."""
 _POSIX = {"ASCII": r"\x00-\x7F", "Print": r"\x20-\x7E"}
 
 
@@ -32,6 +34,7 @@ def java_pattern(pattern: str) -> regex.Pattern[str]:
 
     Differs from Java in `\s` and `\w`, which know Unicode here.
     """
+    pattern = pattern.replace(*_ASTRAL_PAIRS)
     translated: list[str] = []
     in_class = False
     position = 0

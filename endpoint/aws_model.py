@@ -13,9 +13,10 @@ Knows json 1.1 and rest-json, the protocols of SageMaker's control plane and run
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,11 @@ from botocore.model import OperationModel, ServiceModel  # type: ignore[import-u
 
 from .aws_constraints import Check, compile_check
 from .aws_values import UnknownParameter, Unreadable, Writer, compile_reader, compile_writer, read_text
+
+logger = logging.getLogger(__name__)
+
+Call = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+"""(operation, parameters) -> its result. Raises AwsError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,22 @@ class Service:
             body = {"__type": error.code} | body
         headers = {"x-amzn-errortype": error.code, "content-type": self._content_type, **_request_id()}
         return Answer(status, headers, json.dumps(body).encode())
+
+    async def respond(
+        self, call: Call, method: str, path: str, headers: Mapping[str, str], query: str, body: bytes
+    ) -> Answer:
+        """The whole way of a request: `call` does what the operation means. Never raises for what happens there."""
+        name = "?"
+        try:
+            name, path_parameters = self.operation(method, path, headers)
+            parameters = self.parse(name, path_parameters, headers, query, body)
+            self.validate(name, parameters)
+            return self.answer(name, await call(name, parameters))
+        except AwsError as error:
+            return self.error(error)
+        except Exception:
+            logger.exception("operation failed", extra={"action": "operation failed", "operation": name})
+            return self.error(AwsError("InternalFailure", f"{name} failed: see the local endpoint's log", 500))
 
     @cached_property
     def _content_type(self) -> str:
