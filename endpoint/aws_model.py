@@ -218,7 +218,6 @@ class _Operation:
             else:
                 in_body[name] = value
         if self._out_payload:
-            headers.setdefault("content-type", "application/octet-stream")
             return Answer(self._status, headers, in_body[self._out_payload])
         assert self._write_body, "no payload, but an output"
         headers["content-type"] = self._content_type
