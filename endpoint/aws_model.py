@@ -78,9 +78,10 @@ class Service:
     def operation(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """Its name and its path's parameters. `path` is as on the wire (percent-encoded), without the query."""
         if not self._is_rest:
-            name = headers.get("x-amz-target", "").removeprefix(self._target)
-            if method != "POST" or name not in self._names:
-                raise AwsError("UnknownOperationException", f"Unknown operation {name}" if name else "No X-Amz-Target")
+            target = headers.get("x-amz-target", "")
+            name = target.removeprefix(self._target)
+            if method != "POST" or name == target or name not in self._names:
+                raise AwsError("UnknownOperationException", f"Unknown operation: X-Amz-Target is '{target}'")
             return name, {}
         for wanted, pattern, name in self._routes:
             if method == wanted and (match := pattern.fullmatch(path)):

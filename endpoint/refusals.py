@@ -24,7 +24,7 @@ def refuse_model(parameters: dict[str, Any]) -> None:
         _refuse(f"A model of several Containers {_LOCAL}: it runs one container an instance.")
     if parameters.get("InferenceExecutionConfig"):
         _refuse(f"InferenceExecutionConfig {_LOCAL}: it runs one container an instance.")
-    _refuse_container(primary or containers[0])
+    _refuse_container(containers[0] if primary is None else primary)
 
 
 def _refuse_container(container: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from endpoint.aws_model import Answer
 Respond = Callable[[str, str, Mapping[str, str], str, bytes], Answer]
 """(method, path, headers in lower case, query, body)"""
 
+SESSION = boto3.session.Session(aws_access_key_id="0" * 12, aws_secret_access_key="none", region_name="us-east-1")
+
 
 class _Raw(io.BytesIO):
     def stream(self, **_: Any) -> Any:
@@ -23,9 +25,8 @@ class _Raw(io.BytesIO):
 
 
 def client(service: str, respond: Respond | None = None, url: str = "http://127.0.0.1:9", **config: Any) -> Any:
-    """With `respond`, nothing is sent. Never retries, has dummy keys and reads no configuration of the user's."""
-    session = boto3.session.Session(aws_access_key_id="0" * 12, aws_secret_access_key="none", region_name="us-east-1")
-    made = session.client(
+    """With `respond`, nothing is sent. Never retries, and has dummy keys."""
+    made = SESSION.client(
         service, endpoint_url=url, config=Config(retries={"total_max_attempts": 1}, proxies={}, **config)
     )
     if respond is not None:

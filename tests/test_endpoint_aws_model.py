@@ -253,7 +253,9 @@ def test_a_path_s_parameter_is_decoded_once() -> None:
     assert RUNTIME.operation("POST", "/endpoints/a%2Fb%2520/invocations", {})[1] == {"EndpointName": "a/b%20"}
 
 
-@pytest.mark.parametrize("target", ["", "SageMaker", "SageMaker.", "Other.CreateModel", "CreateModelX"])
+@pytest.mark.parametrize(
+    "target", ["", "SageMaker", "SageMaker.", "Other.CreateModel", "CreateModel", "SageMaker.createModel"]
+)
 def test_other_targets_are_unknown(target: str) -> None:
     with pytest.raises(AwsError, match="UnknownOperationException"):
         CONTROL.operation("POST", "/", {"x-amz-target": target})
@@ -528,6 +530,13 @@ def test_every_pattern_of_the_models_compiles(service: Service) -> None:
     assert patterns
     for pattern in patterns:
         java_pattern(pattern)
+
+
+def test_what_streams_its_answer_is_parsed_and_validated_all_the_same() -> None:
+    name, labels = RUNTIME.operation("POST", "/endpoints/e/invocations-response-stream", {})
+    parameters = RUNTIME.parse(name, labels, {"x-amzn-sagemaker-accept": "text/plain"}, "", b"x")
+    RUNTIME.validate(name, parameters)
+    assert parameters == {"EndpointName": "e", "Accept": "text/plain", "Body": b"x"}
 
 
 def test_a_long_value_is_refused_quickly() -> None:
