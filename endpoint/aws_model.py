@@ -3,8 +3,8 @@
 Knows json 1.1 and rest-json, the protocols of SageMaker's control plane and runtime; knows no operation by name.
 
 - Unknown operations are refused with UnknownOperationException: 400 (json) or 404 (rest-json), as AWS does.
-- Operations that the model has and the local endpoint lacks: the same code with status 501, which no SDK retries
-  (`not_implemented`).
+- Operations that the model has and the local endpoint lacks get the same code and 400, and say so (`not_implemented`):
+  no SDK retries it, and none takes it for a success.
 - Parameters that the model lacks are refused (AWS ignores them): they are those of a newer client, and dropping one
   could change what happens.
 - An empty body is no payload, unless the model requires one.
@@ -20,7 +20,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import unquote
 
 import botocore  # type: ignore[import-untyped]
 from botocore.loaders import Loader  # type: ignore[import-untyped]
@@ -56,7 +55,7 @@ class AwsError(Exception):
 
 
 def not_implemented(operation: str) -> AwsError:
-    return AwsError("UnknownOperationException", f"{operation} is not implemented by the local endpoint", 501)
+    return AwsError("UnknownOperationException", f"{operation} is not implemented by the local endpoint")
 
 
 class Service:
@@ -76,7 +75,7 @@ class Service:
         self._errors: dict[str, Any] = {shape.error_code: shape for shape in self._model.error_shapes}
 
     def operation(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """Its name and its path's parameters. `path` is as on the wire (percent-encoded), without the query."""
+        """Its name and its path's parameters. `path` is percent-decoded, as ASGI has it, and without the query."""
         if not self._is_rest:
             target = headers.get("x-amz-target", "")
             name = target.removeprefix(self._target)
@@ -85,7 +84,7 @@ class Service:
             return name, {}
         for wanted, pattern, name in self._routes:
             if method == wanted and (match := pattern.fullmatch(path)):
-                return name, {label: unquote(text) for label, text in match.groupdict().items()}
+                return name, match.groupdict()
         raise AwsError("UnknownOperationException", f"Unknown operation {method} {path}", 404)
 
     def parse(
@@ -229,8 +228,8 @@ def _routes(model: ServiceModel) -> list[tuple[str, re.Pattern[str], str]]:
     routes = []
     for name in model.operation_names:
         http = model.operation_model(name).http
-        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", http["requestUri"])
-        routes.append((http["method"], re.compile(pattern), name))
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>.+)", http["requestUri"])  # a slash may have been encoded
+        routes.append((http["method"], re.compile(pattern, re.DOTALL), name))
     return routes
 
 

@@ -45,10 +45,12 @@ def _refuse_container(container: dict[str, Any]) -> None:
 
 
 def _refuse_source(source: dict[str, Any]) -> None:
-    for name in ("ManifestS3Uri", "ManifestEtag", "ETag", "HubAccessConfig"):
+    for name in ("ManifestS3Uri", "ManifestEtag", "HubAccessConfig"):
         if name in source:
             _refuse(f"S3DataSource.{name} {_LOCAL}.")
     if source["S3DataType"] == "S3Prefix":
+        if "ETag" in source:
+            _refuse(f"S3DataSource.ETag with S3DataType S3Prefix {_LOCAL}.")
         if not source["S3Uri"].endswith("/"):
             _refuse("S3Uri must end with a forward slash (/) when S3DataType is S3Prefix.")
         if source["CompressionType"] == "Gzip":

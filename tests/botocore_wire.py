@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
@@ -39,7 +39,7 @@ def client(service: str, respond: Respond | None = None, url: str = "http://127.
             }
             body = request.body.read() if hasattr(request.body, "read") else request.body or b""
             body = body.encode() if isinstance(body, str) else bytes(body)
-            answered = respond(request.method, parts.path, headers, parts.query, body)
+            answered = respond(request.method, unquote(parts.path), headers, parts.query, body)
             return AWSResponse(request.url, answered.status, answered.headers, _Raw(answered.body))
 
         made.meta.events.register("before-send", answer)

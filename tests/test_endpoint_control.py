@@ -146,6 +146,7 @@ S3_SOURCE = {"S3Uri": "s3://b/p/", "S3DataType": "S3Prefix", "CompressionType": 
         ({"ModelDataSource": {"S3DataSource": S3_SOURCE | {"S3Uri": "s3://b/p"}}}, "forward slash"),
         ({"ModelDataSource": {"S3DataSource": S3_SOURCE | {"CompressionType": "Gzip"}}}, "Gzip"),
         ({"ModelDataSource": {"S3DataSource": S3_SOURCE | {"ManifestS3Uri": "s3://b/m"}}}, "ManifestS3Uri"),
+        ({"ModelDataSource": {"S3DataSource": S3_SOURCE | {"ETag": "e"}}}, "ETag"),
         ({"Environment": {"LD_PRELOAD": "/tmp/x.so"}}, '"LD_PRELOAD"'),
         ({"Environment": {"A": "b\0c"}}, "NUL"),
         ({"Environment": {f"A{i}": "x" * 1000 for i in range(40)}}, "32768"),
@@ -429,7 +430,7 @@ def test_an_operation_that_is_lacking_is_not_implemented_and_not_retried(sagemak
     with pytest.raises(ClientError) as refused:
         sagemaker.describe_training_job(TrainingJobName="job")
     assert refused.value.response["Error"]["Code"] == "UnknownOperationException"
-    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
     assert "DescribeTrainingJob is not implemented" in refused.value.response["Error"]["Message"]
 
 
