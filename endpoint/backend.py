@@ -1,10 +1,16 @@
 """What S3, SNS, SQS, STS, IAM, ECR, Logs and CloudWatch are here: an embedded emulator (MiniStack) or a URL.
 
 The embedded one is a process of its own session, with its data under `data_dir`/backend. It outlives the gateway and is
-adopted by the next one, with all that it holds; `stop` ends it cleanly, and then everything is there after the next start.
+adopted by the next one, with all that it holds. `stop` ends it cleanly: then all is there after the next start, but for
+uploads in parts that were not completed.
 
-If it is killed (kill -9, out of memory, power cut) and started again:
-PLACEHOLDER
+If it is killed (kill -9, no memory left) and started again:
+
+* S3 keeps buckets and objects, with metadata and tags, and never shows half an object; what is set for a bucket
+  (versioning, policy, CORS, notifications, ...) is as at the last clean stop, and uploads in parts are gone.
+* Queues and their messages, topics, subscriptions, log groups and their lines, metrics, roles and repositories are as
+  at the last clean stop: what came since is gone, and messages received and deleted since are in their queues again.
+* A power cut can cost objects as well: nothing is forced to the disk.
 """
 
 from __future__ import annotations
@@ -22,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import botocore.config
-import botocore.session
+import botocore.config  # type: ignore[import-untyped]
+import botocore.session  # type: ignore[import-untyped]
 import psutil
 
 from .emulator import IDENTITY_PATH, RUNNING_FILE, SERVICES, Running, read_running
@@ -116,7 +122,7 @@ class Backend:
         (self._dir / RUNNING_FILE).unlink(missing_ok=True)
 
     def client(self, service: str) -> Any:
-        """A boto3 client to it: cached, for use in threads. Takes nothing from the user's AWS environment or profile."""
+        """A boto3 client to it: cached, for use in threads. Takes nothing from the user's AWS settings."""
         with self._making:
             key = (service, self.url)
             if key not in self._clients:
@@ -270,4 +276,3 @@ def _child_environment(home: Path) -> dict[str, str]:
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-

@@ -2,7 +2,7 @@
 
     python -m endpoint.emulator --socket FD --data-dir DIR --identity JSON
 
-Listens nowhere else, starts no SFTP, MQTT or Docker, and refuses web pages (MiniStack itself lets any page do anything).
+Listens nowhere else, starts no SFTP, MQTT or Docker, and refuses web pages (MiniStack itself lets any page do all).
 Its state but S3's objects is saved when it ends by SIGTERM, and only then.
 """
 
@@ -83,7 +83,8 @@ def main() -> None:
     _write_running(arguments.data_dir, Running.of(os.getpid(), listener.getsockname()[1]))
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ.update(environment(arguments.data_dir, arguments.identity))
-    from ministack.app import app  # reads the environment as it is imported
+    # It reads the environment as it is imported.
+    from ministack.app import app  # type: ignore[import-untyped]
 
     config = uvicorn.Config(
         _Emulator(app, arguments.identity),

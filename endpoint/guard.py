@@ -1,7 +1,7 @@
 """Keeps web pages out: a browser must not reach what listens on this machine for its developer alone.
 
-A page can send requests to 127.0.0.1 (told by Origin and Sec-Fetch-Site), and can give its own name that address to read
-the answers as well (told by Host). Knows headers only, no services.
+A page can send requests to 127.0.0.1 (told by Origin and Sec-Fetch-Site), and can give its own name that address to
+read the answers as well (told by Host). Knows headers only, no services.
 """
 
 from __future__ import annotations
