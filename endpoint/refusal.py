@@ -31,26 +31,13 @@ def not_implemented(request: Request, what: str) -> Answer:
     return error_answer(request, 400, "UnknownOperationException", f"{what} is not part of this endpoint.")
 
 
-_S3_LACKS = frozenset(
-    [
-        "abac",
-        "analytics",
-        "intelligent-tiering",
-        "inventory",
-        "metadataAnnotationTable",
-        "metadataConfiguration",
-        "metadataInventoryTable",
-        "metadataJournalTable",
-        "metadataTable",
-        "metrics",
-        "policyStatus",
-        "renameObject",
-        "requestPayment",
-        "select",
-        "session",
-        "torrent",
-    ]
-)
+# fmt: off
+_S3_LACKS = frozenset({
+    "abac", "analytics", "intelligent-tiering", "inventory", "metadataAnnotationTable", "metadataConfiguration",
+    "metadataInventoryTable", "metadataJournalTable", "metadataTable", "metrics", "policyStatus", "renameObject",
+    "requestPayment", "select", "session", "torrent",
+})
+# fmt: on
 
 
 def s3_lacks(request: Request, bucket: str | None) -> str | None:
