@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .database import Database
@@ -55,6 +55,34 @@ class Endpoint:
     """Instances wanted of the one variant."""
     current: int
     """Instances that are healthy."""
+    weight: float | None = None
+    """What UpdateEndpointWeightsAndCapacities said last; None: the config's."""
+    deployment_config: dict[str, Any] | None = None
+    """Of the last CreateEndpoint or UpdateEndpoint that had one."""
+    deployed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By config's name, of those that serve or shall: see `Catalog.deployment`. Written by the control plane only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What an endpoint runs, as it was when the endpoint was created or updated."""
+
+    config: dict[str, Any]
+    """Parameters of CreateEndpointConfig."""
+    model: dict[str, Any]
+    """Parameters of CreateModel."""
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """The one ProductionVariant."""
+        variant: dict[str, Any] = self.config["ProductionVariants"][0]
+        return variant
+
+    @property
+    def container(self) -> dict[str, Any]:
+        """The one ContainerDefinition."""
+        container: dict[str, Any] = self.model.get("PrimaryContainer") or self.model["Containers"][0]
+        return container
 
 
 class NotFound(LookupError):
@@ -123,6 +151,21 @@ class Catalog:
 
     async def endpoints(self) -> list[Endpoint]:
         return [_endpoint(resource) for resource in await self.all("endpoint")]
+
+    async def deployment(self, endpoint: Endpoint, config_name: str) -> Deployment:
+        """What `endpoint` runs, or shall, under that config. Raises NotFound.
+
+        Models and configs may be deleted, and made anew, while endpoints use them: those go on with what they have.
+        """
+        if deployed := endpoint.deployed.get(config_name):
+            return Deployment(config=deployed["config"], model=deployed["model"])
+        return await self.deployable(config_name)
+
+    async def deployable(self, config_name: str) -> Deployment:
+        """As config and model are now. Raises NotFound."""
+        config = (await self.get("endpoint-config", config_name)).request
+        model = (await self.get("model", config["ProductionVariants"][0]["ModelName"])).request
+        return Deployment(config=config, model=model)
 
     async def change_endpoint(self, name: str, **changes: Any) -> Endpoint:
         """Fields of Endpoint but its name, arn and times; `modified_at` becomes now. Raises NotFound."""
