@@ -160,9 +160,9 @@ class ContainerLogs:
                 client.put_log_events(**events)
 
     async def _not_sent(self, log: Log, error: Exception) -> None:
+        if log.instance not in self._failing_since:
+            _LOG.warning("CloudWatch Logs does not take what %s prints: %s", log.instance, error)
         since = self._failing_since.setdefault(log.instance, time.monotonic())
-        if since == self._failing_since[log.instance] and time.monotonic() - since < _LOOK_EVERY_S / 10:
-            _LOG.warning("CloudWatch Logs did not take lines of %s: %s", log.instance, error)
         size = log.path.stat().st_size
         if size - log.sent > self._most_bytes:
             _LOG.warning("Dropped %d bytes of %s's log that were not sent", size - self._most_bytes, log.instance)

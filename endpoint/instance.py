@@ -1,6 +1,6 @@
-"""An instance of an endpoint: what the others see of it, what is written down of it, and the environment of its process.
+"""An instance of an endpoint: what others see of it, what is written down of it, the environment of its process.
 
-A process is no container, and three things differ from SageMaker. The model directory is not /opt/ml/model: SM_MODEL_DIR
+A process is no container; three things differ from SageMaker. The model directory is not /opt/ml/model: SM_MODEL_DIR
 and, if it holds anything, LONGHAUL_MODEL name it, and values in the model's Environment that are /opt/ml/model or below
 are moved there. EnableNetworkIsolation takes AWS away from the process but can't cut its network. The second ports of
 SAGEMAKER_SAFE_PORT_RANGE are ten of an instance's own.

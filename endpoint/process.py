@@ -7,12 +7,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 _POLL_S = 0.2
+_KILL_S = 10.0
 
 
 class Process:
@@ -54,7 +56,7 @@ class Process:
 
     async def exited(self) -> None:
         """Returns when it is dead."""
-        with contextlib.suppress(OSError):  # no pidfd here, or it is dead already
+        with contextlib.suppress(OSError, AttributeError):  # no pidfd here, or it is dead already
             descriptor = os.pidfd_open(self.pid)
             try:
                 if self.alive:  # then the descriptor is its own
@@ -72,8 +74,9 @@ class Process:
         await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to it and to what it left in its session; returns when all are dead."""
-        while members := self._members():
+        """SIGKILL to it and to what it left in its session; returns when all are dead, or the kernel won't let them."""
+        deadline = time.monotonic() + _KILL_S
+        while (members := self._members()) and time.monotonic() < deadline:
             for member in members:
                 with contextlib.suppress(psutil.Error):
                     member.kill()  # psutil looks first whether the pid is still the same process
