@@ -1,4 +1,4 @@
-"""The instances of one endpoint, brought to what its row in the catalog wants, and the row to what has become of them."""
+"""One endpoint's instances, brought to what its row in the catalog wants, and the row to what has become of them."""
 
 from __future__ import annotations
 

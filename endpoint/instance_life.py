@@ -1,4 +1,4 @@
-"""One instance from its model data to its end: started, pinged as SageMaker pings, ended. Knows nothing of the others."""
+"""One instance from its model data to its end: started, pinged as SageMaker does, ended. Knows none of the others."""
 
 from __future__ import annotations
 
@@ -109,6 +109,7 @@ class InstanceLife:
         if not life.cancelled() and (error := life.exception()) is not None:
             self.failure = str(error)
             if not isinstance(error, StartFailed):
+                self.failure = f"The local endpoint could not run the instance: {error!r}."
                 _LOG.error("The life of %s went wrong", self.id, exc_info=error)
         while not self.over:
             try:

@@ -87,10 +87,9 @@ class ModelFiles:
             empty.mkdir(mode=0o555, exist_ok=True)
             self._held[empty] += 1
             return empty
-        client = self._backend.client("s3")
         for attempt in range(_ATTEMPTS):
             try:
-                fetch = Fetch(client, source, stop)
+                fetch = Fetch(self._backend.client("s3"), source, stop)
                 await _in_thread(fetch.look)
                 directory = self._directory / fetch.digest
                 async with self._locks.setdefault(directory.name, asyncio.Lock()):
