@@ -35,9 +35,25 @@ class Settings:
     """Missed in a row before an instance is replaced."""
     ping_every_s: float = 2.0
 
+    start_attempts: int = 3
+    """Times that a container's process is started before its endpoint fails: one that ends while it starts is started
+    again, until the start-up window (ContainerStartupHealthCheckTimeoutInSeconds) is over."""
+    least_window_s: float = 60.0
+    """On the wall, of the start-up and download windows however quick the clock: a container's work is real."""
+    stop_grace_s: float = 30.0
+    """On the wall, from SIGTERM to SIGKILL. AWS documents this one."""
+    pass_environment: tuple[str, ...] = ()
+    """Variables of the gateway's environment that instances get besides PATH, HOME and their like: HTTPS_PROXY, say."""
+    instance_log_bytes: int = 64 * 2**20
+    """Of one instance's output kept on the disk: what is older and could not be sent to CloudWatch Logs is dropped."""
+
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def window_s(self, platform_s: float) -> float:
+        """Seconds on the wall that a container is given for work of its own."""
+        return max(self.real_s(platform_s), min(platform_s, self.least_window_s))
 
     def real_s(self, platform_s: float) -> float:
         """Seconds on the wall for seconds of the platform's own waiting (windows, TTL, periods)."""

@@ -1,0 +1,202 @@
+"""All instances of all endpoints. Knows no requests: who is given work is the dispatcher's to say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+from . import container_logs, endpoint_fleet, instance
+from .catalog import Catalog
+from .container_logs import ContainerLogs
+from .database import Database
+from .endpoint_fleet import EndpointFleet
+from .instance import MARKER, Instance, Record, Records
+from .instance_life import Surroundings
+from .model_files import ModelFiles
+from .process import Process, find_session
+from .settings import Settings
+
+SCHEMA = instance.SCHEMA + container_logs.SCHEMA + endpoint_fleet.SCHEMA
+
+_LOG = logging.getLogger(__name__)
+
+_LAST_LOGS_S = 5.0
+
+
+class Backend(Protocol):
+    def client(self, service: str) -> Any: ...
+
+
+class Fleet:
+    """Owns an EndpointFleet for each endpoint. Instances outlive it, unless `stop_all` ends them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        catalog: Catalog,
+        backend: Backend,
+        echo: Callable[[str], None] | None = None,
+    ) -> None:
+        """`echo` gets what the containers print, a line at a time."""
+        self.busy: Callable[[str], int] = lambda instance_id: 0
+        """Requests in an instance: of those that may be spared, the least busy are ended."""
+        self._settings = settings
+        self._database = database
+        self._catalog = catalog
+        self._records = Records(database)
+        self._files = ModelFiles(settings.data_dir / "models", backend)
+        self._logs = ContainerLogs(database, backend, settings.instance_log_bytes, echo)
+        self._around: Surroundings | None = None
+        self._beginning = asyncio.Lock()
+        self._begun = False
+        self._stopping = False
+        self._fleets: dict[str, EndpointFleet] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._woken = asyncio.Event()
+        self._version = 0
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Adopts what an earlier gateway left, then looks after it all until cancelled; never raises."""
+        try:
+            self._spawn(self._logs.run())
+            while True:
+                self._woken.clear()
+                try:
+                    await self._begin()
+                    await self._look()
+                except Exception:
+                    _LOG.exception("The endpoints could not be looked at")
+                    asyncio.get_running_loop().call_later(1, self._woken.set)
+                await self._woken.wait()
+        finally:
+            await self._close()
+
+    def wake(self) -> None:
+        """The catalog's endpoints may have changed."""
+        self._woken.set()
+        for fleet in self._fleets.values():
+            fleet.woken.set()
+
+    def healthy(self, endpoint: str) -> list[Instance]:
+        """Those of the config that serves, which may be given work."""
+        fleet = self._fleets.get(endpoint)
+        return [] if fleet is None else fleet.healthy()
+
+    @property
+    def version(self) -> int:
+        """Another after each change of what `healthy` answers."""
+        return self._version
+
+    async def wait_for_change(self, since: int | None = None) -> int:
+        """Returns the version when it is another than `since`, which without a word is the one now."""
+        since = self._version if since is None else since
+        while self._version == since:
+            await self._changed.wait()
+        return self._version
+
+    async def stop_all(self) -> None:
+        """SIGTERM to all, SIGKILL after 30 s. Endpoints stay as they are: the next gateway starts their instances."""
+        runs = self._around is not None
+        self._stopping = True
+        await self._begin()
+        await asyncio.gather(*(fleet.stop() for fleet in self._fleets.values()))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._logs.send_all(), _LAST_LOGS_S)
+        if not runs:
+            await self._close()
+
+    async def _begin(self) -> None:
+        async with self._beginning:
+            if self._around is None:
+                self._files.start()
+                self._around = Surroundings(
+                    settings=self._settings,
+                    records=self._records,
+                    files=self._files,
+                    logs=self._logs,
+                    http=aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)),
+                )
+            if not self._begun:
+                await self._adopt()
+                self._begun = True
+
+    async def _close(self) -> None:
+        tasks = self._tasks | {life.task for fleet in self._fleets.values() for life in fleet.lives.values()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._around is not None:
+            await self._around.http.close()
+
+    async def _adopt(self) -> None:
+        records = await self._records.all()
+        await self._logs.load(record.id for record in records)
+        adopted = {life for fleet in self._fleets.values() for life in fleet.lives}
+        for record in records:
+            if record.id in adopted:  # the attempt before this one failed half-way
+                continue
+            if (process := await asyncio.to_thread(_find, record)) is not None:
+                await self._records.change(record, pid=process.pid, identity=process.identity)
+                await self._fleet(record.endpoint).adopt(record, process)
+            else:
+                await self._logs.end(record.id)
+                await self._records.remove(record)
+
+    async def _look(self) -> None:
+        for name, fleet in list(self._fleets.items()):
+            if fleet.gone:
+                del self._fleets[name]
+        for endpoint in await self._catalog.endpoints():
+            self._fleet(endpoint.name)
+        await self._files.keep_only(await self._used())
+
+    async def _used(self) -> set[Path]:
+        rows = await self._database.read(
+            lambda db: db.execute("SELECT model_dir FROM instances UNION SELECT model_dir FROM fleets").fetchall()
+        )
+        return {Path(row["model_dir"]) for row in rows if row["model_dir"]}
+
+    def _fleet(self, name: str) -> EndpointFleet:
+        assert self._around is not None
+        if name not in self._fleets:
+            self._fleets[name] = fleet = EndpointFleet(
+                name,
+                self._around,
+                self._database,
+                self._catalog,
+                lambda instance_id: self.busy(instance_id),
+                self._tell,
+                self._woken.set,
+            )
+            fleet.stopping = self._stopping
+            self._spawn(fleet.run())
+        return self._fleets[name]
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _find(record: Record) -> Process | None:
+    """The living process of a record. Of a dead one, what it left in its session is killed first."""
+    if record.pid is None or record.identity is None:
+        return find_session(MARKER, record.id) if record.launched_at is not None else None
+    process = Process(record.pid, record.identity)
+    if process.alive:
+        return process
+    asyncio.run(process.kill())
+    return None
