@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -380,17 +379,16 @@ def test_the_backlog_counts_what_waits_and_what_is_not_done(path: Path) -> None:
 def test_questions_about_a_long_history_are_answered_by_an_index(path: Path) -> None:
     statements: list[str] = []
 
+    def explain(db: sqlite3.Connection) -> list[str]:
+        asked = list(statements)
+        return [row["detail"] for text in asked for row in db.execute(f"EXPLAIN QUERY PLAN {text}")]
+
     async def work() -> list[str]:
         database = Database(path, SCHEMA)
         await database.read(lambda db: db.set_trace_callback(statements.append))
         await Queue(database).backlog("e")
         await Queue(database).next_expiry()
-        asked = list(statements)
-        plans = [
-            row["detail"]
-            for statement in asked
-            for row in await database.read(partial(lambda text, db: db.execute(text).fetchall(), f"EXPLAIN QUERY PLAN {statement}"))
-        ]
+        plans = await database.read(explain)
         database.close()
         return plans
 
