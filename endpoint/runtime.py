@@ -1,4 +1,4 @@
-"""The data plane's front: InvokeEndpointAsync puts a request into the queue, InvokeEndpoint calls a container at once."""
+"""The data plane's front: InvokeEndpointAsync fills the queue, InvokeEndpoint calls a container at once."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Runtime:
             raise AwsError("ValidationError", f"Endpoint {name} of account {account} not found.") from error
         if endpoint.status not in ("InService", "Updating", "RollingBack"):
             raise AwsError("ValidationError", f"Endpoint {name} is {endpoint.status}, and not InService")
-        return endpoint, self._catalog.deployment(endpoint, endpoint.config_name)
+        return endpoint, await self._catalog.deployment(endpoint, endpoint.config_name)
 
     def _model_error(self, instance: Instance, status: int, message: str) -> AwsError:
         """424, with the container's own words."""
@@ -168,8 +168,8 @@ class Runtime:
 def locations(config: dict[str, Any], name: str, extension: str | None, filename: str | None) -> tuple[str, str | None]:
     """Of the output, and of the failure where the config has a path for it.
 
-    `<path>[/<extension>]/<name>.out` and `…/<name>-error.out`. AWS doesn't say what a Filename makes of that: here it is
-    the output's name as it stands, and the failure's with `-error` before its ending.
+    `<path>[/<extension>]/<name>.out` and `…/<name>-error.out`. AWS doesn't say what a Filename makes of that: here it
+    is the output's name as it stands, and the failure's with `-error` before its ending.
     """
     if filename is None:
         files = f"{name}.out", f"{name}-error.out"
