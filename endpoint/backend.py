@@ -115,11 +115,11 @@ class Backend:
 
     async def stop(self) -> None:
         """Clean shutdown, so that it saves its state. Also of one that an earlier gateway left and nobody adopted."""
-        if not self._is_embedded:
-            return
-        self._running = self._running or read_running(self._dir)
-        await self._end()
-        (self._dir / RUNNING_FILE).unlink(missing_ok=True)
+        if self._is_embedded:
+            self._running = self._running or read_running(self._dir)
+            await self._end()
+            (self._dir / RUNNING_FILE).unlink(missing_ok=True)
+        self.close()
 
     def client(self, service: str) -> Any:
         """A boto3 client to it: cached, for use in threads. Takes nothing from the user's AWS settings."""
@@ -136,6 +136,16 @@ class Backend:
                     config=_CLIENT_CONFIG,
                 )
             return self._clients[key]
+
+    def close(self) -> None:
+        """The clients' connections, when the gateway alone ends. The emulator stays."""
+        with self._making:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
+        if self._child is not None:
+            self._child.returncode = 0  # else Popen warns of a child that outlives it
+            self._child = None
 
     @property
     def _identity(self) -> dict[str, str]:
