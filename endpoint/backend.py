@@ -60,6 +60,7 @@ class Backend:
         self.services = SERVICES if self._is_embedded else None
         self._dir = settings.data_dir / "backend"
         self._running: Running | None = None
+        self._is_stopped = False
         self._child: subprocess.Popen[bytes] | None = None
         self._session = _session()
         self._clients: dict[tuple[str, str], Any] = {}
@@ -100,7 +101,7 @@ class Backend:
         """Restarts it when it dies, and logs what that loses. Until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            if not self._is_embedded or self._is_alive():
+            if self._is_stopped or not self._is_embedded or self._is_alive():
                 continue
             log.error(
                 "The backend died (pid %d). Objects in S3 are kept; queues and their messages, topics, subscriptions,"
@@ -115,6 +116,7 @@ class Backend:
 
     async def stop(self) -> None:
         """Clean shutdown, so that it saves its state. Also of one that an earlier gateway left and nobody adopted."""
+        self._is_stopped = True
         if self._is_embedded:
             self._running = self._running or read_running(self._dir)
             await self._end()

@@ -95,7 +95,10 @@ class Told:
 
 
 async def tell_control(request: Request) -> Told:
-    told = {"EndpointConfigs": [], "NextToken": f"{request.method} {request.path} {(await request.body(1000)).decode()}"}
+    told = {
+        "EndpointConfigs": [],
+        "NextToken": f"{request.method} {request.path} {(await request.body(1000)).decode()}",
+    }
     return Told(200, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(told).encode())
 
 
