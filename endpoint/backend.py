@@ -11,6 +11,10 @@ If it is killed (kill -9, no memory left) and started again:
 * Queues and their messages, topics, subscriptions, log groups and their lines, metrics, roles and repositories are as
   at the last clean stop: what came since is gone, and messages received and deleted since are in their queues again.
 * A power cut can cost objects as well: nothing is forced to the disk.
+
+It holds an object that comes or goes whole in memory. An access key of twelve digits is to it the account of that
+number, with buckets and queues of its own. Queues keep the URL that they were made with when the gateway's port
+changes; they answer at either.
 """
 
 from __future__ import annotations
@@ -28,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import botocore.config  # type: ignore[import-untyped]
-import botocore.session  # type: ignore[import-untyped]
+import botocore.config
+import botocore.session
 import psutil
 
 from .emulator import IDENTITY_PATH, RUNNING_FILE, SERVICES, Running, read_running
@@ -135,7 +139,7 @@ class Backend:
                     # LocalStack and MiniStack read the account from a key of twelve digits.
                     aws_access_key_id=self._settings.account,
                     aws_secret_access_key="none",
-                    config=_CLIENT_CONFIG,
+                    config=botocore.config.Config(**_CLIENT_CONFIG),
                 )
             return self._clients[key]
 
@@ -235,24 +239,24 @@ class Backend:
             self._child = None
 
 
-_CLIENT_CONFIG = botocore.config.Config(
-    connect_timeout=5,
-    read_timeout=70,
+_CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know less than it does
+    "connect_timeout": 5,
+    "read_timeout": 70,
     # Outlasts a restart of the embedded emulator.
-    retries={"mode": "standard", "total_max_attempts": 6},
-    max_pool_connections=64,
-    s3={"addressing_style": "path", "us_east_1_regional_endpoint": "regional"},
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-    disable_request_compression=True,
-    inject_host_prefix=False,
-    ignore_configured_endpoint_urls=True,
-    use_fips_endpoint=False,
-    use_dualstack_endpoint=False,
-    account_id_endpoint_mode="disabled",
-    defaults_mode="legacy",
-    proxies={},
-)
+    "retries": {"mode": "standard", "total_max_attempts": 6},
+    "max_pool_connections": 64,
+    "s3": {"addressing_style": "path", "us_east_1_regional_endpoint": "regional"},
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "disable_request_compression": True,
+    "inject_host_prefix": False,
+    "ignore_configured_endpoint_urls": True,
+    "use_fips_endpoint": False,
+    "use_dualstack_endpoint": False,
+    "account_id_endpoint_mode": "disabled",
+    "defaults_mode": "legacy",
+    "proxies": {},
+}
 
 
 def _session() -> botocore.session.Session:
