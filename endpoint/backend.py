@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ _LOOK_EVERY_S = 0.25
 _RETRY_S = 5.0
 
 log = logging.getLogger(__name__)
+_making = threading.Lock()
 
 
 class BackendError(Exception):
@@ -66,9 +68,7 @@ class Backend:
         self._running: Running | None = None
         self._is_stopped = False
         self._child: subprocess.Popen[bytes] | None = None
-        self._session = _session()
         self._clients: dict[tuple[str, str], Any] = {}
-        self._making = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -129,10 +129,10 @@ class Backend:
 
     def client(self, service: str) -> Any:
         """A boto3 client to it: cached, for use in threads. Takes nothing from the user's AWS settings."""
-        with self._making:
+        with _making:
             key = (service, self.url)
             if key not in self._clients:
-                self._clients[key] = self._session.create_client(
+                self._clients[key] = _session().create_client(
                     service,
                     region_name=self._settings.region,
                     endpoint_url=self.url,
@@ -145,7 +145,7 @@ class Backend:
 
     def close(self) -> None:
         """The clients' connections, when the gateway alone ends. The emulator stays."""
-        with self._making:
+        with _making:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
@@ -259,8 +259,9 @@ _CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know les
 }
 
 
+@functools.cache  # it keeps the services' models, which are slow to read
 def _session() -> botocore.session.Session:
-    """That reads no profile and none of the user's files."""
+    """That reads no profile and none of the user's files. One thread at a time may make a client with it."""
     return botocore.session.Session(
         session_vars={
             "profile": (None, None, None, None),
