@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the platform's own waiting (start-up window, TTL, metric periods) is so many times shorter",
     )
     up.add_argument("--runner", choices=["process"], default="process", help="what an instance is")
-    up.add_argument(
-        "--serve", default=shlex.join(DEFAULTS.serve), help="the command that an instance's process runs"
-    )
+    up.add_argument("--serve", default=shlex.join(DEFAULTS.serve), help="the command that an instance's process runs")
     up.add_argument(
         "--concurrency",
         type=int,

@@ -11,12 +11,17 @@ If it is killed (kill -9, no memory left) and started again:
 * Queues and their messages, topics, subscriptions, log groups and their lines, metrics, roles and repositories are as
   at the last clean stop: what came since is gone, and messages received and deleted since are in their queues again.
 * A power cut can cost objects as well: nothing is forced to the disk.
+
+It holds an object that comes or goes whole in memory. An access key of twelve digits is to it the account of that
+number, with buckets and queues of its own. Queues keep the URL that they were made with when the gateway's port
+changes; they answer at either.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -28,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import botocore.config  # type: ignore[import-untyped]
-import botocore.session  # type: ignore[import-untyped]
+import botocore.config
+import botocore.session
 import psutil
 
 from .emulator import IDENTITY_PATH, RUNNING_FILE, SERVICES, Running, read_running
@@ -42,6 +47,7 @@ _LOOK_EVERY_S = 0.25
 _RETRY_S = 5.0
 
 log = logging.getLogger(__name__)
+_making = threading.Lock()
 
 
 class BackendError(Exception):
@@ -60,10 +66,9 @@ class Backend:
         self.services = SERVICES if self._is_embedded else None
         self._dir = settings.data_dir / "backend"
         self._running: Running | None = None
+        self._is_stopped = False
         self._child: subprocess.Popen[bytes] | None = None
-        self._session = _session()
         self._clients: dict[tuple[str, str], Any] = {}
-        self._making = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -100,7 +105,7 @@ class Backend:
         """Restarts it when it dies, and logs what that loses. Until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            if not self._is_embedded or self._is_alive():
+            if self._is_stopped or not self._is_embedded or self._is_alive():
                 continue
             log.error(
                 "The backend died (pid %d). Objects in S3 are kept; queues and their messages, topics, subscriptions,"
@@ -115,27 +120,38 @@ class Backend:
 
     async def stop(self) -> None:
         """Clean shutdown, so that it saves its state. Also of one that an earlier gateway left and nobody adopted."""
-        if not self._is_embedded:
-            return
-        self._running = self._running or read_running(self._dir)
-        await self._end()
-        (self._dir / RUNNING_FILE).unlink(missing_ok=True)
+        self._is_stopped = True
+        if self._is_embedded:
+            self._running = self._running or read_running(self._dir)
+            await self._end()
+            (self._dir / RUNNING_FILE).unlink(missing_ok=True)
+        self.close()
 
     def client(self, service: str) -> Any:
         """A boto3 client to it: cached, for use in threads. Takes nothing from the user's AWS settings."""
-        with self._making:
+        with _making:
             key = (service, self.url)
             if key not in self._clients:
-                self._clients[key] = self._session.create_client(
+                self._clients[key] = _session().create_client(
                     service,
                     region_name=self._settings.region,
                     endpoint_url=self.url,
                     # LocalStack and MiniStack read the account from a key of twelve digits.
                     aws_access_key_id=self._settings.account,
                     aws_secret_access_key="none",
-                    config=_CLIENT_CONFIG,
+                    config=botocore.config.Config(**_CLIENT_CONFIG),
                 )
             return self._clients[key]
+
+    def close(self) -> None:
+        """The clients' connections, when the gateway alone ends. The emulator stays."""
+        with _making:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
+        if self._child is not None:
+            self._child.returncode = 0  # else Popen warns of a child that outlives it
+            self._child = None
 
     @property
     def _identity(self) -> dict[str, str]:
@@ -223,28 +239,29 @@ class Backend:
             self._child = None
 
 
-_CLIENT_CONFIG = botocore.config.Config(
-    connect_timeout=5,
-    read_timeout=70,
+_CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know less than it does
+    "connect_timeout": 5,
+    "read_timeout": 70,
     # Outlasts a restart of the embedded emulator.
-    retries={"mode": "standard", "total_max_attempts": 6},
-    max_pool_connections=64,
-    s3={"addressing_style": "path", "us_east_1_regional_endpoint": "regional"},
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-    disable_request_compression=True,
-    inject_host_prefix=False,
-    ignore_configured_endpoint_urls=True,
-    use_fips_endpoint=False,
-    use_dualstack_endpoint=False,
-    account_id_endpoint_mode="disabled",
-    defaults_mode="legacy",
-    proxies={},
-)
+    "retries": {"mode": "standard", "total_max_attempts": 6},
+    "max_pool_connections": 64,
+    "s3": {"addressing_style": "path", "us_east_1_regional_endpoint": "regional"},
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "disable_request_compression": True,
+    "inject_host_prefix": False,
+    "ignore_configured_endpoint_urls": True,
+    "use_fips_endpoint": False,
+    "use_dualstack_endpoint": False,
+    "account_id_endpoint_mode": "disabled",
+    "defaults_mode": "legacy",
+    "proxies": {},
+}
 
 
+@functools.cache  # it keeps the services' models, which are slow to read
 def _session() -> botocore.session.Session:
-    """That reads no profile and none of the user's files."""
+    """That reads no profile and none of the user's files. One thread at a time may make a client with it."""
     return botocore.session.Session(
         session_vars={
             "profile": (None, None, None, None),

@@ -48,6 +48,8 @@ class EndpointFleet:
         self.lives: dict[str, InstanceLife] = {}
         self.gone = False
         """Neither the endpoint nor an instance of it is left."""
+        self.runs = False
+        """Not before all instances of an earlier gateway are adopted: it would start others in their place."""
         self.stopping = False
         self.woken = asyncio.Event()
         self._around = around
@@ -82,6 +84,7 @@ class EndpointFleet:
         except NotFound:
             pass
         self.lives[record.id] = InstanceLife(self._around, record, deployment, self._changed, process)
+        self._on_change()
 
     async def run(self) -> None:
         """Until `gone` or cancelled; never raises."""

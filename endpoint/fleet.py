@@ -156,6 +156,10 @@ class Fleet:
                 del self._fleets[name]
         for endpoint in await self._catalog.endpoints():
             self._fleet(endpoint.name)
+        for fleet in self._fleets.values():
+            if not fleet.runs:
+                fleet.runs = True
+                self._spawn(fleet.run())
         await self._files.keep_only(await self._used())
 
     async def _used(self) -> set[Path]:
@@ -167,7 +171,7 @@ class Fleet:
     def _fleet(self, name: str) -> EndpointFleet:
         assert self._around is not None
         if name not in self._fleets:
-            self._fleets[name] = fleet = EndpointFleet(
+            fleet = self._fleets[name] = EndpointFleet(
                 name,
                 self._around,
                 self._database,
@@ -177,7 +181,6 @@ class Fleet:
                 self._woken.set,
             )
             fleet.stopping = self._stopping
-            self._spawn(fleet.run())
         return self._fleets[name]
 
     def _spawn(self, work: Any) -> None:

@@ -414,7 +414,7 @@ def test_gateways_killed_at_random_leave_no_unknown_process(tmp_path: Path) -> N
         world.database.close()
 
     asyncio.run(create())
-    for pause_s in (0.8, 0.9, 1.0, 1.1, 1.2, 1.4):
+    for pause_s in (0.7, 0.75, 0.8, 0.85, 0.9, 1.0, 1.2):
         killed = gateway(tmp_path / "data")
         time.sleep(pause_s)  # the moment is the test
         killed.kill()
