@@ -172,11 +172,11 @@ class Queue:
         return None if row is None else Job(**dict(row))
 
     async def release(self, job: Job) -> None:
-        """Back to its place, for another holder."""
+        """Back to its place, for another holder. The time that it was held is none of its time to wait."""
         await self._database.write(
             lambda db: db.execute(
-                "UPDATE jobs SET state = 'waiting', leased_at = NULL WHERE seq = ? AND fence = ? AND state = 'leased'",
-                (job.seq, job.fence),
+                f"{_RELEASE} AND seq = :seq AND fence = :fence",
+                {"now": time.time(), "seq": job.seq, "fence": job.fence},
             )
         )
 
@@ -223,7 +223,8 @@ class Queue:
         rows = await self._database.write(
             lambda db: db.execute(
                 "UPDATE jobs SET state = 'leased', fence = fence + 1, leased_at = ? WHERE seq IN (SELECT seq FROM jobs"
-                f" WHERE state = 'waiting' AND expires_at <= ? ORDER BY seq LIMIT 100) RETURNING {_COLUMNS}",
+                " INDEXED BY jobs_expiring WHERE state = 'waiting' AND expires_at <= ? ORDER BY expires_at LIMIT 100)"
+                f" RETURNING {_COLUMNS}",
                 (now, now),
             ).fetchall()
         )
@@ -231,7 +232,9 @@ class Queue:
 
     async def next_expiry(self) -> float | None:
         found: float | None = await self._database.read(
-            lambda db: db.execute("SELECT min(expires_at) FROM jobs WHERE state = 'waiting'").fetchone()[0]
+            lambda db: db.execute(
+                "SELECT min(expires_at) FROM jobs INDEXED BY jobs_expiring WHERE state = 'waiting'"
+            ).fetchone()[0]
         )
         return found
 
@@ -239,7 +242,7 @@ class Queue:
         """At the start: what an earlier gateway held waits again; what it had decided is returned, to be written."""
 
         def change(db: sqlite3.Connection) -> list[sqlite3.Row]:
-            db.execute("UPDATE jobs SET state = 'waiting', leased_at = NULL WHERE state = 'leased'")
+            db.execute(_RELEASE, {"now": time.time()})
             return db.execute(f"SELECT {_COLUMNS}, outcome FROM jobs WHERE state = 'decided' ORDER BY seq").fetchall()
 
         found = []
@@ -253,7 +256,7 @@ class Queue:
         def ask(db: sqlite3.Connection) -> Backlog:
             rows = db.execute(
                 "SELECT state, count(*) AS count, min(accepted_at) AS oldest FROM jobs"
-                " WHERE endpoint = ? AND state != 'done' GROUP BY state",
+                " WHERE state IN ('waiting', 'leased', 'decided') AND endpoint = ? GROUP BY state",
                 (endpoint,),
             ).fetchall()
             counts = {row["state"]: row["count"] for row in rows}
@@ -289,3 +292,7 @@ _ACCEPTED = (
     " accepted_at, expires_at, output_location, failure_location"
 )
 _INSERT = f"INSERT INTO jobs ({_ACCEPTED}) VALUES (:{_ACCEPTED.replace(', ', ', :')})"
+_RELEASE = (
+    "UPDATE jobs SET state = 'waiting', expires_at = expires_at + max(0, :now - leased_at), leased_at = NULL"
+    " WHERE state = 'leased'"
+)
