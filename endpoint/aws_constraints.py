@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 Check = Callable[[Any, str, list[str]], None]
 """(value, path, what is wrong so far): appends to the last. The value has the shape's type already."""

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import botocore  # type: ignore[import-untyped]
-from botocore.loaders import Loader  # type: ignore[import-untyped]
-from botocore.model import OperationModel, ServiceModel  # type: ignore[import-untyped]
+import botocore
+from botocore.loaders import Loader
+from botocore.model import OperationModel, ServiceModel
 
 from .aws_constraints import Check, compile_check
 from .aws_values import UnknownParameter, Unreadable, Writer, compile_reader, compile_writer, read_text

@@ -84,7 +84,7 @@ def main() -> None:
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ.update(environment(arguments.data_dir, arguments.identity))
     # It reads the environment as it is imported.
-    from ministack.app import app  # type: ignore[import-untyped]
+    from ministack.app import app
 
     config = uvicorn.Config(
         _Emulator(app, arguments.identity),

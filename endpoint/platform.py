@@ -61,7 +61,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bound(settings: Settings) -> Iterator[socket.socket]:
-    with socket.socket() as sock:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((settings.host, settings.port))

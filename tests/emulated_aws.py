@@ -59,7 +59,7 @@ class EmulatedAws:
 
     def client(self, service: str, region: str = REGION) -> Any:
         keys: dict[str, Any] = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-        return boto3.Session(region_name=region, **keys).client(service, endpoint_url=self.url)  # type: ignore[call-overload]
+        return boto3.Session(region_name=region, **keys).client(service, endpoint_url=self.url)
 
     def close(self) -> None:
         self._process.terminate()

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import boto3
 from botocore.exceptions import (
@@ -28,9 +28,6 @@ from botocore.exceptions import (
 )
 
 from pushing import PushError, one_line
-
-if TYPE_CHECKING:
-    from types_boto3_ecr import ECRClient
 
 UNTAGGED_DAYS = 30
 LIFECYCLE_POLICY = {
@@ -79,7 +76,7 @@ class Login:
 class Ecr:
     def __init__(self, region: str | None) -> None:
         with plain_errors():
-            self._ecr: ECRClient = boto3.client("ecr", region_name=region)
+            self._ecr: Any = boto3.client("ecr", region_name=region)
         self.region = self._ecr.meta.region_name
 
     def login(self) -> Login:
@@ -97,7 +94,7 @@ class Ecr:
             if (tags := found.get("imageTagMutability")) != "IMMUTABLE":
                 say(f"note: the tags of {name} are {tags}, left as they are: others can move them")
             self._note_policy(name, say)
-        return found["repositoryUri"]
+        return str(found["repositoryUri"])
 
     def _create(self, name: str, say: Callable[[str], None]) -> str:
         made = self._ecr.create_repository(
@@ -108,7 +105,7 @@ class Ecr:
         say(f"made the repository {name}: immutable tags, scan on push")
         self._ecr.put_lifecycle_policy(repositoryName=name, lifecyclePolicyText=json.dumps(LIFECYCLE_POLICY))
         say(f"set its lifecycle policy: only untagged images expire, after {UNTAGGED_DAYS} days")
-        return made["repository"]["repositoryUri"]
+        return str(made["repository"]["repositoryUri"])
 
     def _note_policy(self, name: str, say: Callable[[str], None]) -> None:
         try:
