@@ -83,6 +83,7 @@ class RuntimePort:
         self.client = client("sagemaker-runtime", self._respond, parameter_validation=False)
 
     def close(self) -> None:
+        self._run(self._invoker.close())
         self.container.close()
         self.client.close()
         self.database.close()
@@ -127,7 +128,8 @@ class RuntimePort:
     async def _start(self, settings: Settings) -> None:
         self.database = Database(settings.data_dir / "endpoint.sqlite", catalog.SCHEMA, queue.SCHEMA)
         self.catalog = Catalog(self.database)
-        self._runtime = Runtime(settings, self.catalog, Queue(self.database), self, self, Invoker(settings))
+        self._invoker = Invoker(settings)
+        self._runtime = Runtime(settings, self.catalog, Queue(self.database), self, self, self._invoker)
 
     def _respond(self, method: str, path: str, headers: Mapping[str, str], query: str, body: bytes) -> Answer:
         return self._run(SERVICE.respond(self._runtime.call, method, path, headers, query, body))
