@@ -173,7 +173,7 @@ class Refuser:
         return getattr(self._client, name)
 
 
-def test_what_is_refused_for_good_keeps_nothing_up(backend: Backend) -> None:
+def test_what_is_refused_for_good_keeps_nothing_up(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         log = a_log(Refuser(backend, "refused"))
         log.write("refused", "AllTraffic", "i-1", "id", "one")
@@ -183,3 +183,4 @@ def test_what_is_refused_for_good_keeps_nothing_up(backend: Backend) -> None:
 
     asyncio.run(run())
     assert texts(backend, "taken") == ["two"]
+    assert ["refuses 1 lines" in record.message for record in caplog.records] == [True]

@@ -48,10 +48,15 @@ class World:
 
     async def create(self, name: str, *, status: str = "InService", is_async: bool = True, instances: int = 0) -> None:
         variant = {"VariantName": "v", "ModelName": name}
-        config = {"ProductionVariants": [variant]} | (
-            {"AsyncInferenceConfig": {"OutputConfig": {}}} if is_async else {}
-        )
-        state = {"status": status, "failure_reason": None, "config_name": name, "target_config_name": None}
+        config: dict[str, Any] = {"ProductionVariants": [variant]}
+        if is_async:
+            config["AsyncInferenceConfig"] = {"OutputConfig": {}}
+        state: dict[str, Any] = {
+            "status": status,
+            "failure_reason": None,
+            "config_name": name,
+            "target_config_name": None,
+        }
         state |= {"desired": 1, "current": 1}
         await self.catalog.create("model", name, f"m:{name}", {"PrimaryContainer": {}}, {}, {})
         await self.catalog.create("endpoint-config", name, f"c:{name}", config, {}, {})
@@ -203,9 +208,8 @@ def test_a_backlog_is_published_each_period(tmp_path: Path, backend: Backend) ->
             assert await world.queue.lease("busy")
             accepted = time.time()
             async with running(world.metrics.run):
-                await until(
-                    lambda: read.statistics("busy", "HasBacklogWithoutCapacity", None).get("SampleCount", 0) > 2
-                )
+                capacity = ("busy", "HasBacklogWithoutCapacity", None)
+                await until(lambda: read.statistics(*capacity).get("SampleCount", 0) > 2)
             size = read.statistics("busy", "ApproximateBacklogSize", None)
             assert size["Minimum"] == size["Maximum"] == 3 and size["Unit"] == "Count"
             per_instance = read.statistics("busy", "ApproximateBacklogSizePerInstance", None)
