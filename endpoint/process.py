@@ -29,13 +29,12 @@ class Process:
         self._child = child
 
     @classmethod
-    def start(cls, command: Sequence[str], environment: Mapping[str, str], cwd: Path, output: Path) -> Process:
-        """Its stdout and stderr are appended to `output`. Raises OSError if the command can't be run."""
+    def start(cls, command: Sequence[str], environment: Mapping[str, str], output: Path) -> Process:
+        """In this process's working directory. Its stdout and stderr are appended to `output`. Raises OSError if the command can't be run."""
         with output.open("ab") as log:
             child = subprocess.Popen(
                 list(command),
                 env=dict(environment),
-                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
