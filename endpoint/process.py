@@ -30,7 +30,7 @@ class Process:
 
     @classmethod
     def start(cls, command: Sequence[str], environment: Mapping[str, str], output: Path) -> Process:
-        """In this process's working directory. Its stdout and stderr are appended to `output`. Raises OSError if the command can't be run."""
+        """In this process's working directory; stdout and stderr are appended to `output`. Raises OSError."""
         with output.open("ab") as log:
             child = subprocess.Popen(
                 list(command),

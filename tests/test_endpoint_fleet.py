@@ -232,7 +232,7 @@ def test_an_update_switches_when_the_new_ones_are_healthy(tmp_path: Path) -> Non
         (world.control / "healthy").touch()
         endpoint = await world.until_status("e", "InService")
         assert (endpoint.config_name, endpoint.target_config_name, endpoint.current) == ("second", None, 2)
-        assert {instance.config_name for instance in world.fleet.healthy("e")} == {"second"}
+        await world.until_healthy("e", lambda found: {i.config_name for i in found} == {"second"})
         await until(lambda: not is_alive(old[0].pid))
 
     run(tmp_path, work)
