@@ -80,6 +80,8 @@ class Process:
                 with contextlib.suppress(psutil.Error):
                     member.kill()  # psutil looks first whether the pid is still the same process
             await asyncio.sleep(0.02)
+        if self._child is not None:
+            self._child.poll()  # buries it
 
     def _signal(self, number: signal.Signals) -> None:
         if self.alive:
