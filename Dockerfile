@@ -36,17 +36,19 @@ FROM python AS torch
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 COPY --from=pins /pins/torch.txt /pins/
 COPY scripts/image/slim scripts/image/split /usr/local/bin/
 ARG WITH_COMPILER=0
-# An index of your own comes as a secret (scripts/build): nothing of it stays in the image.
+# An index of your own comes as a secret (scripts/build): nothing of it stays in the image. The key is its checksum, which
+# has the cache ask again with other settings.
+ARG PIP_CONF_KEY=
 # Moved in the step that installs: from a layer below, moving would be copying gigabytes.
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     --mount=type=secret,id=pip_conf,target=/root/.config/pip/pip.conf \
     python3 -m venv /opt/longhaul/.venv && \
-    /opt/longhaul/.venv/bin/python -m pip install -c /pins/torch.txt --upgrade pip && \
-    /opt/longhaul/.venv/bin/python -m pip install -c /pins/torch.txt torch && \
+    /opt/longhaul/.venv/bin/python -m pip install --no-compile -c /pins/torch.txt --upgrade pip && \
+    /opt/longhaul/.venv/bin/python -m pip install --no-compile -c /pins/torch.txt torch && \
     slim /opt/longhaul/.venv && \
     split /opt/longhaul/.venv /pieces && \
     find /pieces -depth -exec touch -h -d @0 {} +
@@ -55,11 +57,12 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
 FROM torch AS dependencies
 COPY --from=pins /pins/requirements.txt /pins/constraints.txt /pins/
 ARG WITH_COMPILER=0
+ARG PIP_CONF_KEY=
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     --mount=type=secret,id=pip_conf,target=/root/.config/pip/pip.conf \
     site=$(echo /opt/longhaul/.venv/lib/python3*/site-packages) && \
     printf '%s\n' /pieces/*"${site}" > "${site}/pieces.pth" && \
-    /opt/longhaul/.venv/bin/python -m pip install -c /pins/constraints.txt -r /pins/requirements.txt && \
+    /opt/longhaul/.venv/bin/python -m pip install --no-compile -c /pins/constraints.txt -r /pins/requirements.txt && \
     /opt/longhaul/.venv/bin/python -m pip check && \
     rm "${site}/pieces.pth" && \
     slim /opt/longhaul/.venv && \
@@ -69,14 +72,16 @@ FROM python AS code
 WORKDIR /code
 COPY container/ opt/longhaul/container/
 COPY serve LICENSE opt/longhaul/
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /code opt/longhaul/container && \
+RUN PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /code opt/longhaul/container && \
     mkdir -p usr/local/bin && ln -s /opt/longhaul/serve usr/local/bin/serve && \
     find . -depth -exec touch -h -d @0 {} +
 
 FROM python
 COPY --from=torch /pieces/cudnn/ /
+COPY --from=torch /pieces/blas/ /
 COPY --from=torch /pieces/cuda/ /
 COPY --from=torch /pieces/collectives/ /
+COPY --from=torch /pieces/triton/ /
 COPY --from=torch /pieces/torch/ /
 COPY --from=dependencies /opt/longhaul/ /opt/longhaul/
 COPY --from=code /code/ /

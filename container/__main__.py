@@ -15,8 +15,11 @@ for _number in _NUMBERS:
     signal.signal(_number, _leave)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)  # as process 1, ./serve has blocked them until here
 
+import logging  # noqa: E402
+import socket  # noqa: E402
 
-def _bind(host: str, port: int) -> "socket.socket":
+
+def _bind(host: str, port: int) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -26,7 +29,8 @@ def _bind(host: str, port: int) -> "socket.socket":
     return sock
 
 
-def main() -> int:
+def main(root: str = "/") -> int:
+    """The exit status. `root` is the file system in which the GPU's driver is looked for."""
     from .settings import BadSetting, Settings
 
     try:
@@ -39,6 +43,7 @@ def main() -> int:
 
     import uvloop
 
+    from .driver import UnfitDriver, check
     from .edge import serve
     from .model_source import find_model
     from .telemetry import configure_logging
@@ -46,10 +51,11 @@ def main() -> int:
     configure_logging(settings.log_level)
     try:
         model = find_model(settings)
-    except BadSetting as error:
+        library_path = check(settings.device, root=root)
+    except (BadSetting, UnfitDriver) as error:
         return _refuse(str(error))
     # Not uvloop.run: at its end it would wait for threads, such as one that fetches a model.
-    return uvloop.new_event_loop().run_until_complete(serve(settings, model, sock))
+    return uvloop.new_event_loop().run_until_complete(serve(settings, model, sock, library_path))
 
 
 def _refuse(reason: str) -> int:
@@ -61,9 +67,6 @@ def _refuse(reason: str) -> int:
 
 
 if __name__ == "__main__":
-    import logging
-    import socket
-
     try:
         status = main()
     except Exception:

@@ -60,7 +60,8 @@ _REASONS: dict[Status, str] = {
 class Edge:
     """Owns everything that lives as long as the process."""
 
-    def __init__(self, settings: Settings, model: str) -> None:
+    def __init__(self, settings: Settings, model: str, library_path: str | None = None) -> None:
+        """`library_path` is the engine's LD_LIBRARY_PATH, where it is not the edge's own."""
         self.settings = settings
         self.metrics = Metrics()
         self.service: Service | None = None
@@ -68,6 +69,7 @@ class Edge:
         self.workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="text")
         self._reader_places = Places()
         self._model = model
+        self._library_path = library_path
         self._directory = ""
         self._engine: EngineClient | None = None
         self._admission: Admission | None = None
@@ -135,6 +137,7 @@ class Edge:
         self._engine = EngineClient(
             _engine_config(self.settings, directory),
             stall_timeout_s=self.settings.stall_timeout_s,
+            library_path=self._library_path,
             on_change=self._engine_changed,
             on_step=self._engine_stepped,
             on_restart=self.metrics.engine_restarts.inc,
@@ -274,11 +277,11 @@ class _HTTPServer(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, model: str, sock: socket.socket) -> int:
+async def serve(settings: Settings, model: str, sock: socket.socket, library_path: str | None = None) -> int:
     """Run until a signal or a failure; returns the exit status."""
     from .app import create_app
 
-    edge = Edge(settings, model)
+    edge = Edge(settings, model, library_path)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, edge.drain)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped, unused-ignore]
+from botocore.exceptions import BotoCoreError, ClientError
 
 from .model_fetch import Changed, DiskFull, Fetch
 from .model_source import ModelDataError, ModelSource, cannot_download

@@ -31,6 +31,9 @@ class Settings:
     """What becomes of a request whose container died or closed the connection."""
     forward_inference_id: bool = True
     """Whether the container gets X-Amzn-SageMaker-Inference-Id."""
+    failed_notice_location: bool = False
+    """Whether a failure's notice has responseParameters, with the location of the failure object. Real ones of before
+    there were failure objects have none."""
     unhealthy_pings: int = 3
     """Missed in a row before an instance is replaced."""
     ping_every_s: float = 2.0

@@ -1,161 +1,49 @@
-"""Starts `./serve` with the small model, asks it something in each dialect, and prints what comes back.
+"""The asynchronous workflow of SageMaker on this machine: the endpoint of `python -m endpoint`, and unmodified boto3.
 
-The client side is plain HTTP from the standard library, so that it also shows how the container is called.
+Nothing here knows that it isn't AWS, but for the environment variables of `aws_environment`.
 """
 
 from __future__ import annotations
 
-import http.client
+import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
-import threading
 import time
-from collections.abc import Callable, Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import boto3
+
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ".models/SmolLM2-135M-Instruct"
+MODEL = ROOT / ".models/SmolLM2-135M-Instruct"
 DOCUMENTS = ROOT / "examples" / "documents.jsonl"
+DATA_DIR = ROOT / ".endpoint" / "quickstart"
 
-START_TIMEOUT_S = 300
-REQUEST_TIMEOUT_S = 900
-STOP_TIMEOUT_S = 30
+NAME = "smollm2"
+BUCKET = "quickstart"
+ROLE = "arn:aws:iam::000000000000:role/quickstart"
 
-TOKENS = "longhaul_generation_tokens_total"
-SEQUENCES_RUNNING = "longhaul_sequences_running"
-SEQUENCES_ENDED = "longhaul_sequences_total"
-
-SHOWN_OF_EACH_TASK = 3
+UP_TIMEOUT_S = 60
+ENDPOINT_TIMEOUT_S = 300
+RESULTS_TIMEOUT_S = 900
+STOP_TIMEOUT_S = 60
+SHOWN_OF_EACH_TASK = 2
 
 
 class Failed(Exception):
     """Something that should have worked did not; the message says what."""
-
-
-class Unreachable(Failed):
-    """The server does not listen, or hung up."""
-
-
-# ---- HTTP ----------------------------------------------------------------------------------------------------------
-
-
-class Client:
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.connections: set[http.client.HTTPConnection] = set()
-
-    def call(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
-        self.connections.add(connection)
-        try:
-            connection.request(method, path, body, headers={k.replace("_", "-"): v for k, v in headers.items()})
-            response = connection.getresponse()
-            return response.status, response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(f"{method} {path}: {error or type(error).__name__}") from error
-        finally:
-            self.connections.discard(connection)
-            connection.close()
-
-    def hang_up(self) -> None:
-        """Ends what other threads still wait for, so that the server has nothing left to finish."""
-        for connection in list(self.connections):
-            if connection.sock:
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def invoke(self, body: bytes, **headers: str) -> bytes:
-        status, answer = self.call("POST", "/invocations", body, **headers)
-        if status != 200:
-            raise Failed(f"/invocations answered {status}: {answer.decode(errors='replace')[:500]}")
-        return answer
-
-    def invoke_json(self, document: dict[str, Any]) -> Any:
-        return json.loads(self.invoke(json.dumps(document).encode(), Content_Type="application/json"))
-
-    def ping(self) -> tuple[int, str]:
-        """The status code, and the state in the server's own words."""
-        try:
-            status, body = self.call("GET", "/ping")
-        except Unreachable:
-            return 0, "not listening yet"
-        state = json.loads(body) if body else {}
-        return status, state.get("reason") or state.get("status") or str(status)
-
-    def metrics(self) -> dict[str, float]:
-        """Each metric summed over its labels."""
-        totals: dict[str, float] = {}
-        _, text = self.call("GET", "/metrics")
-        for line in text.decode().splitlines():
-            if line and not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                name = name.partition("{")[0]
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return totals
-
-
-# ---- the server ----------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def server(port: int) -> Iterator[Client]:
-    """`./serve` on a loopback port. The end of its log is shown after a failure."""
-    environment = os.environ | {"LONGHAUL_MODEL": MODEL, "LONGHAUL_HOST": "127.0.0.1", "LONGHAUL_PORT": str(port)}
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(["./serve"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        client = Client(port)
-        try:
-            wait_until_ready(client, process)
-            yield client
-        except Failed:
-            stop(process)
-            log.seek(0)
-            print("\nThe end of the server's log:\n", *log.read().splitlines()[-20:], sep="\n", file=sys.stderr)
-            raise
-        finally:
-            client.hang_up()
-            stop(process)
-
-
-def wait_until_ready(client: Client, process: subprocess.Popen[bytes]) -> None:
-    started = time.monotonic()
-    line = StatusLine()
-    while True:
-        waited = time.monotonic() - started
-        status, state = client.ping()
-        if status == 200:
-            line.end(f"./serve is ready on port {client.port} after {waited:.1f} s")
-            return
-        if process.poll() is not None:
-            raise Failed(f"./serve ended with status {process.returncode}")
-        if waited > START_TIMEOUT_S:
-            raise Failed(f"./serve was not ready after {START_TIMEOUT_S} s: {state}")
-        line.show(f"./serve on port {client.port}: {state} ({waited:.0f} s)")
-        time.sleep(0.2)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 # ---- the terminal --------------------------------------------------------------------------------------------------
@@ -191,89 +79,280 @@ def exchange(prompt: str, answer: str) -> None:
         raise Failed(f"nothing was generated for {prompt!r}")
 
 
-# ---- the dialects --------------------------------------------------------------------------------------------------
+# ---- the endpoint's platform ---------------------------------------------------------------------------------------
 
 
-def show_chat(client: Client) -> None:
-    heading("OpenAI chat")
-    question = "Give me three tips for a good night's sleep."
-    messages = [{"role": "user", "content": question}]
-    answer = client.invoke_json({"messages": messages, "max_tokens": 80, "temperature": 0})
-    exchange(question, answer["choices"][0]["message"]["content"])
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
-def show_list(client: Client) -> None:
-    heading("Hugging Face: a list of prompts")
-    prompts = ["The best thing about reading books is", "Every morning, the baker", "If I could fly, I would"]
-    parameters = {"max_new_tokens": 40, "temperature": 0.7, "top_p": 0.9, "seed": 1}
-    answers = client.invoke_json({"inputs": prompts, "parameters": parameters})
-    for prompt, answer in zip(prompts, answers, strict=True):
+def aws_environment(url: str) -> dict[str, str]:
+    """All that an AWS client needs to talk to this machine instead of AWS."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@contextmanager
+def platform(port: int, keep: bool) -> Iterator[None]:
+    """`python -m endpoint up`. The end of its log is shown after a failure."""
+    shutil.rmtree(DATA_DIR, ignore_errors=True)
+    DATA_DIR.mkdir(parents=True)
+    log = DATA_DIR / "log"
+    command = [sys.executable, "-m", "endpoint", "up", "--port", str(port), "--data-dir", str(DATA_DIR)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until_up(port, process)
+        yield
+    except Failed:
+        stop(process)
+        print("\nThe end of the endpoint's log:\n", *log.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
+        raise
+    except BaseException:
+        stop(process)
+        raise
+    if not keep:
+        stop(process)
+
+
+def wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:
+    started = time.monotonic()
+    while True:
+        waited = time.monotonic() - started
+        if process.poll() is not None:
+            raise Failed(f"python -m endpoint up ended with status {process.returncode}")
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/_longhaul/health", timeout=5).close()
+        except (OSError, urllib.error.URLError):
+            if waited > UP_TIMEOUT_S:
+                raise Failed(f"python -m endpoint up did not answer within {UP_TIMEOUT_S} s") from None
+            time.sleep(0.1)
+            continue
+        print(f"python -m endpoint up: AWS's API on http://127.0.0.1:{port} after {waited:.1f} s")
+        return
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# ---- the steps, as on AWS ------------------------------------------------------------------------------------------
+
+
+def make_places() -> str:
+    """A bucket, topics for good and bad news, and a queue that hears both. Returns the queue's URL."""
+    heading("A bucket, two topics, a queue")
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    sns, sqs = boto3.client("sns"), boto3.client("sqs")
+    queue = sqs.create_queue(QueueName="notices")["QueueUrl"]
+    queue_arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    for topic in ("success", "error"):
+        arn = sns.create_topic(Name=topic)["TopicArn"]
+        sns.subscribe(TopicArn=arn, Protocol="sqs", Endpoint=queue_arn, Attributes={"RawMessageDelivery": "true"})
+        print(f"{arn} → {queue_arn}")
+    return str(queue)
+
+
+def make_endpoint() -> None:
+    heading("A model, an endpoint config, an endpoint")
+    sagemaker = boto3.client("sagemaker")
+    account = boto3.client("sts").get_caller_identity()["Account"]
+    # On AWS: the image in ECR, and the model in S3 (ModelDataSource). The local runner starts ./serve of this checkout,
+    # and a process may read a directory as it is.
+    container = {
+        "Image": f"{account}.dkr.ecr.us-east-1.amazonaws.com/longhaul:0.1.0",
+        "Environment": {"LONGHAUL_MODEL": str(MODEL)},
+    }
+    sagemaker.create_model(ModelName=NAME, PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    variant = {
+        "VariantName": "AllTraffic",
+        "ModelName": NAME,
+        "InstanceType": "ml.g5.xlarge",
+        "InitialInstanceCount": 1,
+    }
+    topics = {f"{name}Topic": f"arn:aws:sns:us-east-1:{account}:{name.lower()}" for name in ("Success", "Error")}
+    sagemaker.create_endpoint_config(
+        EndpointConfigName=NAME,
+        ProductionVariants=[variant],
+        AsyncInferenceConfig={
+            "OutputConfig": {
+                "S3OutputPath": f"s3://{BUCKET}/output",
+                "S3FailurePath": f"s3://{BUCKET}/failures",
+                "NotificationConfig": topics,
+            },
+            "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 8},
+        },
+    )
+    sagemaker.create_endpoint(EndpointName=NAME, EndpointConfigName=NAME)
+    wait_until_in_service(sagemaker)
+
+
+def wait_until_in_service(sagemaker: Any) -> None:
+    line, started = StatusLine(), time.monotonic()
+    while (status := (endpoint := sagemaker.describe_endpoint(EndpointName=NAME))["EndpointStatus"]) == "Creating":
+        waited = time.monotonic() - started
+        if waited > ENDPOINT_TIMEOUT_S:
+            raise Failed(f"the endpoint is still {status} after {ENDPOINT_TIMEOUT_S} s")
+        line.show(f"{NAME}: {status} ({waited:.0f} s)")
+        time.sleep(0.3)
+    if status != "InService":
+        raise Failed(f"the endpoint is {status}: {endpoint.get('FailureReason')}")
+    line.end(f"{endpoint['EndpointArn']} is {status} after {time.monotonic() - started:.1f} s")
+
+
+@dataclass(frozen=True)
+class Request:
+    title: str
+    key: str
+    content_type: str
+    body: bytes
+    attributes: str = ""
+
+    def shown(self, answer: bytes) -> None:
+        if self.content_type == "text/plain":
+            exchange(self.body.decode(), answer.decode())
+        elif self.key.endswith(".jsonl"):
+            show_batch(answer)
+        else:
+            show_document(json.loads(self.body), json.loads(answer))
+
+
+REQUESTS = (
+    Request(
+        "OpenAI chat",
+        "chat.json",
+        "application/json",
+        json.dumps(
+            {
+                "messages": [{"role": "user", "content": "Give me three tips for a good night's sleep."}],
+                "max_tokens": 80,
+                "temperature": 0,
+            }
+        ).encode(),
+    ),
+    Request(
+        "Hugging Face: a list of prompts",
+        "list.json",
+        "application/json",
+        json.dumps(
+            {
+                "inputs": ["The best thing about reading books is", "If I could fly, I would"],
+                "parameters": {"max_new_tokens": 40, "temperature": 0.7, "top_p": 0.9, "seed": 1},
+            }
+        ).encode(),
+    ),
+    Request(
+        "Plain text",
+        "text.txt",
+        "text/plain",
+        b"The old lighthouse keeper looked out over the sea and saw",
+        "max_new_tokens=60",
+    ),
+    Request(
+        "Batch: old texts as OpenAI Batch lines", "documents.jsonl", "application/jsonlines", DOCUMENTS.read_bytes()
+    ),
+    Request(
+        "A request with a mistake",
+        "mistake.json",
+        "application/json",
+        b'{"inputs": "Hello", "parameters": {"top_q": 1}}',
+    ),
+)
+
+
+def invoke_all() -> dict[str, Request]:
+    """By inference id."""
+    heading("Documents uploaded, invocations accepted")
+    s3, runtime = boto3.client("s3"), boto3.client("sagemaker-runtime")
+    accepted = {}
+    for request in REQUESTS:
+        s3.put_object(Bucket=BUCKET, Key=f"input/{request.key}", Body=request.body)
+        answer = runtime.invoke_endpoint_async(
+            EndpointName=NAME,
+            InputLocation=f"s3://{BUCKET}/input/{request.key}",
+            ContentType=request.content_type,
+            InvocationTimeoutSeconds=600,
+            **({"CustomAttributes": request.attributes} if request.attributes else {}),
+        )
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        print(f"{status} s3://{BUCKET}/input/{request.key} → {answer['OutputLocation']}")
+        accepted[answer["InferenceId"]] = request
+    return accepted
+
+
+def gather_notices(queue: str, accepted: dict[str, Request]) -> dict[str, dict[str, Any]]:
+    """A notice for each, read from the queue as they come."""
+    heading("Waiting for notices")
+    sqs, notices = boto3.client("sqs"), dict[str, dict[str, Any]]()
+    line, started = StatusLine(), time.monotonic()
+    while len(notices) < len(accepted):
+        waited = time.monotonic() - started
+        if waited > RESULTS_TIMEOUT_S:
+            raise Failed(f"{len(notices)} of {len(accepted)} notices after {RESULTS_TIMEOUT_S} s")
+        bar = "█" * round(20 * len(notices) / len(accepted))
+        line.show(f"{bar:░<20} {len(notices)} of {len(accepted)} done, {waited:.0f} s")
+        received = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=1)
+        for message in received.get("Messages", []):
+            notice = json.loads(message["Body"])
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+            if notice["eventName"] == "InferenceResult":  # else the test of the topics that came with the endpoint
+                notices[notice["inferenceId"]] = notice
+                took = time.monotonic() - started
+                line.end(f"{notice['invocationStatus']:<9} {accepted[notice['inferenceId']].key} after {took:.1f} s")
+    return notices
+
+
+def show_results(accepted: dict[str, Request], notices: dict[str, dict[str, Any]]) -> None:
+    s3 = boto3.client("s3")
+    for inference_id, request in accepted.items():
+        heading(request.title)
+        notice = notices[inference_id]
+        is_mistake = request.key == "mistake.json"
+        if (notice["invocationStatus"] == "Failed") != is_mistake:
+            raise Failed(f"{request.key}: {notice['invocationStatus']}: {notice.get('failureReason')}")
+        if is_mistake:
+            print(f"notice: {notice['failureReason']}")
+            (failure,) = s3.list_objects_v2(Bucket=BUCKET, Prefix="failures/")["Contents"]
+            print(f"s3://{BUCKET}/{failure['Key']}:")
+            print(textwrap.indent(s3.get_object(Bucket=BUCKET, Key=failure["Key"])["Body"].read().decode(), "    "))
+            continue
+        bucket, _, key = notice["responseParameters"]["outputLocation"].removeprefix("s3://").partition("/")
+        request.shown(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+
+def show_document(asked: dict[str, Any], answered: Any) -> None:
+    if "messages" in asked:
+        exchange(asked["messages"][-1]["content"], answered["choices"][0]["message"]["content"])
+        return
+    for prompt, answer in zip(asked["inputs"], answered, strict=True):
         exchange(prompt, answer["generated_text"])
 
 
-def show_text(client: Client) -> None:
-    heading("Plain text")
-    prompt = "The old lighthouse keeper looked out over the sea and saw"
-    attributes = {"X_Amzn_SageMaker_Custom_Attributes": "max_new_tokens=60"}
-    answer = client.invoke(prompt.encode(), Content_Type="text/plain", **attributes)
-    exchange(prompt, answer.decode())
-
-
-def show_batch(client: Client) -> None:
+def show_batch(answer: bytes) -> None:
     items = [json.loads(line) for line in DOCUMENTS.read_text().splitlines()]
-    heading(f"Batch: {DOCUMENTS.name}, {len(items)} old texts as OpenAI Batch lines")
-    started = time.monotonic()
-    results = run_batch(client, DOCUMENTS.read_bytes(), len(items))
-    seconds = time.monotonic() - started
-
+    results = [json.loads(line) for line in answer.splitlines()]
     if len(results) != len(items):
         raise Failed(f"{len(results)} results for {len(items)} lines")
     errors = [result for result in results if result["error"] or result["response"]["status_code"] != 200]
     if errors:
         raise Failed(f"{len(errors)} lines failed, the first with {json.dumps(errors[0])[:500]}")
-
     show_samples(items, results)
     usages = [result["response"]["body"]["usage"] for result in results]
-    read = sum(usage["prompt_tokens"] for usage in usages)
-    written = sum(usage["completion_tokens"] for usage in usages)
-    print(
-        f"\n{len(items)} texts in {seconds:.1f} s: {read} tokens read, {written} written, "
-        f"{written / seconds:.0f} written per second"
-    )
+    read, written = (sum(usage[f"{kind}_tokens"] for usage in usages) for kind in ("prompt", "completion"))
+    print(f"\n{len(items)} texts: {read} tokens read, {written} written")
     show_accuracy(items, results)
-
-
-def run_batch(client: Client, body: bytes, lines: int) -> list[dict[str, Any]]:
-    """Sends the file in a thread and tells from /metrics how far the server is."""
-    outcome: list[bytes | Exception] = []
-
-    def send() -> None:
-        try:
-            outcome.append(client.invoke(body, Content_Type="application/jsonlines"))
-        except Exception as error:
-            outcome.append(error)
-
-    before = client.metrics()
-    started = time.monotonic()
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
-    line = StatusLine()
-    while sender.is_alive():
-        now = client.metrics()
-        done = now.get(SEQUENCES_ENDED, 0) - before.get(SEQUENCES_ENDED, 0)
-        tokens = now.get(TOKENS, 0) - before.get(TOKENS, 0)
-        bar = "█" * round(20 * done / lines)
-        line.show(
-            f"{bar:░<20} {done:.0f} of {lines} done, {now.get(SEQUENCES_RUNNING, 0):.0f} running, "
-            f"{tokens:.0f} tokens, {time.monotonic() - started:.0f} s"
-        )
-        sender.join(0.3)
-
-    answer = outcome[0]
-    if isinstance(answer, Exception):
-        raise Failed(str(answer)) from answer
-    line.end(f"{'█' * 20} {lines} of {lines} done")
-    return [json.loads(result) for result in answer.splitlines() if result.strip()]
 
 
 def text_of(result: dict[str, Any]) -> str:
@@ -306,27 +385,59 @@ def show_accuracy(items: list[dict[str, Any]], results: list[dict[str, Any]]) ->
 # ---- all of it -----------------------------------------------------------------------------------------------------
 
 
+def run(port: int, keep: bool) -> None:
+    environment = aws_environment(f"http://127.0.0.1:{port}")
+    os.environ.update(environment)
+    heading("SageMaker's API on this machine")
+    with platform(port, keep):
+        queue = make_places()
+        make_endpoint()
+        accepted = invoke_all()
+        show_results(accepted, gather_notices(queue, accepted))
+        if keep:
+            show_what_next(environment)
+        else:
+            boto3.client("sagemaker").delete_endpoint(EndpointName=NAME)
+    if not keep:
+        print("\nAll of it is stopped. scripts/quickstart --keep leaves it running and says what to try.")
+
+
+def show_what_next(environment: dict[str, str]) -> None:
+    heading("It is still running. Try")
+    exports = " ".join(f"{name}={value}" for name, value in environment.items())
+    print(f"export {exports}")
+    print(f"aws s3 ls s3://{BUCKET}/output/")
+    print(f"aws sagemaker describe-endpoint --endpoint-name {NAME}")
+    print(f"aws s3 cp my-prompts.jsonl s3://{BUCKET}/input/")
+    print(
+        f"aws sagemaker-runtime invoke-endpoint-async --endpoint-name {NAME} --content-type application/jsonlines \\\n"
+        f"    --input-location s3://{BUCKET}/input/my-prompts.jsonl"
+    )
+    print(f"aws logs tail /aws/sagemaker/Endpoints/{NAME} --follow")
+    print("\nEnd it with:")
+    print(f".venv/bin/python -m endpoint down --data-dir {DATA_DIR.relative_to(ROOT)}")
+
+
 def end_by_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
 def main() -> int:
-    # As an exception, so that the server is stopped too.
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave it running, and say what to try next")
+    parser.add_argument("--port", type=int, help="of AWS's API on 127.0.0.1 (default: a free one; 4566 with --keep)")
+    options = parser.parse_args()
+    # As an exception, so that the endpoint is stopped too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_by_signal)
-    steps: list[Callable[[Client], None]] = [show_chat, show_list, show_text, show_batch]
     try:
-        with server(free_port()) as client:
-            for step in steps:
-                step(client)
+        run(options.port or (4566 if options.keep else free_port()), options.keep)
     except Failed as failure:
         print(f"\nquickstart failed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nquickstart interrupted; the server is stopped", file=sys.stderr)
+        print("\nquickstart interrupted; everything is stopped", file=sys.stderr)
         return 128 + signal.SIGINT
-    print("\nThe server is stopped. To keep one running:")
-    print(f"  LONGHAUL_MODEL={MODEL} ./serve")
     return 0
 
 

@@ -1,231 +1,39 @@
-"""A soak: everything at once against a real server for an hour, then the property tests with many more examples.
-
-traffic     `./serve` of a tiny model under right requests of every dialect (the same request has the same answer each
-            time), bad documents, JSON lines with bad lines, hostile transport, killed engines, and pings all along. The
-            edge lives, nothing hangs, every answer is right or documented, and no process grows.
-properties  the suites of hypothesis and schemathesis, each with `--effort` times its examples.
-
-The same seed draws the same requests. Exit status 1 and the reasons if anything is wrong.
-"""
+"""`scripts/soak container|endpoint`: everything at once, for long, with faults drawn from a seed."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import secrets
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import psutil
-from server import Server, eventually
-from soaking.ledger import Ledger
-from soaking.traffic import Traffic
-from soaking.watch import FILES, Sample, Watch, sampled, spool_files
+from soaking import container, endpoint
 
-from benchmarks.tiny_model import save_tiny_model
-
-ROOT = Path(__file__).resolve().parent.parent
-SUITES = ("test_admission_fuzz.py", "test_batching_fuzz.py", "test_dialects_fuzz.py", "test_openapi.py")
-PING_P99_S = 0.5
-QUIET_S = 60.0
-"""After the last request, until nothing runs, waits or lies in the spool."""
+SOAKS = {"container": container, "endpoint": endpoint}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="of traffic")
-    parser.add_argument("--seed", type=int, default=None, help="draws the same requests again")
-    parser.add_argument("--only", choices=["traffic", "properties"])
-    parser.add_argument("--bound", type=float, default=90.0, metavar="SECONDS", help="no request takes longer")
-    parser.add_argument("--effort", type=int, default=20, help="times the suite's examples")
-    parser.add_argument("--json", type=Path, help="write the measures there")
-    options = parser.parse_args()
-    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
-    print(f"seed {seed}", flush=True)
-    results: dict[str, Any] = {"seed": seed}
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--seed", type=int, default=None, help="draws the same again")
+    common.add_argument("--json", type=Path, help="write the measures there")
+    parser = argparse.ArgumentParser(description=__doc__)
+    soaks = parser.add_subparsers(dest="soak", required=True)
+    for name, module in SOAKS.items():
+        plain = argparse.RawDescriptionHelpFormatter
+        module.add_options(soaks.add_parser(name, description=module.__doc__, formatter_class=plain, parents=[common]))
+    given = sys.argv[1:]
+    options = parser.parse_args(given if given and given[0] in {*SOAKS, "-h", "--help"} else ["container", *given])
+    if options.seed is None:
+        options.seed = secrets.randbelow(10**6)
+    print(f"seed {options.seed}", flush=True)
     faults: list[str] = []
-    if options.only != "properties":
-        results["traffic"] = soak(seed, options.minutes * 60, options.bound, faults)
-    if options.only != "traffic":
-        results["properties"] = check_properties(seed, options.effort, faults)
+    results = SOAKS[options.soak].run(options, faults)
     if options.json:
-        options.json.write_text(json.dumps(results | {"faults": faults}, indent=1))
+        options.json.write_text(json.dumps(results | {"seed": options.seed, "faults": faults}, indent=1))
     print("\nnothing wrong" if not faults else "\nwrong:\n" + "\n".join(faults))
-    print(f"seed {seed}")
+    print(f"seed {options.seed}")
     sys.exit(bool(faults))
-
-
-# Traffic
-
-
-def soak(seed: int, seconds: float, bound_s: float, faults: list[str]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="longhaul-soak-") as name:
-        directory = Path(name)
-        (directory / "spool").mkdir()
-        save_tiny_model(directory / "model", ROOT / ".models/SmolLM2-135M-Instruct")
-        settings: dict[str, Any] = {
-            "LONGHAUL_SPOOL_DIR": directory / "spool",
-            "LONGHAUL_MAX_MODEL_LEN": 512,
-            "LONGHAUL_MAX_NEW_TOKENS": 32,
-            "LONGHAUL_KV_CACHE_TOKENS": 4096,  # so few that sequences are preempted
-            "LONGHAUL_MAX_JSON_BYTES": 4 << 20,
-            "LONGHAUL_CLIENT_TIMEOUT_S": 5,
-            "LONGHAUL_MAX_BODY_BYTES": 1 << 24,
-        }
-        with Server(directory / "model", directory / "log", **settings) as server:
-            server.wait_until_ready()
-            return _soak(server, directory, seed, seconds, bound_s, faults)
-
-
-def _soak(
-    server: Server, directory: Path, seed: int, seconds: float, bound_s: float, faults: list[str]
-) -> dict[str, Any]:
-    edge, ledger = psutil.Process(server.process.pid), Ledger()
-    before = sampled(edge)
-    traffic, watch = Traffic(server, ledger, seed=seed, seconds=seconds, bound_s=bound_s), Watch(server)
-    traffic.start()
-    watch.start()
-    try:
-        show_progress(server, ledger, watch, seconds)
-    finally:
-        traffic.end()
-        watch.end()
-    faults += [str(finding) for finding in ledger.findings]
-    p99_s = sorted(traffic.ping_s)[int(0.99 * len(traffic.ping_s))] if traffic.ping_s else float("inf")
-    if p99_s > PING_P99_S:
-        faults.append(f"/ping: p99 is {p99_s * 1000:.0f} ms; the bound is {PING_P99_S * 1000:.0f} ms")
-    for process, growth in watch.growths().items():
-        faults += [f"{process}: {fault}" for fault in growth.faults()]
-    faults += check_quiet(server, edge, before, directory / "spool")
-    faults += check_end(server)
-    report(ledger, watch, traffic, p99_s)
-    return {
-        **ledger.as_json(),
-        "ping_p99_s": p99_s,
-        "kills": [end - start for start, end in traffic.kills],
-        "processes": watch.as_json(),
-    }
-
-
-def show_progress(server: Server, ledger: Ledger, watch: Watch, seconds: float) -> None:
-    """Until the time is over, or the server is."""
-    is_terminal, next_line_s = sys.stdout.isatty(), 0.0
-    while (elapsed_s := ledger.elapsed_s) < seconds and server.process.poll() is None:
-        bar = "█" * round(20 * elapsed_s / seconds)
-        counts = ", ".join(f"{ledger.total(o)} {o}" for o in ("right", "refused", "done", "engine died", "wrong"))
-        line = (
-            f"{bar:░<20} {elapsed_s:.0f} of {seconds:.0f} s  {ledger.total()} requests: {counts}; {watch.memory_mib()}"
-        )
-        if is_terminal:
-            print(f"\r\x1b[2K{line}", end="", flush=True)
-        elif elapsed_s >= next_line_s:
-            print(line, flush=True)
-            next_line_s += 15
-        time.sleep(min(1.0, seconds - elapsed_s))
-    print(flush=True)
-
-
-def check_quiet(server: Server, edge: psutil.Process, before: Sample, spool: Path) -> list[str]:
-    """Nothing runs, waits or is held once nobody asks any more."""
-    if server.process.poll() is not None:
-        return [f"the edge ended with status {server.process.returncode}"]
-    questions: dict[str, Callable[[], float]] = {
-        "sequences still run": lambda: server.metric("longhaul_sequences_running"),
-        "sequences still wait": lambda: server.metric("longhaul_sequences_waiting"),
-        "requests are still open": lambda: server.metric("longhaul_requests_running"),
-        "spool files are left": lambda: spool_files(edge.pid, spool),
-        "open files more than before": lambda: max(0, edge.num_fds() - before.files - FILES),
-    }
-    faults = []
-    deadline = time.monotonic() + QUIET_S
-    for what, count in questions.items():
-        try:
-            eventually(partial(is_none, count), max(1.0, deadline - time.monotonic()))
-        except AssertionError:
-            faults.append(f"{count():.0f} {what} {QUIET_S:.0f} s after the last request")
-    return faults
-
-
-def is_none(count: Callable[[], float]) -> bool:
-    return not count()
-
-
-def check_end(server: Server) -> list[str]:
-    """SIGTERM ends it with status 0, and its log tells of no error that nobody thought of."""
-    faults = []
-    server.send(signal.SIGTERM)
-    try:
-        if (status := server.exit_status()) != 0:
-            faults.append(f"after SIGTERM the server ended with status {status}")
-    except subprocess.TimeoutExpired:
-        faults.append("SIGTERM did not end the server")
-    errors = Counter(
-        f"{line['message'].strip()} {_exception(line)}".strip() for line in _log_lines(server) if _is_unforeseen(line)
-    )
-    return faults + [f"log, {count} times: {error}" for error, count in errors.items()]
-
-
-def _log_lines(server: Server) -> list[dict[str, Any]]:
-    """What is no JSON object (a crash's last words) is an error of its own."""
-    lines = []
-    for text in server.log().splitlines():
-        try:
-            lines.append(dict(json.loads(text)))
-        except (ValueError, TypeError):
-            lines.append({"level": "ERROR", "message": "a line that is no JSON object"})
-    return lines
-
-
-def _is_unforeseen(line: dict[str, Any]) -> bool:
-    return "traceback" in line or (line["level"] == "ERROR" and line.get("action") != "engine_died")
-
-
-def _exception(line: dict[str, Any]) -> str:
-    """Its last line without addresses, which are others each time."""
-    last = str(line.get("traceback", "")).strip().rpartition("\n")[2]
-    return re.sub("0x[0-9a-f]+", "0x", last)
-
-
-def report(ledger: Ledger, watch: Watch, traffic: Traffic, p99_s: float) -> None:
-    print(ledger.table())
-    print(f"\n{len(traffic.ping_s)} pings, p99 {p99_s * 1000:.0f} ms, slowest {max(traffic.ping_s) * 1000:.0f} ms")
-    for start, end in traffic.kills:
-        print(f"an engine killed, the next one served after {end - start:.1f} s")
-    print("\nafter the warm-up, medians of the first and the last quarter:")
-    for name, growth in watch.growths().items():
-        print(
-            f"{name}: {growth.memory_first_mib:.0f} to {growth.memory_last_mib:.0f} MiB "
-            f"({growth.memory_mib_per_hour:+.0f} MiB an hour), "
-            f"{growth.files_first:.0f} to {growth.files_last:.0f} files, "
-            f"{growth.threads_first:.0f} to {growth.threads_last:.0f} threads, "
-            + (f"{growth.samples} samples" if growth.samples else "too young to tell")
-        )
-
-
-# Properties
-
-
-def check_properties(seed: int, effort: int, faults: list[str]) -> dict[str, Any]:
-    print(f"\nproperties, {effort} times the suite's examples", flush=True)
-    started = time.monotonic()
-    status = subprocess.run(
-        [sys.executable, "-m", "pytest", *(f"tests/{suite}" for suite in SUITES), f"--hypothesis-seed={seed}", "-v"],
-        cwd=ROOT,
-        env=os.environ | {"FUZZ_EFFORT": str(effort), "PYTHONPATH": "."},
-    ).returncode
-    if status:
-        faults.append(f"properties: pytest ended with status {status}; FUZZ_EFFORT={effort} --hypothesis-seed={seed}")
-    return {"status": status, "seconds": time.monotonic() - started}
 
 
 if __name__ == "__main__":

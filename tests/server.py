@@ -40,6 +40,11 @@ def free_port() -> int:
         return port
 
 
+def _is_engine(command: list[str]) -> bool:
+    """Before and after it has given itself a name."""
+    return "container.engine.process" in command or command[:1] == ["longhaul-engine"]
+
+
 class Server:
     """Started at once. `close` it, whatever has become of it: it leaves no process behind."""
 
@@ -111,11 +116,12 @@ class Server:
 
     @property
     def engine(self) -> psutil.Process | None:
-        """The engine's process, where one is alive."""
+        """The engine's process, where one is alive. The edge has other children: readers of large documents."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children():
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    return child
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if child.status() != psutil.STATUS_ZOMBIE and _is_engine(child.cmdline()):
+                        return child
         return None
 
     # What it is told

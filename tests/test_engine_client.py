@@ -8,6 +8,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,9 @@ ANSWERS = (
     ENGINE + "receive(); edge.sendall(encode(Step(steps=1, tokens=[NewTokens(0, [7], 'length')]))); signal.pause()"
 )
 FALLS_SILENT = ENGINE + "receive(); signal.pause()"
+TELLS_ITS_PATH = ENGINE.replace("Ready(info)", "Refused(repr(os.environ.get('LD_LIBRARY_PATH')))").replace(
+    "import EngineInfo", "import EngineInfo, Refused"
+)
 
 SOON = CrashBudget(crashes=1, within_s=600, first_delay_s=0.01)
 
@@ -46,7 +50,9 @@ SOON = CrashBudget(crashes=1, within_s=600, first_delay_s=0.01)
 class Life:
     """A client and what it told its owner."""
 
-    def __init__(self, tmp_path: Path, program: str | None, **options: float) -> None:
+    def __init__(
+        self, tmp_path: Path, program: str | None, *, library_path: str | None = None, stall_timeout_s: float = 60
+    ) -> None:
         script = tmp_path / "engine.py"
         script.write_text(program or "")
         command = (sys.executable, str(script)) if program is not None else ("/no/such/program",)
@@ -54,7 +60,8 @@ class Life:
         self.ended: list[object] = []
         self.client = EngineClient(
             EngineConfig(model_dir="."),
-            stall_timeout_s=options.get("stall_timeout_s", 60),
+            stall_timeout_s=stall_timeout_s,
+            library_path=library_path,
             budget=SOON,
             command=command,
             on_change=self.changed.set,
@@ -79,7 +86,7 @@ class Life:
 
 
 @asynccontextmanager
-async def life(tmp_path: Path, program: str | None, **options: float) -> AsyncIterator[Life]:
+async def life(tmp_path: Path, program: str | None, **options: Any) -> AsyncIterator[Life]:
     life = Life(tmp_path, program, **options)
     life.client.start()
     try:
@@ -187,3 +194,17 @@ def test_stopping_fails_what_is_in_flight_and_leaves_no_process(tmp_path: Path, 
 
     ended = asyncio.run(scenario()).ended
     assert [str(error) for error in ended] == ["the server is shutting down"] * (state == "ready")
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, "/ours"), ("/compat:/ours", "/compat:/ours"), ("", "")])
+def test_the_engines_library_path_is_the_given_one_or_else_the_edges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, told: str
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/ours")
+
+    async def scenario() -> None:
+        async with life(tmp_path, TELLS_ITS_PATH, library_path=given) as engine:
+            await engine.until(lambda: engine.client.state == "failed")
+            assert engine.client.reason == repr(told)
+
+    asyncio.run(scenario())

@@ -61,6 +61,7 @@ class EngineClient:
 
     States: starting → ready ⇄ recovering → failed; stopped after `stop`. `failed` is final: the model was refused
     or the crash budget is spent; `reason` says which. `on_change` is called after every change of state.
+    `library_path` is the process's LD_LIBRARY_PATH, where it is not this one's.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class EngineClient:
         config: EngineConfig,
         *,
         stall_timeout_s: float,
+        library_path: str | None = None,
         budget: CrashBudget | None = None,
         command: tuple[str, ...] = _COMMAND,
         on_change: Callable[[], None] = lambda: None,
@@ -76,6 +78,7 @@ class EngineClient:
     ) -> None:
         self._config = config
         self._stall_timeout_s = stall_timeout_s
+        self._library_path = library_path
         self._budget = budget or CrashBudget()
         self._command = command
         self._on_change = on_change
@@ -184,7 +187,7 @@ class EngineClient:
             pass_fds=[link],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal reaches the edge alone
-            env=_environment(self._config),
+            env=_environment(self._config, self._library_path),
         )
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -314,7 +317,7 @@ async def _exit_status(process: subprocess.Popen[bytes], timeout_s: float) -> in
         return None
 
 
-def _environment(config: EngineConfig) -> dict[str, str]:
+def _environment(config: EngineConfig, library_path: str | None) -> dict[str, str]:
     # The model is a directory by now: no library in the engine has a reason to ask a hub. Never log prompts.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("HF_TOKEN", None)
@@ -323,6 +326,8 @@ def _environment(config: EngineConfig) -> dict[str, str]:
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     if config.threads is not None:
         environment["OMP_NUM_THREADS"] = str(config.threads)
+    if library_path is not None:
+        environment["LD_LIBRARY_PATH"] = library_path
     return environment
 
 

@@ -17,8 +17,8 @@ from server import Server
 EVERY_S = 2.0
 WARM_UP_S = 120.0
 """Of each process, not judged: allocators and caches fill."""
-FEWEST_SAMPLES = 30
-"""After it: what lived for less tells nothing."""
+FEWEST_SAMPLES = 150
+"""After it, five minutes: what lived for less tells nothing, as an engine's heap fills for a while yet."""
 MEMORY_MIB_PER_HOUR = 48.0
 MEMORY_MIB = 12.0
 """Memory grows if its slope is above the first and the last quarter's median lies above the first's by the second."""

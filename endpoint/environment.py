@@ -1,0 +1,55 @@
+"""Which names a model's Environment may set when its container is a process on the developer's own machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+MOST_BYTES = 32 * 1024
+"""All keys and values together, as AWS documents; the model of the service has the other limits."""
+
+# In a container these are the image's own affair. Here they would change which code runs, with whose files and against
+# which cloud: a program of the host (the loader, the shell, the interpreter) reads each of them before `serve` does.
+HIJACKING_PREFIXES = (
+    "LD_",  # the dynamic loader
+    "DYLD_",
+    "AWS_ENDPOINT_URL",  # the container would talk to another AWS than this one
+    "AWS_CONTAINER_CREDENTIALS_",
+)
+HIJACKING_NAMES = frozenset(
+    {
+        # which programs, libraries and data files are found
+        *("PATH", "HOME", "SHELL", "GCONV_PATH", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "HOSTALIASES", "LOCALDOMAIN"),
+        # what a shell runs first, and how it reads
+        *("ENV", "BASH_ENV", "BASHOPTS", "SHELLOPTS", "IFS", "PS4", "PROMPT_COMMAND", "CDPATH", "GLOBIGNORE"),
+        # what an interpreter runs or imports first
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONPLATLIBDIR", "PYTHONEXECUTABLE"),
+        *("PYTHONWARNINGS", "PYTHONBREAKPOINT", "PYTHONINSPECT", "PYTHONPYCACHEPREFIX"),
+        *("NODE_OPTIONS", "NODE_PATH", "PERL5OPT", "PERL5LIB", "PERL5DB", "RUBYOPT", "RUBYLIB"),
+        *("CLASSPATH", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"),
+        # what OpenSSL loads
+        *("OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES"),
+        # the developer's own credentials
+        *("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ROLE_ARN"),
+        *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE"),
+    }
+)
+
+
+def would_hijack(name: str) -> bool:
+    return name in HIJACKING_NAMES or name.startswith(HIJACKING_PREFIXES)
+
+
+def why_refused(environment: Mapping[str, str]) -> str | None:
+    """A sentence, or None if there is nothing against it. Names the entry, never its value."""
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in environment.items())
+    if size > MOST_BYTES:
+        return f"Environment has {size} bytes in its keys and values; at most {MOST_BYTES} are allowed."
+    for key, value in environment.items():
+        if would_hijack(key):
+            return (
+                f'Environment sets "{key}", which the local endpoint refuses: '
+                "the container is a process on this machine, and the name is its host's."
+            )
+        if "\0" in value:
+            return f'Environment sets "{key}" to a value with a NUL character, which no process can be given.'
+    return None
