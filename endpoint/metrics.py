@@ -190,12 +190,13 @@ class Metrics:
         data = [datum for entry in batch for datum in entry.data]
         try:
             await asyncio.to_thread(self._put_data, data)
-        except (BotoCoreError, ClientError) as error:
+        except Exception as error:
             if is_refusal(error):
                 _LOG.warning("CloudWatch refuses %d data: %s", len(data), error)
                 return True
             if not self._is_failing:
-                _LOG.warning("CloudWatch does not take metrics; counts wait: %s", error)
+                is_known = isinstance(error, BotoCoreError | ClientError)
+                _LOG.warning("CloudWatch does not take metrics; counts wait: %s", error, exc_info=not is_known)
             self._is_failing = True
             return False
         self._is_failing = False

@@ -150,9 +150,10 @@ class Notices:
                 try:
                     if not await self._publish_first(topic):
                         return
-                except (BotoCoreError, ClientError, sqlite3.Error) as error:
+                except Exception as error:
                     if retry_s == _FIRST_RETRY_S:
-                        _LOG.warning("Notices for %s wait: %s", topic, error)
+                        is_known = isinstance(error, BotoCoreError | ClientError)
+                        _LOG.warning("Notices for %s wait: %s", topic, error, exc_info=not is_known)
                     await self._pause(retry_s)
                     retry_s = min(2 * retry_s, _LAST_RETRY_S)
                 else:
