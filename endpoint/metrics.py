@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .catalog import Catalog, Endpoint, NotFound
-from .delivery import Backend, is_refusal
 from .queue import Queue
+from .retry import Backend, is_refusal
 from .settings import Settings
 
 NAMESPACE = "AWS/SageMaker"

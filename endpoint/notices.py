@@ -23,8 +23,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .catalog import Catalog, NotFound
 from .database import Database
-from .delivery import Backend, is_refusal
 from .queue import Job, Notice, Outcome, put_notice
+from .retry import Backend, is_refusal
 from .settings import Settings
 
 MOST_ANSWER_BYTES = 128 * 1024

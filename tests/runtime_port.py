@@ -30,9 +30,11 @@ PATHS = {"S3OutputPath": "s3://bucket/out", "S3FailurePath": "s3://bucket/failed
 
 
 class Container:
-    """Answers every invocation with `status`, `headers` and `body`; None: hangs up without a word."""
+    """Answers every invocation with `status`, `headers` and `body`, once `may_answer`. Status None: hangs up instead."""
 
     def __init__(self) -> None:
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.status: int | None = 200
         self.headers = {"Content-Type": "application/json"}
         self.body = b"{}"
@@ -54,6 +56,7 @@ class Container:
             def do_POST(self) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 container.asked.append((self.path, headers, self.rfile.read(int(headers.get("content-length", 0)))))
+                container.may_answer.wait()
                 if container.status is None:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return

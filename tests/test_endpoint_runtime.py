@@ -10,6 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 from runtime_port import RuntimePort
 
+from endpoint import runtime
 from endpoint.runtime import MOST_INLINE_BYTES, MOST_SYNC_BYTES, locations
 
 INPUT = "s3://bucket/in/documents.jsonl"
@@ -272,6 +273,17 @@ def test_a_container_that_hangs_up_is_a_model_error_without_a_status(synchronous
     synchronous.container.status = None
     response = refused(invoke, synchronous, code="ModelError", status=424)
     assert response["OriginalStatusCode"] == 0
+
+
+def test_an_answer_that_takes_too_long_is_a_model_error(
+    synchronous: RuntimePort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "SYNC_TIMEOUT_S", 0.2)
+    synchronous.container.may_answer.clear()
+    response = refused(invoke, synchronous, code="ModelError", status=424)
+    synchronous.container.may_answer.set()
+    assert response["OriginalStatusCode"] == 0
+    assert response["OriginalMessage"].startswith("Your invocation timed out while waiting for a response")
 
 
 def test_without_an_instance_the_service_is_unavailable(synchronous: RuntimePort) -> None:
