@@ -30,7 +30,7 @@ PATHS = {"S3OutputPath": "s3://bucket/out", "S3FailurePath": "s3://bucket/failed
 
 
 class Container:
-    """Answers every invocation with `status`, `headers` and `body`, once `may_answer`. Status None: hangs up instead."""
+    """Answers each invocation with `status`, `headers` and `body`, once `may_answer`. Status None: hangs up instead."""
 
     def __init__(self) -> None:
         self.may_answer = threading.Event()
