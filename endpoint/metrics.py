@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .catalog import Catalog, Endpoint, NotFound
-from .delivery import Backend, is_refusal
+from .backend_error import Backend, is_refusal
 from .queue import Queue
 from .settings import Settings
 

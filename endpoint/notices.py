@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .catalog import Catalog, NotFound
 from .database import Database
-from .delivery import Backend, is_refusal
+from .backend_error import Backend, is_refusal
 from .queue import Job, Notice, Outcome, put_notice
 from .settings import Settings
 
