@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .catalog import Catalog, Endpoint, NotFound
 from .backend_error import Backend, is_refusal
+from .catalog import Catalog, Endpoint, NotFound
 from .queue import Queue
 from .settings import Settings
 

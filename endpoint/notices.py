@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from .backend_error import Backend, is_refusal
 from .catalog import Catalog, NotFound
 from .database import Database
-from .backend_error import Backend, is_refusal
 from .queue import Job, Notice, Outcome, put_notice
 from .settings import Settings
 
