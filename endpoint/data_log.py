@@ -19,7 +19,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .retry import Backend, is_refusal
+from .backend_error import Backend, is_refusal
 from .settings import Settings
 
 # PutLogEvents: at most 10,000 events, 1 MiB and 24 hours in a batch; each event counts 26 bytes more than its text.

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from .backend_error import Backend, is_refusal
 from .catalog import Catalog, Endpoint, NotFound
 from .queue import Queue
-from .retry import Backend, is_refusal
 from .settings import Settings
 
 NAMESPACE = "AWS/SageMaker"

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from .backend_error import Backend, is_refusal
 from .catalog import Catalog, NotFound
 from .database import Database
 from .queue import Job, Notice, Outcome, put_notice
-from .retry import Backend, is_refusal
 from .settings import Settings
 
 MOST_ANSWER_BYTES = 128 * 1024
