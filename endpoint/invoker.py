@@ -84,8 +84,9 @@ class Invoker:
             await call.keep()
             return answer
         except BaseException as error:
+            call.hang_up()
             await call.discard()
-            if call.body_error is not None:
+            if call.body_error is not None and isinstance(error, Exception):
                 raise call.body_error from error
             if isinstance(error, TimeoutError) and limit.expired():
                 raise Timeout(f"no whole answer in {timeout_s:g} s") from error
@@ -94,9 +95,10 @@ class Invoker:
             call.hang_up()
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False)
-        if self._session is not None:
-            await self._session.close()
+        """The next call makes a new session."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -132,7 +134,7 @@ class _Call:
         self, session: aiohttp.ClientSession, threads: ThreadPoolExecutor, body: bytes | Body, spool: Path
     ) -> None:
         self.body_error: Exception | None = None
-        """What reading the input raised: aiohttp would hide it."""
+        """What reading the input raised: aiohttp would hide it, and go on to wait where the answer has begun."""
         self._session = session
         self._body = body
         self._spool = _Spool(spool, threads)
@@ -188,6 +190,7 @@ class _Call:
                 yield chunk
         except Exception as error:
             self.body_error = error
+            self.hang_up()
             raise
 
 

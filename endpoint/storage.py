@@ -160,11 +160,6 @@ class Storage:
         except (BotoCoreError, S3UploadFailedError, OSError) as error:
             raise UploadFailed(f"S3 gave no answer: {type(error).__name__}", may_pass=True) from error
 
-    def close(self) -> None:
-        """What is under way ends in its own time."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
-        self._writers.shutdown(wait=False, cancel_futures=True)
-
     def _get(self, bucket: str, key: str) -> Any:
         return self._backend.client("s3").get_object(Bucket=bucket, Key=key)
 

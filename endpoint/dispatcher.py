@@ -1,0 +1,250 @@
+"""Gives waiting jobs to instances with room for them, first in, first out, and sees each to its end.
+
+Nothing here is asked again and again: a job accepted, a job ended, a change of the fleet and the next end of a time to
+wait wake it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+from .catalog import Catalog, Endpoint, NotFound
+from .delivery import Config, Counts, Delivery, Notices, Writes, until_written
+from .instance import Instance
+from .invoker import Invoker
+from .outcomes import failure
+from .queue import Job, Outcome, Queue
+from .settings import Settings
+from .storage import Source
+from .work import DataLog, Redeliver, Work
+
+_RETRY_S = 1.0
+_LOOK_AGAIN_S = 60.0
+"""For expired jobs, whatever is known of the next: the wall's clock may be set, and a machine may sleep."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class Fleet(Protocol):
+    def healthy(self, endpoint: str) -> list[Instance]: ...
+    @property
+    def version(self) -> int: ...
+    async def wait_for_change(self, since: int | None = None) -> int: ...
+
+
+class Storage(Writes, Protocol):
+    async def open(self, location: str) -> Source: ...
+
+
+class Dispatcher:
+    """Owns who is busy with how much. The directory `answers` of data_dir is its own."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        queue: Queue,
+        fleet: Fleet,
+        storage: Storage,
+        invoker: Invoker,
+        notices: Notices,
+        metrics: Counts,
+        data_log: DataLog,
+    ) -> None:
+        answers = settings.data_dir / "answers"
+        self._settings = settings
+        self._catalog = catalog
+        self._queue = queue
+        self._fleet = fleet
+        self._invoker = invoker
+        self._data_log = data_log
+        self._answers = answers
+        self._delivery = Delivery(settings, queue, storage, notices, metrics, answers)
+        self._work = Work(settings, storage, invoker, metrics, data_log, answers)
+        self._busy: Counter[str] = Counter()
+        self._resting: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._may_give = asyncio.Event()
+        self._may_expire = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled; never raises. What is in flight then waits again, or is delivered by the next run."""
+        try:
+            while not await self._guard(self._recover):
+                await asyncio.sleep(_RETRY_S)
+            self._spawn(self._follow_fleet())
+            self._spawn(self._expire_all())
+            while True:
+                self._may_give.clear()
+                await self._guard(self._give_all)
+                await self._may_give.wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._invoker.close()
+
+    def wake(self) -> None:
+        """A job was accepted, or an endpoint changed."""
+        self._may_give.set()
+        self._may_expire.set()
+
+    def busy(self, instance_id: str) -> int:
+        """Invocations in it."""
+        return self._busy[instance_id]
+
+    async def _guard(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Whether it went well. A failed step is tried again later."""
+        try:
+            await step()
+            return True
+        except Exception:
+            _LOG.exception("The dispatcher failed; next attempt in %g s", _RETRY_S)
+            asyncio.get_running_loop().call_later(_RETRY_S, self.wake)
+            return False
+
+    async def _recover(self) -> None:
+        self._answers.mkdir(parents=True, exist_ok=True)
+        decided = await self._queue.recover()
+        kept = {outcome.file for _, outcome in decided}
+        for path in self._answers.iterdir():
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+        for job, outcome in decided:
+            self._spawn(self._deliver_old(job, outcome))
+
+    async def _deliver_old(self, job: Job, outcome: Outcome) -> None:
+        config = await until_written(lambda: self._config(job.endpoint))
+        await self._delivery.deliver(job, outcome, config)
+
+    async def _config(self, name: str) -> Config | None:
+        """None where the endpoint is gone."""
+        try:
+            endpoint = await self._catalog.endpoint(name)
+            return (await self._catalog.deployment(endpoint, endpoint.config_name)).config
+        except NotFound:
+            return None
+
+    async def _follow_fleet(self) -> None:
+        version = self._fleet.version
+        while True:
+            version = await self._fleet.wait_for_change(version)
+            self._may_give.set()
+
+    # Giving work
+
+    async def _give_all(self) -> None:
+        for endpoint in await self._catalog.endpoints():
+            if self._fleet.healthy(endpoint.name):
+                with contextlib.suppress(NotFound):
+                    await self._give(endpoint)
+
+    async def _give(self, endpoint: Endpoint) -> None:
+        config = (await self._catalog.deployment(endpoint, endpoint.config_name)).config
+        if "AsyncInferenceConfig" not in config:
+            return
+        client = config["AsyncInferenceConfig"].get("ClientConfig", {})
+        limit = client.get("MaxConcurrentInvocationsPerInstance", self._settings.concurrency)
+        while self._free(endpoint.name, limit) is not None:
+            job = await self._queue.lease(endpoint.name)
+            if job is None:
+                return
+            instance = self._free(endpoint.name, limit)  # it may have died meanwhile
+            if instance is None:
+                await self._release(job)
+                return
+            self._busy[instance.id] += 1
+            self._spawn(self._see_to(job, instance, config))
+
+    def _free(self, endpoint: str, limit: int) -> Instance | None:
+        """The least loaded of those with room."""
+        free = [
+            instance
+            for instance in self._fleet.healthy(endpoint)
+            if self._busy[instance.id] < limit and instance.id not in self._resting
+        ]
+        return min(free, key=lambda instance: self._busy[instance.id], default=None)
+
+    async def _see_to(self, job: Job, instance: Instance, config: Config) -> None:
+        try:
+            outcome = await self._work.do(job, instance)
+        except Redeliver:
+            outcome = None
+        finally:
+            self._leave(instance)
+        if outcome is None or outcome.kind == "no_answer":
+            self._rest(instance)
+        if outcome is None:
+            await self._release(job)
+        else:
+            await self._end(job, outcome, config, instance)
+
+    async def _end(self, job: Job, outcome: Outcome, config: Config | None, instance: Instance | None) -> None:
+        if not await until_written(lambda: self._queue.decide(job, outcome)):
+            _LOG.warning("%s is somebody else's", job.inference_id)
+            return
+        ended = await self._delivery.deliver(job, outcome, config)
+        if ended != outcome and instance is not None:
+            self._data_log.write(job.endpoint, job.variant, instance.id, job.inference_id, ended.reason or ended.kind)
+
+    async def _release(self, job: Job) -> None:
+        await until_written(lambda: self._queue.release(job))
+        self._may_give.set()
+
+    def _leave(self, instance: Instance) -> None:
+        self._busy[instance.id] -= 1
+        if not self._busy[instance.id]:
+            del self._busy[instance.id]
+        self._may_give.set()
+
+    def _rest(self, instance: Instance) -> None:
+        """Until the fleet has had time to see that it is dead: else it would be the ruin of the whole queue."""
+
+        def over() -> None:
+            self._resting.discard(instance.id)
+            self._may_give.set()
+
+        self._resting.add(instance.id)
+        asyncio.get_running_loop().call_later(self._settings.ping_every_s, over)
+
+    # Times to wait
+
+    async def _expire_all(self) -> None:
+        while True:
+            self._may_expire.clear()
+            await self._guard(self._expire)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(await self._until_next_expiry()):
+                    await self._may_expire.wait()
+
+    async def _expire(self) -> None:
+        while (next_at := await self._queue.next_expiry()) is not None and next_at <= time.time():
+            await asyncio.gather(*(self._end_expired(job) for job in await self._queue.expire()))
+
+    async def _until_next_expiry(self) -> float:
+        try:
+            next_at = await self._queue.next_expiry()
+        except sqlite3.Error:
+            return _RETRY_S
+        return _LOOK_AGAIN_S if next_at is None else min(max(next_at - time.time(), 0.001), _LOOK_AGAIN_S)
+
+    async def _end_expired(self, job: Job) -> None:
+        config = await until_written(lambda: self._config(job.endpoint))
+        await self._end(job, failure(job, "expired"), config, None)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("A job was left to the next run", exc_info=error)
