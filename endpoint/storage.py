@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
-from s3transfer.manager import TransferConfig, TransferManager
+from s3transfer.manager import TransferManager
 
 from .settings import Settings
 
@@ -22,7 +23,9 @@ _CHUNK = 1 << 20
 _PART = 8 << 20
 _READS_AT_ONCE, _WRITES_AT_ONCE = 16, 8
 
-_TRANSFER = TransferConfig(multipart_threshold=_PART, multipart_chunksize=_PART, max_request_concurrency=2)
+_TRANSFER = TransferConfig(
+    multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=2
+)
 _MAY_PASS = (408, 409, 429)
 """HTTP statuses below 500 after which another attempt may succeed."""
 
