@@ -94,8 +94,8 @@ def _handler(container: FaultyContainer) -> type[BaseHTTPRequestHandler]:
             said = self.headers.get("X-Amzn-SageMaker-Custom-Attributes", "")
             told = dict(part.partition("=")[::2] for part in said.split())
             if "early" in told:
-                self.close_connection = True
-                self._answer(413, b"too big", {"Connection": "close"})
+                self._answer(413, b"too big", {})
+                self._wait_for_end()
                 return
             if "deaf" in told:
                 container.came.release()
@@ -165,7 +165,7 @@ def _handler(container: FaultyContainer) -> type[BaseHTTPRequestHandler]:
             self._say(b"HTTP/1.1 200 OK\r\n\r\nto the end")
 
         def _long_headers(self) -> None:
-            self._answer(200, b"", {f"X-{number}": "v" * 400 for number in range(10)})
+            self._answer(200, b"", {f"X-{number}": "v" * 400 for number in range(11)})
 
         def _long_line(self) -> None:
             self._answer(200, b"", {"X": "v" * 1_000_000})

@@ -15,6 +15,7 @@ NO_ANSWER = (
     b"Amazon SageMaker could not get a response from the e endpoint. This can occur when CPU or memory utilization is"
     b" high."
 )
+"""How it begins."""
 SEE_LOGS = "from model. See the SageMaker Endpoint logs in your account for more information."
 
 
@@ -120,7 +121,7 @@ def test_what_was_counted_is_in_cloudwatch(up: EndpointUp) -> None:
 class Kind:
     do: str
     object: bytes | None
-    """What the failure object says; None: some text."""
+    """What the failure object begins with; None: some text."""
     reason: str
     """What the notice's failureReason has in it."""
     metrics: tuple[str, ...]
@@ -188,7 +189,7 @@ def test_a_failure_has_its_object_its_notice_its_metrics_and_its_line(up: Endpoi
     before = {metric: variant_metric(up, metric) for metric in kind.metrics}
     sent = up.submit("e", kind.do, **dict(kind.parameters))  # type: ignore[arg-type]
     text = failed(sent)
-    assert text == kind.object if kind.object is not None else text
+    assert text.startswith(kind.object) if kind.object is not None else text
     notice = sent.notice()
     assert list(notice)[3:6] == ["invocationStatus", "failureReason", "requestParameters"]
     assert notice["invocationStatus"] == "Failed" and "responseBody" not in notice
@@ -207,7 +208,7 @@ def test_the_connection_of_a_request_that_ran_out_of_time_is_closed(up: Endpoint
 
 
 def test_a_container_that_dies_fails_its_request_and_is_replaced(up: EndpointUp) -> None:
-    assert failed(up.submit("e", "die")) == NO_ANSWER
+    assert failed(up.submit("e", "die")).startswith(NO_ANSWER)
     assert up.submit("e").ended().outputs()
 
 
