@@ -53,17 +53,19 @@ def check_answer(operation: Any, http_response: Any, headers: Mapping[str, str],
     if shape is None:
         assert http_response.content == b""
         return
-    check_parsed(shape, {name: value for name, value in parsed.items() if name != "ResponseMetadata"})
-    if shape.serialization.get("payload"):
-        return  # the container's own
+    result = {name: value for name, value in parsed.items() if name != "ResponseMetadata"}
+    if payload := shape.serialization.get("payload"):
+        check_parsed(shape, result | {payload: b""})  # what is there is a stream, for the caller to read
+        return
+    check_parsed(shape, result)
     is_rest = operation.service_model.metadata["protocol"] == "rest-json"
     assert headers["content-type"] == ("application/json" if is_rest else "application/x-amz-json-1.1")
     body = json.loads(http_response.content)
     for name, member in shape.members.items():
         if member.serialization.get("location") == "header":
-            header = member.serialization["name"].lower()
-            assert name not in body and (name not in shape.required_members or header in headers)
-            body |= {name: headers[header]} if header in headers else {}
+            header = member.serialization["name"]
+            assert not {name, header} & body.keys(), f"{name} is no header"
+            body |= {header: headers[header.lower()]} if header.lower() in headers else {}
     check_raw(shape, body, operation.name)
 
 
