@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,12 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from server import ROOT, eventually, free_port
+from server import PATIENCE_S, ROOT, eventually, free_port
 
 ROLE = "arn:aws:iam::000000000000:role/longhaul"
 BUCKET = "bucket"
+
+
+def run_endpoint(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m endpoint`, when it has ended."""
+    return subprocess.run(
+        [sys.executable, "-m", "endpoint", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=PATIENCE_S,
+        capture_output=True,
+        text=True,
+    )
 
 
 class EndpointUp:
@@ -46,7 +59,7 @@ class EndpointUp:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "endpoint", "up", *self._data, *self._options],
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=log,
@@ -55,25 +68,43 @@ class EndpointUp:
         eventually(self._answers)
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """In peace; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def processes(self) -> dict[int, str]:
+        """All that live and know its directory, whoever their parent is: gateway, backend, instances."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and str(self.directory) in " ".join(
+                    [*process.cmdline(), *process.environ().values()]
+                ):
+                    found[process.pid] = process.name()
+        return found
 
     def close(self) -> None:
         for client in self._clients.values():
             client.close()
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(60)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
-        command = [sys.executable, "-m", "endpoint", "down", *self._data]
-        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60, capture_output=True)
+        self.down()
+
+    def down(self) -> subprocess.CompletedProcess[str]:
+        return run_endpoint("down", *self._data)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
     def _answers(self) -> bool:
-        assert self._process.poll() is None, self.log()[-3000:]
+        assert self.process.poll() is None, self.log()[-3000:]
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{self.url}/_longhaul/health", timeout=5).close()
             return True
@@ -101,13 +132,13 @@ class EndpointUp:
             topic = sns.create_topic(Name=name)["TopicArn"]
             sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"})
 
-    def make_endpoint(self, name: str, instances: int = 1, **output: Any) -> None:
+    def make_endpoint(
+        self, name: str, instances: int = 1, container: dict[str, Any] | None = None, **output: Any
+    ) -> None:
         """In service when it returns, with the container that is told what to do. `output` changes its OutputConfig."""
         sagemaker = self.client("sagemaker")
-        environment = {"CONTAINER_SAYS": str(self.says)}
-        sagemaker.create_model(
-            ModelName=name, ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "told:1", "Environment": environment}
-        )
+        told = {"Image": "told:1", "Environment": {"CONTAINER_SAYS": str(self.says)}}
+        sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, PrimaryContainer=container or told)
         topics = {kind: f"arn:aws:sns:us-east-1:000000000000:{name}" for kind, name in _TOPICS.items()}
         paths = {"S3OutputPath": f"s3://{BUCKET}/out", "S3FailurePath": f"s3://{BUCKET}/failed"}
         variant = {
@@ -126,11 +157,11 @@ class EndpointUp:
             },
         )
         sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
-        self._in_service(name)
+        self.wait_until_in_service(name)
         if instances != 1:
             desired = [{"VariantName": "main", "DesiredInstanceCount": instances}]
             sagemaker.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=desired)
-            self._in_service(name)
+            self.wait_until_in_service(name)
 
     def submit(self, endpoint: str, do: str = "echo", body: bytes | None = b"input", **parameters: Any) -> Sent:
         """`body` goes by S3, unless the parameters say where the input is."""
@@ -181,7 +212,7 @@ class EndpointUp:
             )["events"]
         ]
 
-    def _in_service(self, name: str) -> None:
+    def wait_until_in_service(self, name: str) -> None:
         waiter = self.client("sagemaker").get_waiter("endpoint_in_service")
         waiter.wait(EndpointName=name, WaiterConfig={"Delay": 0.05, "MaxAttempts": 1200})
 

@@ -1,0 +1,260 @@
+"""`python -m endpoint up` and `down` as processes: beginnings, ends, kills, and what is left after each."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from endpoint_up import BUCKET, EndpointUp, Sent, run_endpoint
+from server import ROOT, eventually, free_port
+from soaking.endpoint import soak
+
+STRICT = f"{sys.executable} {Path(__file__).parent / 'strict_container.py'}"
+
+Up = Callable[..., EndpointUp]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Up]:
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str) -> EndpointUp:
+            up = EndpointUp(tmp_path, *options)
+            stack.callback(up.close)
+            return up
+
+        yield start
+
+
+def hold(up: EndpointUp, go: Path) -> Sent:
+    """A request in the container's hands until there is a file `go`."""
+    sent = up.submit("e", f"wait:{go}", body=b"held")
+    eventually(lambda: "took do=wait" in up.says.read_text())
+    return sent
+
+
+def keys(up: EndpointUp, prefix: str) -> list[str]:
+    found = up.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+    return [entry["Key"] for entry in found.get("Contents", [])]
+
+
+# Beginnings
+
+
+def test_a_data_directory_and_a_port_serve_one_at_a_time(start: Up, tmp_path: Path) -> None:
+    up = start()
+    data, another = str(tmp_path / "data"), str(tmp_path / "another")
+    in_use = f"endpoint: {data} is in use by another `python -m endpoint`\n"
+    for refused, why in {
+        run_endpoint("up", "--data-dir", data, "--port", str(free_port())): in_use,
+        run_endpoint("down", "--data-dir", data): in_use,
+        run_endpoint("up", "--data-dir", another, "--port", str(up.port)): (
+            f"endpoint: can't listen on {up.url}: Address already in use; --port takes another\n"
+        ),
+    }.items():
+        assert (refused.returncode, refused.stderr, refused.stdout) == (1, why, "")
+    assert up.client("s3").list_buckets()["Buckets"] == []
+
+
+def test_down_where_nothing_was_up_says_so(tmp_path: Path) -> None:
+    refused = run_endpoint("down", "--data-dir", str(tmp_path / "data"))
+    assert refused.returncode == 1
+    assert refused.stderr == f"endpoint: no endpoint was up in {tmp_path / 'data'}\n"
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--port", "0"),
+        ("--port", "http"),
+        ("--time-scale", "0"),
+        ("--time-scale", "nan"),
+        ("--account", "12"),
+        ("--concurrency", "0"),
+        ("--runner", "magic"),
+        ("--serve", ""),
+        ("--serve", "'"),
+    ],
+    ids=" ".join,
+)
+def test_options_that_mean_nothing_are_refused(tmp_path: Path, options: tuple[str, str]) -> None:
+    refused = run_endpoint("up", "--data-dir", str(tmp_path / "data"), *options)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr and options[0] in refused.stderr.splitlines()[-1]
+
+
+# Ends
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_processes_and_keeps_the_data(start: Up, tmp_path: Path, number: signal.Signals) -> None:
+    up = start()
+    up.make_places()
+    up.make_endpoint("e")
+    done, held = up.submit("e").ended(), hold(up, tmp_path / "go")
+    assert len(up.processes()) == 3
+    assert up.end(number) == 0
+    assert up.processes() == {}
+    up.start()
+    assert up.client("sagemaker").describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService"
+    assert done.outputs() != [] and done.notices() != []
+    (tmp_path / "go").touch()
+    assert held.ended().outputs()[0]["body"] == b"held"
+    assert held.notice()["invocationStatus"] == "Completed"
+
+
+def test_down_ends_what_a_killed_gateway_left_and_keeps_the_data(start: Up, tmp_path: Path) -> None:
+    up = start()
+    up.make_places()
+    up.make_endpoint("e", instances=2)
+    held = hold(up, tmp_path / "go")
+    up.kill()
+    assert len(up.processes()) == 3
+    for _ in range(2):  # the second finds nothing to end
+        down = up.down()
+        assert down.returncode == 0, down.stderr
+        assert up.processes() == {}
+    (tmp_path / "go").touch()
+    up.start()
+    assert held.ended().outputs()[0]["body"] == b"held"
+
+
+# Kills
+
+
+def test_after_a_kill_the_next_gateway_adopts_what_runs_and_delivers_again(start: Up, tmp_path: Path) -> None:
+    up = start()
+    up.make_places()
+    up.make_endpoint("e")
+    held = hold(up, tmp_path / "go")
+    up.kill()
+    left = up.processes()
+    assert len(left) == 2
+    eventually(lambda: "the caller hung up" in up.says.read_text())
+    up.start()
+    eventually(lambda: up.says.read_text().count("took do=wait") == 2)
+    (tmp_path / "go").touch()
+    assert held.ended().outputs()[0]["body"] == b"held"
+    assert held.notice()["invocationStatus"] == "Completed"
+    assert up.processes() == left | {up.process.pid: up.processes()[up.process.pid]}
+    assert keys(up, "out/") == [held.output.removeprefix(f"s3://{BUCKET}/")] and keys(up, "failed/") == []
+
+
+def test_of_many_requests_none_is_lost_by_kills(tmp_path: Path) -> None:
+    faults: list[str] = []
+    told = soak(
+        tmp_path,
+        serve=STRICT,
+        environment={},
+        requests=64,
+        clients=8,
+        kills=2,
+        kill_backend=False,
+        seed=0,
+        faults=faults,
+    )
+    assert faults == []
+    assert told["accepted"] == 64 and told["notices"] >= 64
+
+
+# What one sees of it
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "example.com"}, {"Origin": "http://example.com"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+    ids=str,
+)
+def test_web_pages_are_refused_at_the_port(seen: EndpointUp, headers: dict[str, str]) -> None:
+    for target in ({"X-Amz-Target": "SageMaker.ListModels"}, {}):
+        connection = http.client.HTTPConnection("127.0.0.1", seen.port, timeout=60)
+        connection.request("POST", "/", b"{}", {"Content-Type": "application/x-amz-json-1.1"} | target | headers)
+        answer = connection.getresponse()
+        assert answer.status == 403 and b"AccessDenied" in answer.read()
+        assert not any(name.lower().startswith("access-control-") for name, _ in answer.getheaders())
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointUp]:
+    """With `e`, an endpoint of the strict container, on a quick clock."""
+    up = EndpointUp(tmp_path_factory.mktemp("up"), "--serve", STRICT, "--time-scale", "600")
+    try:
+        up.make_places()
+        up.make_endpoint("e")
+        yield up
+    finally:
+        up.close()
+
+
+def test_each_change_of_an_endpoint_is_told_to_both_topics(seen: EndpointUp) -> None:
+    def tests() -> int:
+        return sum(notice["eventName"] == "TestNotification" for notice in seen.hear())
+
+    eventually(lambda: tests() == 2)
+    weights = [{"VariantName": "main", "DesiredWeight": 2.0}]
+    seen.client("sagemaker").update_endpoint_weights_and_capacities(
+        EndpointName="e", DesiredWeightsAndCapacities=weights
+    )
+    seen.wait_until_in_service("e")
+    eventually(lambda: tests() == 4)
+
+
+def test_what_the_container_prints_is_in_cloudwatch_logs_and_on_the_terminal(seen: EndpointUp) -> None:
+    logs, group = seen.client("logs"), "/aws/sagemaker/Endpoints/e"
+    body = json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 1}}).encode()
+    seen.submit("e", body=body).ended()
+
+    def streams() -> dict[str, list[str]]:
+        names = [stream["logStreamName"] for stream in logs.describe_log_streams(logGroupName=group)["logStreams"]]
+        return {
+            name: [event["message"] for event in logs.get_log_events(logGroupName=group, logStreamName=name)["events"]]
+            for name in names
+        }
+
+    line = f"took {len(body)} bytes"
+    eventually(lambda: any(line in lines for lines in streams().values()))
+    [(name, lines)] = [(name, lines) for name, lines in streams().items() if line in lines]
+    variant, _, instance = name.partition("/")
+    assert variant == "main" and instance.startswith("i-")
+    assert lines[0] == "the container is here"
+    eventually(lambda: f"[e {instance}] {line}\n" in seen.log())
+
+
+def test_metrics_are_there_soon_on_a_quick_clock(seen: EndpointUp) -> None:
+    seen.submit("e", body=json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 1}}).encode()).ended()
+    seen.submit("e", body=json.dumps({"inputs": "x", "parameters": {"max_new_tokens": "x"}}).encode()).ended()
+    for name in ("InvocationsProcessed", "InvocationFailures", "ModelLatency", "TimeInBacklog"):
+        eventually(lambda name=name: (seen.metric("e", name, VariantName="main") or 0) > 0)  # type: ignore[misc]
+    for name in ("ApproximateBacklogSize", "ApproximateBacklogSizePerInstance", "HasBacklogWithoutCapacity"):
+        eventually(lambda name=name: seen.metric("e", name, "Maximum") is not None)  # type: ignore[misc]
+
+
+# The real container
+
+
+def test_serve_answers_with_a_model_out_of_s3(start: Up, tiny_model_dir: Path) -> None:
+    up = start("--serve", str(ROOT / "serve"))
+    up.make_places()
+    for file in tiny_model_dir.iterdir():
+        up.client("s3").upload_file(str(file), BUCKET, f"model/{file.name}")
+    source = {"S3Uri": f"s3://{BUCKET}/model/", "S3DataType": "S3Prefix", "CompressionType": "None"}
+    settings = {"LONGHAUL_THREADS": "1", "LONGHAUL_KV_CACHE_TOKENS": "4096", "LONGHAUL_MAX_MODEL_LEN": "512"}
+    container = {"Image": "longhaul", "Environment": settings, "ModelDataSource": {"S3DataSource": source}}
+    up.make_endpoint("e", container=container)
+    body = json.dumps({"inputs": "Once", "parameters": {"max_new_tokens": 5}}).encode()
+    good = up.submit("e", body=body, ContentType="application/json")
+    bad = up.submit("e", body=b'{"inputs": 1}', ContentType="application/json")
+    assert json.loads(good.ended().outputs()[0]["body"])[0]["generated_text"]
+    assert good.notice()["invocationStatus"] == "Completed"
+    assert bad.ended().outputs() == [] and bad.failures() != []
+    assert "Received client error (422)" in bad.notice()["failureReason"]
+    assert up.end() == 0
+    assert up.processes() == {}
