@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the platform's own waiting (start-up window, TTL, metric periods) is so many times shorter",
     )
     up.add_argument("--runner", choices=["process"], default="process", help="what an instance is")
-    up.add_argument("--serve", default=shlex.join(DEFAULTS.serve), help="the command that an instance's process runs")
+    up.add_argument(
+        "--serve", type=_command, default=shlex.join(DEFAULTS.serve), help="the command that an instance's process runs"
+    )
     up.add_argument(
         "--concurrency",
         type=int,
@@ -88,7 +90,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         region=options.region,
         account=options.account,
         time_scale=options.time_scale,
-        serve=tuple(shlex.split(options.serve)),
+        serve=options.serve,
         concurrency=options.concurrency,
         on_no_answer=options.on_no_answer,
     )
@@ -104,6 +106,16 @@ def _account(text: str) -> str:
     if not (text.isascii() and text.isdecimal() and len(text) == 12):
         raise argparse.ArgumentTypeError(f"{text!r} is no account: 12 digits")
     return text
+
+
+def _command(text: str) -> tuple[str, ...]:
+    try:
+        command = tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no command: {error}") from error
+    if not command:
+        raise argparse.ArgumentTypeError("an empty command starts nothing")
+    return command
 
 
 def _scale(text: str) -> float:

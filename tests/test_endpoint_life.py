@@ -255,6 +255,6 @@ def test_serve_answers_with_a_model_out_of_s3(start: Up, tiny_model_dir: Path) -
     assert json.loads(good.ended().outputs()[0]["body"])[0]["generated_text"]
     assert good.notice()["invocationStatus"] == "Completed"
     assert bad.ended().outputs() == [] and bad.failures() != []
-    assert "Received client error (422)" in bad.notice()["failureReason"]
+    assert "Received client error (400)" in bad.notice()["failureReason"]
     assert up.end() == 0
     assert up.processes() == {}

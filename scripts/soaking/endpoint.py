@@ -198,7 +198,8 @@ def make_places(gateway: Gateway) -> None:
     except botocore.exceptions.ClientError as error:
         if "BucketAlready" not in error.response["Error"]["Code"]:
             raise
-    queue = sqs.create_queue(QueueName=NAME)["QueueUrl"]
+    # Short, for messages that a kill cut off on their way to the listener.
+    queue = sqs.create_queue(QueueName=NAME, Attributes={"VisibilityTimeout": "2"})["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     for topic in ("success", "error"):
         sns.subscribe(
