@@ -95,7 +95,8 @@ class EndpointUp:
             self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
-        self.down()
+        if self.processes():
+            self.down()
 
     def down(self) -> subprocess.CompletedProcess[str]:
         return run_endpoint("down", *self._data)
