@@ -23,9 +23,7 @@ _CHUNK = 1 << 20
 _PART = 8 << 20
 _READS_AT_ONCE, _WRITES_AT_ONCE = 16, 8
 
-_TRANSFER = TransferConfig(
-    multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=2
-)
+_TRANSFER = TransferConfig(multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=2)
 _MAY_PASS = (408, 409, 429)
 """HTTP statuses below 500 after which another attempt may succeed."""
 
