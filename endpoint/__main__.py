@@ -25,7 +25,7 @@ def main() -> int:
 
     try:
         if options.command == "down":
-            return asyncio.run(platform.down(Settings(data_dir=options.data_dir.resolve())))
+            return asyncio.run(platform.down(options.data_dir.resolve()))
         return platform.up(_settings(options))
     except platform.CannotRun as error:
         print(f"endpoint: {error}", file=sys.stderr)

@@ -101,8 +101,7 @@ class EndpointFleet:
     async def stop(self) -> None:
         """Ends all instances and starts no more."""
         self.stopping = True
-        while self.lives:
-            lives = list(self.lives.values())
+        while lives := [life for life in self.lives.values() if not life.task.done()]:
             self._end(lives)
             await asyncio.wait({life.task for life in lives})
 

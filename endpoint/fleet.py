@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +48,7 @@ class Fleet:
         """`echo` gets what the containers print, a line at a time."""
         self.busy: Callable[[str], int] = lambda instance_id: 0
         """Requests in an instance: of those that may be spared, the least busy are ended."""
-        self._settings = settings
+        self._settings = settings = replace(settings, data_dir=settings.data_dir.absolute())
         self._database = database
         self._catalog = catalog
         self._records = Records(database)

@@ -6,9 +6,10 @@ What neither we nor the embedded backend have is answered with AWS's own form of
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,6 +57,11 @@ class _Server(uvicorn.Server):
             # two packets; without it the second waits 40 ms for the client to acknowledge the first.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the platform's: there is more to end than this."""
+        yield
 
 
 class Gateway:

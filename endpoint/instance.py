@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,10 +96,12 @@ class Records:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._slots: set[int] = set()
+        self._ports: dict[str, int | None] = {}
 
     async def all(self) -> list[Record]:
         rows = await self._database.read(lambda db: db.execute("SELECT * FROM instances").fetchall())
         self._slots |= {row["slot"] for row in rows}
+        self._ports |= {row["id"]: row["port"] for row in rows}
         return [Record(**dict(row)) for row in rows]
 
     async def new(self, endpoint: str, variant: str, config_name: str) -> Record:
@@ -123,6 +126,7 @@ class Records:
     async def change(self, record: Record, **changes: Any) -> None:
         for name, value in changes.items():
             setattr(record, name, value)
+        self._ports[record.id] = record.port
         columns = ", ".join(f"{name} = ?" for name in changes)
 
         def change(db: sqlite3.Connection) -> None:
@@ -133,6 +137,16 @@ class Records:
     async def remove(self, record: Record) -> None:
         await self._database.write(lambda db: db.execute("DELETE FROM instances WHERE id = ?", (record.id,)))
         self._slots.discard(record.slot)
+        self._ports.pop(record.id, None)
+
+    def free_port(self) -> int:
+        """One that nobody listens on and no instance is about to."""
+        while True:
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", 0))
+                port: int = sock.getsockname()[1]
+            if port not in self._ports.values():
+                return port
 
 
 def environment(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -167,11 +166,11 @@ class InstanceLife:
             directory.mkdir(parents=True, exist_ok=True)
             await self._around.logs.follow(self.id, self.record.endpoint, self.record.variant, directory / "log")
         await self._around.records.change(
-            self.record, port=_free_port(), pid=None, identity=None, launched_at=launched_at
+            self.record, port=self._around.records.free_port(), pid=None, identity=None, launched_at=launched_at
         )
         given = environment(settings, self.record, self._deployment, model_dir)
         try:
-            self._process = Process.start(settings.serve, given, directory, directory / "log")
+            self._process = Process.start(settings.serve, given, directory / "log")
         except (OSError, ValueError) as error:
             raise StartFailed(f"The container could not be started: {error}.") from error
         await self._around.records.change(self.record, pid=self._process.pid, identity=self._process.identity)
@@ -254,10 +253,3 @@ def no_ping(variant: str) -> str:
         f"The primary container for production variant {variant} did not pass the ping health check. "
         "Please check CloudWatch logs for this endpoint."
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -180,8 +181,8 @@ class _Call:
         size = len(self._body) if isinstance(self._body, bytes) else self._body.size
         return {**given, "Content-Length": str(size)}
 
-    def _data(self) -> bytes | AsyncIterator[bytes]:
-        return self._body if isinstance(self._body, bytes) else self._watched(self._body)
+    def _data(self) -> io.BytesIO | AsyncIterator[bytes]:
+        return io.BytesIO(self._body) if isinstance(self._body, bytes) else self._watched(self._body)
 
     async def _watched(self, body: Body) -> AsyncIterator[bytes]:
         try:
@@ -239,7 +240,10 @@ class _Spool:
             _sync_directory(self.path.parent)
 
 
-_TOO_LONG = f"The response from container primary included headers with length greater than {MOST_HEADER_BYTES} bytes"
+_TOO_LONG = (
+    f"Response received from the primary container has headers with length greater than {MOST_HEADER_BYTES} bytes."
+    " Reduce the length of your container's response headers and update your endpoint."
+)
 _NO_LENGTH = "The response from container primary did not specify the required Content-Length header"
 
 

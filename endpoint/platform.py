@@ -33,6 +33,8 @@ from .storage import Storage
 
 logger = logging.getLogger(__name__)
 
+SCHEMAS = (catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA)
+
 
 class CannotRun(Exception):
     """The message says why, and what to do."""
@@ -72,18 +74,23 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
 
 
 async def _up(settings: Settings, sock: socket.socket) -> int:
+    settings.save()
     backend = Backend(settings)
-    try:
-        await backend.start()
-    except BackendError as error:
-        raise CannotRun(str(error)) from error
+    await _start(backend)
     (settings.data_dir / "answers").mkdir(exist_ok=True)
-    database = Database(settings.data_dir / "endpoint.sqlite", catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA)
+    database = Database(settings.data_dir / "endpoint.sqlite", *SCHEMAS)
     platform = Platform(settings, backend, database)
     try:
         return await platform.run(sock)
     finally:
         database.close()
+
+
+async def _start(backend: Backend) -> None:
+    try:
+        await backend.start()
+    except BackendError as error:
+        raise CannotRun(str(error)) from error
 
 
 class Platform:
@@ -182,11 +189,16 @@ async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def down(settings: Settings) -> int:
+async def down(data_dir: Path) -> int:
     """Ends the instances and the backend that a killed gateway left. The exit status. Raises CannotRun."""
-    with _only_one(settings.data_dir):
+    try:
+        settings = Settings.load(data_dir)
+    except OSError as error:
+        raise CannotRun(f"no endpoint was up in {data_dir}") from error
+    with _only_one(data_dir):
         backend = Backend(settings)
-        database = Database(settings.data_dir / "endpoint.sqlite", catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA)
+        await _start(backend)
+        database = Database(data_dir / "endpoint.sqlite", *SCHEMAS)
         await Fleet(settings, database, Catalog(database), backend).stop_all()
         await backend.stop()
         database.close()

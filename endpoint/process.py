@@ -29,13 +29,12 @@ class Process:
         self._child = child
 
     @classmethod
-    def start(cls, command: Sequence[str], environment: Mapping[str, str], cwd: Path, output: Path) -> Process:
-        """Its stdout and stderr are appended to `output`. Raises OSError if the command can't be run."""
+    def start(cls, command: Sequence[str], environment: Mapping[str, str], output: Path) -> Process:
+        """In this process's working directory; stdout and stderr are appended to `output`. Raises OSError."""
         with output.open("ab") as log:
             child = subprocess.Popen(
                 list(command),
                 env=dict(environment),
-                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -81,6 +80,8 @@ class Process:
                 with contextlib.suppress(psutil.Error):
                     member.kill()  # psutil looks first whether the pid is still the same process
             await asyncio.sleep(0.02)
+        if self._child is not None:
+            self._child.poll()  # buries it
 
     def _signal(self, number: signal.Signals) -> None:
         if self.alive:

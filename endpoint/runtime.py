@@ -21,6 +21,11 @@ SYNC_TIMEOUT_S = 60.0
 DEFAULT_TIMEOUT_S = 900
 DEFAULT_TTL_S = 21_600
 
+_TIMED_OUT = (
+    "Your invocation timed out while waiting for a response from container primary. Review the latency metrics for each"
+    " container in Amazon CloudWatch, resolve the issue, and try again."
+)
+
 Parameters = dict[str, Any]
 Result = dict[str, Any]
 
@@ -125,7 +130,9 @@ class Runtime:
                 answer = await self._invoker.invoke(
                     instance.url, headers, body, SYNC_TIMEOUT_S, Path(directory) / "answer"
                 )
-            except (Timeout, NoAnswer, BadAnswer) as error:
+            except Timeout as error:
+                raise self._model_error(instance, 0, _TIMED_OUT) from error
+            except (NoAnswer, BadAnswer) as error:
                 raise self._model_error(instance, 0, str(error)) from error
             content = answer.file.read_bytes() if answer.size <= MOST_SYNC_BYTES else b""
         if answer.size > MOST_SYNC_BYTES:
@@ -152,16 +159,19 @@ class Runtime:
     def _model_error(self, instance: Instance, status: int, message: str) -> AwsError:
         """424, with the container's own words."""
         whose = "client" if 400 <= status < 500 else "server"
-        settings = self._settings
+        region, account = self._settings.region, self._settings.account
+        group = f"/aws/sagemaker/Endpoints/{instance.endpoint}"
+        console = (
+            f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}#logEventViewer:group={group}"
+        )
         return AwsError(
             "ModelError",
             f'Received {whose} error ({status}) from primary with message "{message}". '
-            "See the SageMaker Endpoint logs in your account for more information.",
+            f"See {console} in account {account} for more information.",
             424,
             OriginalStatusCode=status,
             OriginalMessage=message,
-            LogStreamArn=f"arn:aws:logs:{settings.region}:{settings.account}:"
-            f"log-group:/aws/sagemaker/Endpoints/{instance.endpoint}",
+            LogStreamArn=f"arn:aws:logs:{region}:{account}:log-group:{group}",
         )
 
 

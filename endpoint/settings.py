@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
+_FILE = "settings.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,9 @@ class Settings:
     """What becomes of a request whose container died or closed the connection."""
     forward_inference_id: bool = True
     """Whether the container gets X-Amzn-SageMaker-Inference-Id."""
+    failed_notice_location: bool = False
+    """Whether a failure's notice has responseParameters, with the location of the failure object. Real ones of before
+    there were failure objects have none."""
     unhealthy_pings: int = 3
     """Missed in a row before an instance is replaced."""
     ping_every_s: float = 2.0
@@ -50,6 +55,17 @@ class Settings:
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def save(self) -> None:
+        """For `down`, which must know what a killed `up` was told."""
+        (self.data_dir / _FILE).write_text(json.dumps(asdict(self), default=str))
+
+    @classmethod
+    def load(cls, data_dir: Path) -> Settings:
+        """Raises OSError where no `up` was."""
+        values = json.loads((data_dir / _FILE).read_text())
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values | tuples | {"data_dir": data_dir})
 
     def window_s(self, platform_s: float) -> float:
         """Seconds on the wall that a container is given for work of its own."""

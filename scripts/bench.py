@@ -1,4 +1,4 @@
-"""`scripts/bench throughput|fairness|memory`: measures of a quiet machine, as ratios within one run."""
+"""`scripts/bench throughput|fairness|memory|acceptance|payloads`: measures of a quiet machine, as ratios in one run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks import fairness, memory, throughput
+from benchmarks import acceptance, fairness, memory, payloads, throughput
 from benchmarks.serving import ROOT
 
 BUSY_PERCENT = 10.0
-MEASURES = {"throughput": throughput, "fairness": fairness, "memory": memory}
+MEASURES = {
+    "throughput": throughput,
+    "fairness": fairness,
+    "memory": memory,
+    "acceptance": acceptance,
+    "payloads": payloads,
+}
 
 
 def main() -> None:

@@ -111,15 +111,13 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def a_world(settings: Settings, backend: Any = None, *, kill: bool = False) -> AsyncIterator[World]:
-    """`kill`: instances are left running at its end, as when the gateway is killed."""
+async def a_world(settings: Settings, backend: Any = None) -> AsyncIterator[World]:
     world = World(settings, backend or Nothing())
     running = asyncio.create_task(world.fleet.run())
     try:
         yield world
     finally:
-        if not kill:
-            await world.fleet.stop_all()
+        await world.fleet.stop_all()
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running

@@ -28,10 +28,6 @@ NO_PING = (
 )
 
 
-KEPT: list[World] = []
-"""Of gateways that were "killed": they don't get to find their children still running."""
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(tmp_path: Path) -> Iterator[None]:
     """No process of a test outlives it."""
@@ -236,7 +232,7 @@ def test_an_update_switches_when_the_new_ones_are_healthy(tmp_path: Path) -> Non
         (world.control / "healthy").touch()
         endpoint = await world.until_status("e", "InService")
         assert (endpoint.config_name, endpoint.target_config_name, endpoint.current) == ("second", None, 2)
-        assert {instance.config_name for instance in world.fleet.healthy("e")} == {"second"}
+        await world.until_healthy("e", lambda found: {i.config_name for i in found} == {"second"})
         await until(lambda: not is_alive(old[0].pid))
 
     run(tmp_path, work)
@@ -429,18 +425,26 @@ def test_gateways_killed_at_random_leave_no_unknown_process(tmp_path: Path) -> N
 
 
 def test_a_process_whose_pid_nobody_wrote_down_is_found(tmp_path: Path) -> None:
-    async def first() -> Instance:
-        async with a_world(quick(tmp_path / "data"), kill=True) as world:
-            await world.create("e")
-            await world.until_status("e", "InService")
-            KEPT.append(world)
-            await world.database.write(
-                lambda db: db.execute("UPDATE instances SET pid = NULL, identity = NULL, state = 'starting'")
-            )
-            return world.fleet.healthy("e")[0]
+    async def before() -> str:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e")
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.write(
+            lambda db: db.execute(
+                "UPDATE instances SET pid = NULL, identity = NULL, state = 'starting' RETURNING id"
+            ).fetchone()
+        )
+        world.database.close()
+        return str(row["id"])
 
-    instance = asyncio.run(first())
-    assert run(tmp_path, lambda world: world.until_healthy("e", lambda found: found)) == [instance]
+    async def after(world: World) -> None:
+        assert [i.id for i in await world.until_healthy("e", lambda found: found)] == [identifier]
+
+    identifier = asyncio.run(before())
+    run(tmp_path, after)
 
 
 def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> None:
@@ -471,14 +475,14 @@ def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
-    process = Process.start(["true"], {}, tmp_path, tmp_path / "log")
+    process = Process.start(["true"], {}, tmp_path / "log")
     eventually(lambda: psutil.Process(process.pid).status() == "zombie")
     assert identity_of(process.pid) is None and not process.alive
     assert process.exit_code == 0
 
 
 def test_a_session_is_found_by_its_marker(tmp_path: Path) -> None:
-    process = Process.start(["sleep", "600"], {"MARK": str(tmp_path)}, tmp_path, tmp_path / "log")
+    process = Process.start(["sleep", "600"], {"MARK": str(tmp_path)}, tmp_path / "log")
     found = find_session("MARK", str(tmp_path))
     assert found is not None and (found.pid, found.identity) == (process.pid, process.identity)
     assert find_session("MARK", "another") is None

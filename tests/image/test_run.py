@@ -13,10 +13,13 @@ from docker_container import PYTHON, READ_ONLY, Container, docker
 Run = Callable[..., Container]
 
 
-def test_serves_a_real_model_in_every_dialect_as_sagemaker_runs_it(run: Run, real_model: Path) -> None:
+def test_serves_a_real_model_in_every_dialect_as_sagemaker_runs_it(
+    run: Run, real_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     container = run(real_model)
     seconds = container.wait_until_ready()
-    print(f"\nfrom `docker run` to /ping 200 with the small model: {seconds:.1f} s")
+    with capsys.disabled():
+        print(f"\nfrom `docker run` to /ping 200 with the small model: {seconds:.1f} s")
     question = {"role": "user", "content": "What is the capital of France? One word."}
 
     chat = container.ask("POST", "/invocations", {"messages": [question], "max_tokens": 12, "temperature": 0})
