@@ -20,6 +20,10 @@ from endpoint.queue import Job, Queue
 from endpoint.storage import Storage, UploadFailed
 
 MEBIBYTE = 1 << 20
+LONG_HEADERS = (
+    "Response received from the primary container has headers with length greater than 4096 bytes. Reduce the length of"
+    " your container's response headers and update your endpoint"
+)
 SEE_LOGS = "See the SageMaker Endpoint logs in your account for more information."
 
 
@@ -264,11 +268,10 @@ def test_jobs_wait_for_an_instance(tmp_path: Path, emulator: Emulator, s3: Any, 
         ),
         (
             "long_headers",
-            "ClientError: The response from container primary included headers with length greater than 4096 bytes. ",
-            "ClientError: The response from container primary included headers with length greater than 4096 bytes. "
-            + SEE_LOGS,
+            f"ClientError: {LONG_HEADERS}. ",
+            f"ClientError: {LONG_HEADERS}. {SEE_LOGS}",
             None,
-            "The response from container primary included headers with length greater than 4096 bytes",
+            LONG_HEADERS,
         ),
         (
             "never",
