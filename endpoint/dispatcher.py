@@ -116,7 +116,8 @@ class Dispatcher:
         kept = {outcome.file for _, outcome in decided}
         for path in self._answers.iterdir():
             if path.name not in kept:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         for job, outcome in decided:
             self._spawn(self._deliver_old(job, outcome))
 
@@ -189,6 +190,8 @@ class Dispatcher:
     async def _end(self, job: Job, outcome: Outcome, config: Config | None, instance: Instance | None) -> None:
         if not await until_written(lambda: self._queue.decide(job, outcome)):
             _LOG.warning("%s is somebody else's", job.inference_id)
+            if outcome.file is not None:
+                (self._answers / outcome.file).unlink(missing_ok=True)
             return
         ended = await self._delivery.deliver(job, outcome, config)
         if ended != outcome and instance is not None:

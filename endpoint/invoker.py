@@ -175,7 +175,8 @@ class _Call:
 
     def hang_up(self) -> None:
         for transport in self._transports:
-            transport.abort()
+            if transport.get_protocol() is not None:  # None once it is closed: asyncio can't abort that
+                transport.abort()
 
     def _headers(self, given: Mapping[str, str]) -> dict[str, str]:
         size = len(self._body) if isinstance(self._body, bytes) else self._body.size

@@ -1,4 +1,5 @@
-"""A dispatcher with a real database, containers and S3 for the tests; fleet, notices, metrics and data log are plain."""
+"""A dispatcher with a real database, containers and S3 for the tests. Fleet, notices, metrics and data log
+are plain."""
 
 from __future__ import annotations
 

@@ -716,7 +716,7 @@ def test_an_answer_that_the_disk_does_not_hold_is_a_failure(
         await world.create()
         async with world.running():
             job = await world.accept()
-            (world.settings.data_dir / "answers" / job.id).mkdir()
+            (world.settings.data_dir / "answers" / f"{job.id}-1").mkdir(parents=True)
             world.fleet.have(container.url)
             await world.until_done()
 
