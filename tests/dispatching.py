@@ -1,5 +1,4 @@
-"""A dispatcher with a real database, containers and S3 for the tests. Fleet, notices, metrics and data log
-are plain."""
+"""A dispatcher for the tests, with a real database, containers and S3, and a plain fleet and plain books around it."""
 
 from __future__ import annotations
 
