@@ -57,6 +57,9 @@ WORDS: dict[Kind, Words] = {
     "expired": Words(
         reason="ClientError: The request expired: it waited longer than its RequestTTLSeconds.",
     ),
+    "deleted": Words(
+        reason="ClientError: The endpoint was deleted before the request was processed.",
+    ),
     "upload": Words(
         reason="ClientError: Unable to write the output of the request: {detail}",
     ),

@@ -157,6 +157,7 @@ class World:
             "ttl_s": 3600.0,
             "output_location": f"s3://bucket/out/{name}.out",
             "failure_location": f"s3://bucket/fail/{name}-error.out",
+            "output_config": self.output_config,
         }
         job = await self.queue.accept(**given | changes)
         self.dispatcher.wake()

@@ -528,21 +528,22 @@ def test_an_output_that_cannot_be_written_makes_a_failure(
     assert "NoSuchBucket" in line
 
 
-def test_attempts_to_write_an_output_end(
+def test_what_waits_for_a_deleted_endpoint_is_told_so(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> World:
-        world.storage = Failing(world.storage, 1_000_000)
         await world.create()
-        world.fleet.have(container.url)
         async with world.running():
             await world.accept()
+            await world.catalog.delete("endpoint", "e")
+            world.dispatcher.wake()
             await world.until_done()
         return world
 
-    world = run(tmp_path, emulator, work, time_scale=100.0)
-    assert objects(s3) == {}
-    assert [outcome.kind for _, outcome, _ in world.notices.told] == ["upload"]
+    world = run(tmp_path, emulator, work)
+    ((key, (body, _)),) = objects(s3).items()
+    assert key == "fail/job-error.out" and b"The endpoint was deleted" in body
+    assert [outcome.kind for _, outcome, _ in world.notices.told] == ["deleted"]
 
 
 # Gateways that die
