@@ -152,6 +152,7 @@ class _Call:
                 async for chunk in response.content.iter_any():
                     await self._spool.write(chunk)
             finally:
+                self.hang_up()
                 response.close()
         except aiohttp.ClientResponseError as error:
             if _has_cause(error, LineTooLong):
@@ -175,7 +176,8 @@ class _Call:
 
     def hang_up(self) -> None:
         for transport in self._transports:
-            transport.abort()
+            if transport.get_protocol() is not None:  # None once it is closed: asyncio can't abort that
+                transport.abort()
 
     def _headers(self, given: Mapping[str, str]) -> dict[str, str]:
         size = len(self._body) if isinstance(self._body, bytes) else self._body.size
