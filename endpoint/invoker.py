@@ -244,7 +244,7 @@ class _Spool:
 
 _TOO_LONG = (
     f"Response received from the primary container has headers with length greater than {MOST_HEADER_BYTES} bytes."
-    " Reduce the length of your container's response headers and update your endpoint."
+    " Reduce the length of your container's response headers and update your endpoint"
 )
 _NO_LENGTH = "The response from container primary did not specify the required Content-Length header"
 

@@ -22,6 +22,11 @@ from endpoint.storage import Storage, UploadFailed
 MEBIBYTE = 1 << 20
 SEE_LOGS = "See the SageMaker Endpoint logs in your account for more information."
 
+LONG_HEADERS = (
+    "Response received from the primary container has headers with length greater than 4096 bytes. "
+    "Reduce the length of your container's response headers and update your endpoint"
+)
+
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
@@ -264,11 +269,10 @@ def test_jobs_wait_for_an_instance(tmp_path: Path, emulator: Emulator, s3: Any, 
         ),
         (
             "long_headers",
-            "ClientError: The response from container primary included headers with length greater than 4096 bytes. ",
-            "ClientError: The response from container primary included headers with length greater than 4096 bytes. "
-            + SEE_LOGS,
+            f"ClientError: {LONG_HEADERS}. ",
+            f"ClientError: {LONG_HEADERS}. {SEE_LOGS}",
             None,
-            "The response from container primary included headers with length greater than 4096 bytes",
+            LONG_HEADERS,
         ),
         (
             "never",
