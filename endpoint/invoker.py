@@ -152,6 +152,7 @@ class _Call:
                 async for chunk in response.content.iter_any():
                     await self._spool.write(chunk)
             finally:
+                self.hang_up()
                 response.close()
         except aiohttp.ClientResponseError as error:
             if _has_cause(error, LineTooLong):

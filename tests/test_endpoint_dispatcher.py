@@ -26,6 +26,11 @@ LONG_HEADERS = (
 )
 SEE_LOGS = "See the SageMaker Endpoint logs in your account for more information."
 
+LONG_HEADERS = (
+    "Response received from the primary container has headers with length greater than 4096 bytes. "
+    "Reduce the length of your container's response headers and update your endpoint"
+)
+
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
