@@ -94,6 +94,7 @@ class World:
         self.storage: Any = Storage(settings, backend)
         self.notices = StubNotices()
         self.metrics = StubMetrics()
+        self.output_config = {"S3OutputPath": "s3://bucket/out"}
         self.data_log = StubDataLog()
         self.dispatcher = self._dispatcher()
 
@@ -124,7 +125,7 @@ class World:
     async def create(self, limit: int | None = None, **config: Any) -> None:
         """The endpoint `e`."""
         given = {} if limit is None else {"ClientConfig": {"MaxConcurrentInvocationsPerInstance": limit}}
-        async_config = {"OutputConfig": {"S3OutputPath": "s3://bucket/out"}, **given}
+        async_config = {"OutputConfig": self.output_config, **given}
         variants = [{"VariantName": "v", "ModelName": "m"}]
         deployed = {
             "config": {"ProductionVariants": variants, "AsyncInferenceConfig": async_config, **config},
