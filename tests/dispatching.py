@@ -52,7 +52,7 @@ class StubNotices:
         self.told: list[tuple[Job, Outcome, bytes | None]] = []
 
     def wants_answer(self, outcome: Outcome, config: dict[str, Any]) -> bool:
-        return bool(config.get("wants_answer"))
+        return bool(config["AsyncInferenceConfig"]["OutputConfig"].get("wants_answer"))
 
     def of(self, job: Job, outcome: Outcome, config: dict[str, Any], *, answer: bytes | None) -> Notice | None:
         self.told.append((job, outcome, answer))

@@ -85,7 +85,8 @@ async def came(container: FaultyContainer, count: int = 1) -> None:
 
 def test_an_answer_becomes_the_output(tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer) -> None:
     async def work(world: World) -> World:
-        await world.create(wants_answer=True)
+        world.output_config["wants_answer"] = "yes"
+        await world.create()
         world.fleet.have(container.url)
         async with world.running():
             await world.accept("type=c/d", content_type="a/b", accept="e/f")
@@ -600,7 +601,7 @@ def test_what_was_in_flight_is_given_again_by_the_next_gateway(
     assert len(container.seen) == 2
 
 
-def test_a_job_of_an_endpoint_that_is_gone_is_delivered_without_a_notice(
+def test_a_job_of_an_endpoint_that_is_gone_is_delivered_with_its_notice(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -610,7 +611,7 @@ def test_a_job_of_an_endpoint_that_is_gone_is_delivered_without_a_notice(
         assert await world.queue.decide(job, failure(job, "timeout"))
         async with world.running():
             await world.until_done()
-        assert await world.messages() == []
+        assert await world.messages() == ["timeout"]
 
     run(tmp_path, emulator, work)
     assert list(objects(s3)) == ["fail/job-error.out"]
