@@ -72,7 +72,9 @@ FROM python AS code
 WORKDIR /code
 COPY container/ opt/longhaul/container/
 COPY serve LICENSE opt/longhaul/
-RUN PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /code opt/longhaul/container && \
+# Whatever the builder's umask was, every user may read it.
+RUN chmod -R u=rwX,go=rX . && \
+    PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /code opt/longhaul/container && \
     mkdir -p usr/local/bin && ln -s /opt/longhaul/serve usr/local/bin/serve && \
     find . -depth -exec touch -h -d @0 {} +
 

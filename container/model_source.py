@@ -21,8 +21,11 @@ def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> 
     if settings.model is not None:
         _check(settings.model)
         return settings.model
-    _check_readable(Path(sagemaker_dir))
-    if Path(sagemaker_dir, "config.json").is_file():
+    directory = Path(sagemaker_dir)
+    if settings.hf_model_id is None and directory.is_dir():
+        _check_readable(directory)
+    if os.access(directory / "config.json", os.F_OK):
+        _check_readable(directory)
         return sagemaker_dir
     if settings.hf_model_id is not None:
         return settings.hf_model_id
@@ -34,7 +37,8 @@ def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> 
 def _check(model: str) -> None:
     """What can be seen at once; whether a hub has such a model shows later."""
     directory = Path(model)
-    _check_readable(directory)
+    if directory.is_dir():
+        _check_readable(directory)
     if not directory.is_dir() and (model.startswith(("/", ".")) or model.count("/") > 1):
         raise BadSetting(f"LONGHAUL_MODEL is {model!r}, which is no directory and no hub id")
     if directory.is_dir() and not (directory / "config.json").is_file():
@@ -43,18 +47,22 @@ def _check(model: str) -> None:
 
 def _check_readable(directory: Path) -> None:
     """Libraries take a file that they may not read for one that isn't there."""
-    try:
-        if not directory.is_dir():
-            return
-        paths = [directory, *directory.iterdir()]
-    except PermissionError:
-        paths = [directory]
-    for path in paths:
+    for path in (directory, *_model_files(directory)):
+        if path.is_symlink() and not path.exists():
+            raise BadSetting(f"{path} is a link to {os.readlink(path)}, which is not there: give what it links to, too")
         if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
             raise BadSetting(
                 f"user {os.getuid()} may not read {path} (mode {path.lstat().st_mode & 0o7777:o}): "
                 f"chmod -R a+rX {directory}, or run as its owner"
             )
+
+
+def _model_files(directory: Path) -> list[Path]:
+    """What is in it that would be used; nothing of what may not be listed."""
+    try:
+        return [path for path in directory.iterdir() if any(path.match(pattern) for pattern in _ALWAYS + _WEIGHTS)]
+    except PermissionError:
+        return []
 
 
 def local_directory(model: str, settings: Settings) -> str:

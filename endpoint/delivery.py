@@ -19,10 +19,9 @@ T = TypeVar("T")
 
 MOST_ANSWER_BYTES = 128 * 1024
 """Of an answer that a notice can hold."""
-_UPLOAD_PATIENCE_S = 30.0
-"""Of the platform's clock, between the first attempt to write an object and the last."""
 _FIRST_WAIT_S = 0.5
 """Of the platform's clock, between two attempts; doubled each time."""
+_LONGEST_WAIT_S = 30.0
 _DATABASE_WAIT_S = 1.0
 
 Config = dict[str, Any]
@@ -60,14 +59,11 @@ class Delivery:
         self._metrics = metrics
         self._answers = answers
 
-    async def deliver(self, job: Job, outcome: Outcome, config: Config | None) -> Outcome:
-        """Ends a decided job, and says how: an output that can't be written makes it a failure. Raises nothing.
-
-        `config` is None where the endpoint is gone: there is nobody to tell, then.
-        """
+    async def deliver(self, job: Job, outcome: Outcome) -> Outcome:
+        """Ends a decided job, and says how: an output that can't be written makes it a failure. Raises nothing."""
         spool = None if outcome.file is None else self._answers / outcome.file
-        outcome = await self._write(job, outcome, _kms_key(config))
-        notice = None if config is None else await self._notice(job, outcome, config)
+        outcome = await self._write(job, outcome, _kms_key(job.config))
+        notice = await self._notice(job, outcome, job.config)
         await until_written(lambda: self._queue.finish(job, notice))
         if spool is not None:
             spool.unlink(missing_ok=True)
@@ -95,7 +91,7 @@ class Delivery:
         return outcome
 
     async def _upload(self, job: Job, location: str, outcome: Outcome, kms_key_id: str | None) -> None:
-        """Raises UploadFailed."""
+        """As long as it takes: a store that is down decides nothing. Raises UploadFailed where it refuses for good."""
         begin = time.monotonic()
         wait_s = self._settings.real_s(_FIRST_WAIT_S)
         source = (outcome.text or "").encode() if outcome.file is None else self._answers / outcome.file
@@ -104,11 +100,11 @@ class Delivery:
                 await self._put(location, source, outcome.content_type, kms_key_id)
                 break
             except UploadFailed as error:
-                over = begin + self._settings.real_s(_UPLOAD_PATIENCE_S) - time.monotonic()
-                if not error.may_pass or over < wait_s:
+                if not error.may_pass:
                     raise
+                _LOG.warning("%s can't be written yet; next attempt in %g s: %s", location, wait_s, error)
                 await asyncio.sleep(wait_s)
-                wait_s *= 2
+                wait_s = min(2 * wait_s, self._settings.real_s(_LONGEST_WAIT_S))
         micros = (time.monotonic() - begin) * 1e6
         self._metrics.count(job.endpoint, job.variant, "ResponseUploadLatency", micros)
 
@@ -142,7 +138,7 @@ class Delivery:
         def count(name: str, value: float = 1.0) -> None:
             self._metrics.count(job.endpoint, job.variant, name, value)
 
-        if outcome.kind != "expired":
+        if outcome.kind not in ("expired", "deleted"):
             count("InvocationsProcessed")
             count("TotalProcessingTime", (time.time() - job.accepted_at) * 1e3)
         if not outcome.succeeded:
@@ -167,6 +163,6 @@ async def until_written(work: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(_DATABASE_WAIT_S)
 
 
-def _kms_key(config: Config | None) -> str | None:
-    found: str | None = (config or {}).get("AsyncInferenceConfig", {}).get("OutputConfig", {}).get("KmsKeyId")
+def _kms_key(config: Config) -> str | None:
+    found: str | None = config["AsyncInferenceConfig"]["OutputConfig"].get("KmsKeyId")
     return found

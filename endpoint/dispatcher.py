@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from .catalog import Catalog, Endpoint, NotFound
-from .delivery import Config, Counts, Delivery, Notices, Writes, until_written
+from .delivery import Counts, Delivery, Notices, Writes, until_written
 from .instance import Instance
 from .invoker import Invoker
 from .outcomes import failure
@@ -28,6 +28,10 @@ from .work import DataLog, Redeliver, Work
 _RETRY_S = 1.0
 _LOOK_AGAIN_S = 60.0
 """For expired jobs, whatever is known of the next: the wall's clock may be set, and a machine may sleep."""
+
+_FORGET_EVERY_S = 3600.0
+_KEEP_DONE_S = 7 * 86400.0
+"""What became of a request is known for so long."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,6 +75,9 @@ class Dispatcher:
         self._busy: Counter[str] = Counter()
         self._resting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._forget_at = 0.0
+        self._known: set[str] | None = None
+        """The endpoints that there were; None: nobody has looked yet."""
         self._may_give = asyncio.Event()
         self._may_expire = asyncio.Event()
 
@@ -116,21 +123,13 @@ class Dispatcher:
         kept = {outcome.file for _, outcome in decided}
         for path in self._answers.iterdir():
             if path.name not in kept:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         for job, outcome in decided:
             self._spawn(self._deliver_old(job, outcome))
 
     async def _deliver_old(self, job: Job, outcome: Outcome) -> None:
-        config = await until_written(lambda: self._config(job.endpoint))
-        await self._delivery.deliver(job, outcome, config)
-
-    async def _config(self, name: str) -> Config | None:
-        """None where the endpoint is gone."""
-        try:
-            endpoint = await self._catalog.endpoint(name)
-            return (await self._catalog.deployment(endpoint, endpoint.config_name)).config
-        except NotFound:
-            return None
+        await self._delivery.deliver(job, outcome)
 
     async def _follow_fleet(self) -> None:
         version = self._fleet.version
@@ -141,7 +140,13 @@ class Dispatcher:
     # Giving work
 
     async def _give_all(self) -> None:
-        for endpoint in await self._catalog.endpoints():
+        endpoints = await self._catalog.endpoints()
+        names = {endpoint.name for endpoint in endpoints}
+        for name in (await self._queue.awaited() if self._known is None else self._known) - names:
+            for job in await self._queue.lease_all(name):
+                self._spawn(self._end(job, failure(job, "deleted"), None))
+        self._known = names
+        for endpoint in endpoints:
             if self._fleet.healthy(endpoint.name):
                 with contextlib.suppress(NotFound):
                     await self._give(endpoint)
@@ -161,7 +166,7 @@ class Dispatcher:
                 await self._release(job)
                 return
             self._busy[instance.id] += 1
-            self._spawn(self._see_to(job, instance, config))
+            self._spawn(self._see_to(job, instance))
 
     def _free(self, endpoint: str, limit: int) -> Instance | None:
         """The least loaded of those with room."""
@@ -172,7 +177,7 @@ class Dispatcher:
         ]
         return min(free, key=lambda instance: self._busy[instance.id], default=None)
 
-    async def _see_to(self, job: Job, instance: Instance, config: Config) -> None:
+    async def _see_to(self, job: Job, instance: Instance) -> None:
         try:
             outcome = await self._work.do(job, instance)
         except Redeliver:
@@ -184,13 +189,15 @@ class Dispatcher:
         if outcome is None:
             await self._release(job)
         else:
-            await self._end(job, outcome, config, instance)
+            await self._end(job, outcome, instance)
 
-    async def _end(self, job: Job, outcome: Outcome, config: Config | None, instance: Instance | None) -> None:
+    async def _end(self, job: Job, outcome: Outcome, instance: Instance | None) -> None:
         if not await until_written(lambda: self._queue.decide(job, outcome)):
             _LOG.warning("%s is somebody else's", job.inference_id)
+            if outcome.file is not None:
+                (self._answers / outcome.file).unlink(missing_ok=True)
             return
-        ended = await self._delivery.deliver(job, outcome, config)
+        ended = await self._delivery.deliver(job, outcome)
         if ended != outcome and instance is not None:
             self._data_log.write(job.endpoint, job.variant, instance.id, job.inference_id, ended.reason or ended.kind)
 
@@ -220,6 +227,7 @@ class Dispatcher:
         while True:
             self._may_expire.clear()
             await self._guard(self._expire)
+            await self._guard(self._forget)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(await self._until_next_expiry()):
                     await self._may_expire.wait()
@@ -227,6 +235,11 @@ class Dispatcher:
     async def _expire(self) -> None:
         while (next_at := await self._queue.next_expiry()) is not None and next_at <= time.time():
             await asyncio.gather(*(self._end_expired(job) for job in await self._queue.expire()))
+
+    async def _forget(self) -> None:
+        if time.monotonic() >= self._forget_at:
+            self._forget_at = time.monotonic() + _FORGET_EVERY_S
+            await self._queue.prune(_KEEP_DONE_S)
 
     async def _until_next_expiry(self) -> float:
         try:
@@ -236,8 +249,7 @@ class Dispatcher:
         return _LOOK_AGAIN_S if next_at is None else min(max(next_at - time.time(), 0.001), _LOOK_AGAIN_S)
 
     async def _end_expired(self, job: Job) -> None:
-        config = await until_written(lambda: self._config(job.endpoint))
-        await self._end(job, failure(job, "expired"), config, None)
+        await self._end(job, failure(job, "expired"), None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

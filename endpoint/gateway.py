@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .backend import Backend
 from .guard import Guard
 from .proxy import Proxy, send_answer
-from .refusal import PlainAnswer, error_answer, not_implemented, s3_lacks
 from .request import Answer, BodyTooLarge, ClientGone, bucket_of, service_of
 from .request import Request as Request
 from .settings import Settings
+from .wire_errors import PlainAnswer, error_answer, not_implemented, s3_lacks
 
 HEALTH_PATH = "/_longhaul/health"
 

@@ -152,6 +152,7 @@ class _Call:
                 async for chunk in response.content.iter_any():
                     await self._spool.write(chunk)
             finally:
+                self.hang_up()
                 response.close()
         except aiohttp.ClientResponseError as error:
             if _has_cause(error, LineTooLong):
@@ -175,7 +176,8 @@ class _Call:
 
     def hang_up(self) -> None:
         for transport in self._transports:
-            transport.abort()
+            if transport.get_protocol() is not None:  # None once it is closed: asyncio can't abort that
+                transport.abort()
 
     def _headers(self, given: Mapping[str, str]) -> dict[str, str]:
         size = len(self._body) if isinstance(self._body, bytes) else self._body.size
@@ -242,7 +244,7 @@ class _Spool:
 
 _TOO_LONG = (
     f"Response received from the primary container has headers with length greater than {MOST_HEADER_BYTES} bytes."
-    " Reduce the length of your container's response headers and update your endpoint."
+    " Reduce the length of your container's response headers and update your endpoint"
 )
 _NO_LENGTH = "The response from container primary did not specify the required Content-Length header"
 

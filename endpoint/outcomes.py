@@ -23,9 +23,8 @@ class Words:
 
 
 # SageMaker's own, seen in the field: the reasons of 4xx and 5xx, the beginning of the text without an answer (the rest
-# is from memory), the data log's lines of 4xx, 5xx and a missing Content-Length, and that "headers with length greater
-# than 4096 bytes" are refused. Seen once, in somebody's test: that no answer is "server error (0)". All else is ours:
-# that there is such a failure is known, not its words.
+# is from memory), the data log's lines of 4xx, 5xx, long headers and a missing Content-Length. Seen once, in somebody's
+# test: that no answer is "server error (0)". All else is ours: that there is such a failure is known, not its words.
 WORDS: dict[Kind, Words] = {
     "client_error": Words(
         reason=f"ClientError: Received client error ({{status}}) from model. {_SEE_LOGS}",
@@ -56,6 +55,9 @@ WORDS: dict[Kind, Words] = {
     ),
     "expired": Words(
         reason="ClientError: The request expired: it waited longer than its RequestTTLSeconds.",
+    ),
+    "deleted": Words(
+        reason="ClientError: The endpoint was deleted before the request was processed.",
     ),
     "upload": Words(
         reason="ClientError: Unable to write the output of the request: {detail}",

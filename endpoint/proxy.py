@@ -11,8 +11,8 @@ from multidict import CIMultiDict
 from starlette.types import Message, Receive, Send
 from yarl import URL
 
-from .refusal import error_answer
 from .request import Answer, ClientGone, Request
+from .wire_errors import error_answer
 
 _CONNECTIONS = 512
 _CONNECT_S = 5.0

@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     input_location TEXT, body BLOB,
     content_type TEXT, accept TEXT, custom_attributes TEXT, timeout_s REAL NOT NULL,
     accepted_at REAL NOT NULL, expires_at REAL NOT NULL,
-    output_location TEXT NOT NULL, failure_location TEXT,
+    output_location TEXT NOT NULL, failure_location TEXT, output_config TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'waiting',   -- waiting, leased, decided, done
     fence INTEGER NOT NULL DEFAULT 0,        -- grows with each lease
     leased_at REAL, outcome TEXT, finished_at REAL
@@ -47,6 +47,7 @@ Kind = Literal[
     "bad_answer",  # chunked, or with too long headers
     "input",  # can't be read
     "expired",  # waited longer than its TTL
+    "deleted",  # waited when its endpoint was deleted
     "upload",  # the output can't be written
 ]
 
@@ -70,9 +71,16 @@ class Job:
     expires_at: float
     output_location: str
     failure_location: str | None
+    output_config: str
+    """JSON: the OutputConfig of the endpoint as it was then, as the endpoint may be another, or gone, by the end."""
     fence: int
     """How often it was leased: of more than one holder, only the last may decide and finish."""
     leased_at: float | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """An endpoint config, as far as the end of a job needs one."""
+        return {"AsyncInferenceConfig": {"OutputConfig": json.loads(self.output_config)}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +140,7 @@ class Queue:
         ttl_s: float,
         output_location: str,
         failure_location: str | None,
+        output_config: dict[str, Any],
         id: str | None = None,
     ) -> Job:
         """On the disk when it returns. `ttl_s` are seconds on the wall."""
@@ -151,6 +160,7 @@ class Queue:
             "expires_at": now + ttl_s,
             "output_location": output_location,
             "failure_location": failure_location,
+            "output_config": json.dumps(output_config),
         }
         seq = await self._database.write(lambda db: db.execute(_INSERT, values).lastrowid)
         return Job(seq=seq or 0, fence=0, leased_at=None, **values)
@@ -266,11 +276,23 @@ class Queue:
 
         return await self._database.read(ask)
 
-    async def drop(self, endpoint: str) -> None:
-        """An endpoint was deleted: what waited for it is gone, as on AWS."""
-        await self._database.write(
-            lambda db: db.execute("DELETE FROM jobs WHERE endpoint = ? AND state = 'waiting'", (endpoint,))
+    async def awaited(self) -> set[str]:
+        """The endpoints that something waits for."""
+        rows = await self._database.read(
+            lambda db: db.execute("SELECT DISTINCT endpoint FROM jobs WHERE state = 'waiting'").fetchall()
         )
+        return {row["endpoint"] for row in rows}
+
+    async def lease_all(self, endpoint: str) -> list[Job]:
+        """What waits for an endpoint that is gone, leased to the caller."""
+        rows = await self._database.write(
+            lambda db: db.execute(
+                "UPDATE jobs SET state = 'leased', fence = fence + 1, leased_at = ? WHERE state = 'waiting'"
+                f" AND endpoint = ? RETURNING {_COLUMNS}",
+                (time.time(), endpoint),
+            ).fetchall()
+        )
+        return [Job(**dict(row)) for row in rows]
 
     async def prune(self, older_than_s: float) -> None:
         """Forget what is done for so long."""
@@ -289,7 +311,7 @@ def put_notice(db: sqlite3.Connection, endpoint: str, variant: str, notice: Noti
 
 _ACCEPTED = (
     "id, endpoint, variant, inference_id, input_location, body, content_type, accept, custom_attributes, timeout_s,"
-    " accepted_at, expires_at, output_location, failure_location"
+    " accepted_at, expires_at, output_location, failure_location, output_config"
 )
 _INSERT = f"INSERT INTO jobs ({_ACCEPTED}) VALUES (:{_ACCEPTED.replace(', ', ', :')})"
 _RELEASE = (

@@ -91,6 +91,7 @@ class Runtime:
             ttl_s=self._settings.real_s(parameters.get("RequestTTLSeconds", DEFAULT_TTL_S)),
             output_location=output,
             failure_location=failure,
+            output_config=config["OutputConfig"],
         )
         self._dispatcher.wake()
         result = {"InferenceId": job.inference_id, "OutputLocation": output}

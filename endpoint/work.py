@@ -93,7 +93,8 @@ class Work:
             "X-Amzn-SageMaker-Inference-Id": job.inference_id if self._settings.forward_inference_id else None,
         }
         given = {name: value for name, value in headers.items() if value is not None}
-        answer = await self._invoker.invoke(instance.url, given, body, job.timeout_s, self._answers / job.id)
+        spool = self._answers / f"{job.id}-{job.fence}"
+        answer = await self._invoker.invoke(instance.url, given, body, job.timeout_s, spool)
         self._count(job, "ModelLatency", answer.seconds * 1e6)
         return answer
 

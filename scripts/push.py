@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--registry",
         metavar="HOST[:PORT]",
-        help="push there instead of the host that ECR names (an endpoint in a VPC, a proxy, a local registry); the URI "
+        help="push there instead of the host that ECR names (a proxy, a local registry); the URI "
         "printed names it, too. With a loopback address it is plain HTTP.",
     )
     parser.add_argument("--allow-dirty", action="store_true", help="push an image built from uncommitted changes")

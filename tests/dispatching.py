@@ -1,4 +1,4 @@
-"""A dispatcher with a real database, containers and S3 for the tests; fleet, notices, metrics and data log are plain."""
+"""A dispatcher for the tests, with a real database, containers and S3, and a plain fleet and plain books around it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class StubNotices:
         self.told: list[tuple[Job, Outcome, bytes | None]] = []
 
     def wants_answer(self, outcome: Outcome, config: dict[str, Any]) -> bool:
-        return bool(config.get("wants_answer"))
+        return bool(config["AsyncInferenceConfig"]["OutputConfig"].get("wants_answer"))
 
     def of(self, job: Job, outcome: Outcome, config: dict[str, Any], *, answer: bytes | None) -> Notice | None:
         self.told.append((job, outcome, answer))
@@ -94,6 +94,7 @@ class World:
         self.storage: Any = Storage(settings, backend)
         self.notices = StubNotices()
         self.metrics = StubMetrics()
+        self.output_config = {"S3OutputPath": "s3://bucket/out"}
         self.data_log = StubDataLog()
         self.dispatcher = self._dispatcher()
 
@@ -124,7 +125,7 @@ class World:
     async def create(self, limit: int | None = None, **config: Any) -> None:
         """The endpoint `e`."""
         given = {} if limit is None else {"ClientConfig": {"MaxConcurrentInvocationsPerInstance": limit}}
-        async_config = {"OutputConfig": {"S3OutputPath": "s3://bucket/out"}, **given}
+        async_config = {"OutputConfig": self.output_config, **given}
         variants = [{"VariantName": "v", "ModelName": "m"}]
         deployed = {
             "config": {"ProductionVariants": variants, "AsyncInferenceConfig": async_config, **config},
@@ -157,6 +158,7 @@ class World:
             "ttl_s": 3600.0,
             "output_location": f"s3://bucket/out/{name}.out",
             "failure_location": f"s3://bucket/fail/{name}-error.out",
+            "output_config": self.output_config,
         }
         job = await self.queue.accept(**given | changes)
         self.dispatcher.wake()

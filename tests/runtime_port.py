@@ -29,6 +29,11 @@ VARIANT = {"VariantName": "main", "ModelName": "model", "InitialInstanceCount": 
 PATHS = {"S3OutputPath": "s3://bucket/out", "S3FailurePath": "s3://bucket/failed"}
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A caller that hung up is what some tests are about."""
+
+
 class Container:
     """Answers each invocation with `status`, `headers` and `body`, once `may_answer`. Status None: hangs up instead."""
 
@@ -39,7 +44,7 @@ class Container:
         self.headers = {"Content-Type": "application/json"}
         self.body = b"{}"
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STUB = r"""#!/bin/sh
 case $1 in
-image) echo "sha256:12 1234567890" ;;
+image) echo "sha256:12 1234567890 $(sed -n 's/^REVISION=//p' "$STUB/arguments") ${TITLE-}" ;;
+run) echo "$*" >"$STUB/run"; exit "${RUN_STATUS-0}" ;;
 build)
   echo "buildkit=$DOCKER_BUILDKIT attestations=$BUILDX_NO_DEFAULT_ATTESTATIONS" >"$STUB/environment"
   for argument; do
@@ -162,6 +163,22 @@ def test_more_options_go_to_docker(checkout: Checkout) -> None:
 @pytest.mark.parametrize("arguments", [("--tga", "x"), ("x",)])
 def test_an_unknown_argument_is_refused(checkout: Checkout, arguments: tuple[str, ...]) -> None:
     assert checkout.fail(*arguments).startswith(f"build: unknown argument {arguments[0]}")
+
+
+def test_an_image_of_another_build_is_not_reported(checkout: Checkout) -> None:
+    checkout.environment["TITLE"] = "longhaul"
+    (checkout.stub / "docker").write_text(STUB.replace("s/^REVISION=//p", "s/^REVISION=.*/older/p"))
+    assert "the engine holds no image longhaul of this build" in checkout.fail()
+
+
+def test_longhauls_own_image_is_tried(checkout: Checkout) -> None:
+    checkout.build()
+    assert not (checkout.stub / "run").exists()  # another's
+    checkout.environment["TITLE"] = "longhaul"
+    checkout.build()
+    assert (checkout.stub / "run").read_text().endswith("longhaul /opt/longhaul/.venv/bin/python -c import torch\n")
+    checkout.environment["RUN_STATUS"] = "1"
+    assert checkout.fail().startswith("build: torch can't be imported in longhaul")
 
 
 def test_no_docker_client(checkout: Checkout) -> None:

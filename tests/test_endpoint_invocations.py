@@ -278,3 +278,16 @@ def test_a_killed_gateways_requests_are_finished_by_the_next(tmp_path: Path) -> 
             assert sent.failures() == [] and sent.notice()["invocationStatus"] == "Completed"
     finally:
         up.close()
+
+
+def test_a_request_whose_container_died_is_delivered_again_where_that_is_wanted(tmp_path: Path) -> None:
+    up = EndpointUp(tmp_path, "--on-no-answer", "redeliver")
+    try:
+        up.make_places()
+        up.make_endpoint("e")
+        sent = up.submit("e", f"die-once:{tmp_path / 'died'}").ended()
+        assert sent.outputs()[0]["body"] == b"input" and sent.failures() == []
+        assert up.says.read_text().count("took do=die-once") == 2
+        assert failed(up.submit("e", "die")).startswith(NO_ANSWER)  # not for ever
+    finally:
+        up.close()

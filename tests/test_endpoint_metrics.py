@@ -77,6 +77,7 @@ class World:
             ttl_s=900,
             output_location="s3://b/o",
             failure_location=None,
+            output_config={},
         )
 
 

@@ -45,6 +45,7 @@ JOB = Job(
     expires_at=1684900000.0,
     output_location="s3://out/2f4dcf85.out",
     failure_location="s3://failures/2f4dcf85-error.out",
+    output_config="{}",
     fence=1,
     leased_at=1684812190.0,
 )

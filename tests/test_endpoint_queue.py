@@ -47,6 +47,7 @@ async def accept(queue: Queue, name: str, endpoint: str = "e", ttl_s: float = 10
         ttl_s=ttl_s,
         output_location=f"s3://b/{name}.out",
         failure_location=None,
+        output_config={"KmsKeyId": "k"},
         **(values | others),
     )
 
@@ -160,13 +161,14 @@ def test_one_that_waited_too_long_is_never_leased_but_told_expired_once(run: Run
     run(work)
 
 
-def test_what_waited_for_a_deleted_endpoint_is_gone(run: Run) -> None:
+def test_what_waited_for_a_deleted_endpoint_is_told_all_at_once(run: Run) -> None:
     async def work(queue: Queue) -> None:
         for name in ("a", "b"):
             await accept(queue, name)
         held = await leased(queue)
-        await queue.drop("e")
-        assert await queue.lease("e") is None and await queue.decide(held, DONE)
+        assert await queue.awaited() == {"e"}
+        assert [job.inference_id for job in await queue.lease_all("e")] == ["b"]
+        assert await queue.awaited() == set() and await queue.lease("e") is None and await queue.decide(held, DONE)
 
     run(work)
 

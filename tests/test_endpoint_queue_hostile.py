@@ -49,6 +49,7 @@ async def accept(queue: Queue, name: str = "a", endpoint: str = "e", ttl_s: floa
         "timeout_s": 900,
         "output_location": f"s3://bucket/{name}.out",
         "failure_location": None,
+        "output_config": {},
     }
     return await queue.accept(endpoint=endpoint, ttl_s=ttl_s, **request | given)
 

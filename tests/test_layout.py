@@ -36,3 +36,15 @@ def test_no_module_of_the_engine_imports_from_outside_it(path: Path) -> None:
             assert node.level < 2 and (node.module or "").split(".")[0] not in ("container", "endpoint")
         if isinstance(node, ast.Import):
             assert not {alias.name.split(".")[0] for alias in node.names} & {"container", "endpoint"}
+
+
+@pytest.mark.parametrize(("package", "other"), [("endpoint", "container"), ("container", "endpoint")])
+def test_container_and_endpoint_import_nothing_from_each_other(package: str, other: str) -> None:
+    paths = list((ROOT / package).rglob("*.py"))
+    assert len(paths) > 20
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert (node.module or "").split(".")[0] != other, path
+            if isinstance(node, ast.Import):
+                assert other not in {alias.name.split(".")[0] for alias in node.names}, path

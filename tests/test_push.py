@@ -416,7 +416,9 @@ def test_a_denied_action_is_named(push: Push, ecr: FakeEcr, operation: str) -> N
     if operation in ("CreateRepository", "PutLifecyclePolicy"):
         ecr.refusals["DescribeRepositories"] = ("RepositoryNotFoundException", "no such repository")
     ecr.refusals[operation] = ("AccessDeniedException", "User: arn:aws:iam::1:user/x is not authorized")
-    assert push.fail().startswith(f"access denied: ecr:{operation} must be allowed: User: arn:aws:iam::1:user/x")
+    line = push.fail()
+    assert line.startswith(f"access denied: ecr:{operation} must be allowed: User: arn:aws:iam::1:user/x")
+    assert ("delete it, and push again" in line) == (operation == "PutLifecyclePolicy")
 
 
 def test_any_other_refusal(push: Push, ecr: FakeEcr) -> None:

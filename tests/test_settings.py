@@ -185,6 +185,30 @@ def test_what_the_user_may_not_read_is_named(closed: str, setting: bool) -> None
         (model / closed).chmod(0o700)
 
 
+def test_what_is_no_part_of_the_model_may_be_unreadable() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        model = Path(name)
+        model.chmod(0o755)
+        (model / "config.json").write_text("{}")
+        (model / "lost+found").mkdir(mode=0o000)
+        (model / "notes.md").symlink_to("nowhere")
+        with unprivileged():
+            assert find(LONGHAUL_MODEL=name) == name
+
+
+def test_a_link_to_nothing_is_named(model: Path) -> None:
+    (model / "model.safetensors").symlink_to("../blobs/1")
+    with pytest.raises(BadSetting, match=re.escape("model.safetensors is a link to ../blobs/1, which is not there")):
+        find(LONGHAUL_MODEL=str(model))
+
+
+def test_an_unreadable_place_of_sagemakers_does_not_hinder_a_hub_id() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o000)
+        with unprivileged():
+            assert find(name, HF_MODEL_ID="some/model") == "some/model"
+
+
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="a directory that holds no model"):
         find(LONGHAUL_MODEL=str(tmp_path))

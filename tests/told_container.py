@@ -1,7 +1,8 @@
 """A container that does what the custom attributes of a request tell it. Run as Settings.serve, never imported.
 
 `do=`: echo, status:CODE, hang, hang-up, half (the body stops in the middle), chunked, endless (no Content-Length and no
-chunks), headers-of:BYTES, die (the process ends), wait:FILE (until the file exists, then echo), headers-seen.
+chunks), headers-of:BYTES, die (the process ends), die-once:FILE (and makes the file), wait:FILE (until the file exists,
+then echo), headers-seen.
 It appends a line to the file CONTAINER_SAYS for each request that it takes, and for each one whose caller hung up.
 """
 
@@ -87,6 +88,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def die(self, *_: object) -> None:
         os._exit(7)
+
+    def die_once(self, path: str, body: bytes) -> None:
+        if not Path(path).exists():
+            Path(path).touch()
+            self.die()
+        self.echo("", body)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

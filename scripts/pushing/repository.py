@@ -103,7 +103,11 @@ class Ecr:
             imageScanningConfiguration={"scanOnPush": True},
         )
         say(f"made the repository {name}: immutable tags, scan on push")
-        self._ecr.put_lifecycle_policy(repositoryName=name, lifecyclePolicyText=json.dumps(LIFECYCLE_POLICY))
+        try:
+            self._ecr.put_lifecycle_policy(repositoryName=name, lifecyclePolicyText=json.dumps(LIFECYCLE_POLICY))
+        except ClientError as error:
+            remedy = f"{name} was made without a lifecycle policy; delete it, and push again"
+            raise PushError(f"{_refusal(error)} ({remedy})") from error
         say(f"set its lifecycle policy: only untagged images expire, after {UNTAGGED_DAYS} days")
         return str(made["repository"]["repositoryUri"])
 
