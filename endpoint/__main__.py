@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ DEFAULTS = Settings(data_dir=Path(".endpoint"))
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C before the platform listens to it
     options = _parser().parse_args()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True

@@ -74,6 +74,8 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
 
 
 async def _up(settings: Settings, sock: socket.socket) -> int:
+    over = asyncio.Event()
+    _on_signals(over.set)  # before there is anything to end: a signal in the beginning ends it when it has begun
     settings.save()
     backend = Backend(settings)
     await _start(backend)
@@ -81,7 +83,7 @@ async def _up(settings: Settings, sock: socket.socket) -> int:
     database = Database(settings.data_dir / "endpoint.sqlite", *SCHEMAS)
     platform = Platform(settings, backend, database)
     try:
-        return await platform.run(sock)
+        return await platform.run(sock, over)
     finally:
         database.close()
 
@@ -126,11 +128,8 @@ class Platform:
         self._server = make_server(make_app(settings, backend, routes))
         self._url = settings.url
 
-    async def run(self, sock: socket.socket) -> int:
-        """Until a signal; then nothing new, and all of it ended, the backend last, so that it saves its state."""
-        loop, over = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, over.set)
+    async def run(self, sock: socket.socket, over: asyncio.Event) -> int:
+        """Until `over`; then nothing new, and all of it ended, the backend last, so that it saves its state."""
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in {
@@ -151,8 +150,7 @@ class Platform:
         for task in broken:
             logger.error("%s ended: %r", task.get_name(), task.exception())
         logger.info("ending: instances first; Ctrl-C once more leaves them to `down`")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _leave)
+        _on_signals(_leave)
         self._server.should_exit = True
         await asyncio.wait([gateway])
         await _cancel([task for task in others if task.get_name() == "dispatcher"])
@@ -179,6 +177,11 @@ def _echo(line: str) -> None:
     print(line, flush=True)
 
 
+def _on_signals(act: Callable[[], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, act)
+
+
 def _leave() -> None:
     os._exit(130)
 
@@ -195,6 +198,8 @@ async def down(data_dir: Path) -> int:
         settings = Settings.load(data_dir)
     except OSError as error:
         raise CannotRun(f"no endpoint was up in {data_dir}") from error
+    except (ValueError, TypeError) as error:
+        raise CannotRun(f"{data_dir} has settings that this version can't read ({error}): start `up` first") from error
     with _only_one(data_dir):
         backend = Backend(settings)
         await _start(backend)

@@ -58,11 +58,13 @@ class Settings:
 
     def save(self) -> None:
         """For `down`, which must know what a killed `up` was told."""
-        (self.data_dir / _FILE).write_text(json.dumps(asdict(self), default=str))
+        new = self.data_dir / f"{_FILE}.new"
+        new.write_text(json.dumps(asdict(self), default=str))
+        new.replace(self.data_dir / _FILE)
 
     @classmethod
     def load(cls, data_dir: Path) -> Settings:
-        """Raises OSError where no `up` was."""
+        """Raises OSError where no `up` was, ValueError or TypeError where another version's was."""
         values = json.loads((data_dir / _FILE).read_text())
         tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values | tuples | {"data_dir": data_dir})

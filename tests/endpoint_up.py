@@ -58,6 +58,10 @@ class EndpointUp:
     # Its process
 
     def start(self) -> None:
+        self.launch()
+        eventually(self._answers)
+
+    def launch(self) -> None:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "endpoint", "up", *self._data, *self._options],
@@ -65,7 +69,6 @@ class EndpointUp:
                 stdout=log,
                 stderr=log,
             )
-        eventually(self._answers)
 
     def kill(self) -> None:
         self.process.kill()

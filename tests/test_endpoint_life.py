@@ -62,6 +62,22 @@ def test_a_data_directory_and_a_port_serve_one_at_a_time(start: Up, tmp_path: Pa
     assert up.client("s3").list_buckets()["Buckets"] == []
 
 
+def test_what_cannot_run_says_so_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "settings.json").write_text('{"of": "another version"}')
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    for arguments, why in {
+        ("up", "--data-dir", str(tmp_path / "file")): f"can't keep anything in {tmp_path / 'file'}: ",
+        ("up", "--data-dir", str(tmp_path / "new"), "--backend", nowhere): f"no answer from the backend at {nowhere}: ",
+        ("down", "--data-dir", str(tmp_path / "other")): f"{tmp_path / 'other'} has settings that this version can't ",
+    }.items():
+        port = ("--port", str(free_port())) if arguments[0] == "up" else ()
+        refused = run_endpoint(*arguments, *port)
+        [line] = refused.stderr.splitlines()
+        assert refused.returncode == 1 and line.startswith(f"endpoint: {why}")
+
+
 def test_down_where_nothing_was_up_says_so(tmp_path: Path) -> None:
     refused = run_endpoint("down", "--data-dir", str(tmp_path / "data"))
     assert refused.returncode == 1
@@ -108,6 +124,22 @@ def test_a_signal_ends_all_processes_and_keeps_the_data(start: Up, tmp_path: Pat
     (tmp_path / "go").touch()
     assert held.ended().outputs()[0]["body"] == b"held"
     assert held.notice()["invocationStatus"] == "Completed"
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["after an end", "after a kill"])
+def test_a_signal_in_the_beginning_ends_all_processes(start: Up, tmp_path: Path, is_killed: bool) -> None:
+    up = start()
+    up.make_endpoint("e")
+    if is_killed:
+        up.kill()
+    else:
+        up.end()
+    settings = tmp_path / "data" / "settings.json"
+    settings.unlink()
+    up.launch()
+    eventually(settings.exists)
+    assert up.end() == 0
+    assert up.processes() == {}
 
 
 def test_down_ends_what_a_killed_gateway_left_and_keeps_the_data(start: Up, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from botocore.exceptions import ClientError, WaiterError
+from botocore_wire import client
 from endpoint_up import BUCKET, ROLE, EndpointUp
-from witness import Witness
+from witness import Witness, check_raw
 
 ARN = "arn:aws:sagemaker:us-east-1:000000000000:"
 TOPIC = "arn:aws:sns:us-east-1:000000000000:"
@@ -146,6 +147,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         up.close()
 
 
+# The witness itself
+
+ENDPOINTS = [
+    {"EndpointName": "e", "EndpointArn": ARN, "CreationTime": 1.5, "LastModifiedTime": 2, "EndpointStatus": "s"}
+]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"EndpointName": None},
+        {"EndpointName": 1},
+        {"CreationTime": "2020-01-01T00:00:00Z"},
+        {"EndpointStatus": ...},
+        {"Mood": "good"},
+    ],
+    ids=str,
+)
+def test_the_witness_sees_what_is_out_of_shape(changes: dict[str, Any]) -> None:
+    shape = client("sagemaker").meta.service_model.operation_model("ListEndpoints").output_shape
+    check_raw(shape, {"Endpoints": ENDPOINTS}, "list")
+    endpoint = {name: value for name, value in (ENDPOINTS[0] | changes).items() if value is not ...}
+    with pytest.raises(AssertionError, match=r"list\.Endpoints"):
+        check_raw(shape, {"Endpoints": [endpoint]}, "list")
+
+
 # Answers
 
 PAGE = {"MaxResults": 2, "NameContains": "l", "SortOrder": "Ascending"}
@@ -233,9 +260,9 @@ def service_of(operation: str) -> str:
 
 @pytest.mark.parametrize(("operation", "parameters"), ANSWERED, ids=[name for name, _ in ANSWERED])
 def test_an_answer_has_its_shape(world: World, operation: str, parameters: dict[str, Any]) -> None:
-    client = world.runtime if service_of(operation) == "sagemaker-runtime" else world.sagemaker
+    caller = world.runtime if service_of(operation) == "sagemaker-runtime" else world.sagemaker
     before = world.witness.answered.total()
-    answer = getattr(client, operation)(**parameters)
+    answer = getattr(caller, operation)(**parameters)
     assert "Body" not in answer or answer["Body"].read() == b"input"
     assert world.witness.answered.total() == before + 1
 
