@@ -338,7 +338,7 @@ class EngineClient:
         self._on_trial = None
         self.last_step = Step(steps=0, tokens=[])
         if guilty is not None:
-            words = f"each engine that got this prompt died, the last with nothing else at work: {cause}"
+            words = f"the engine died of this prompt, the last time with nothing else at work: {cause}"
             logger.error("a sequence is given up: %s", words, extra={"action": "sequence_failed"})
             guilty.on_error(EngineError("engine_killed_by_item", words))
         if (spent := self._crashes.spent) is not None:
