@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
 
-from .engine.client import EngineClient
+from .engine.client import EngineClient, no_longer_fits
 from .engine.sequence import EngineError, Sequence
 
 # One in eight of the engine's places is kept for owners that have none yet, so that a prompt sent while a long batch
@@ -67,9 +67,8 @@ class Admission:
             if owner is None:
                 return
             sequence = self._take(owner)
-            if not _fits(sequence, info.max_sequence_tokens):
-                held = f"the restarted engine holds {info.max_sequence_tokens} tokens, too few for this sequence"
-                sequence.on_error(EngineError("sequence_failed", held))
+            if sequence.most_tokens > info.max_sequence_tokens:  # it did when it was checked
+                sequence.on_error(no_longer_fits(info))
                 continue
             self._engine.submit(sequence, newcomer=not running[owner])
             running[owner] += 1
@@ -96,8 +95,3 @@ class Admission:
         else:
             del self._queues[owner]
         return sequence
-
-
-def _fits(sequence: Sequence, limit: int) -> bool:
-    """It did when it was checked, but an engine that had to be restarted may have found less memory for its cache."""
-    return len(sequence.prompt_ids) + sequence.sampling.max_new_tokens <= limit

@@ -34,7 +34,7 @@ _ERRORS = {
     "414": "the URL is too long",
     "415": "no dialect for the content type",
     "431": "the head is too large",
-    "500": "the engine died under the request; a new one is already starting",
+    "500": "the engine died of this prompt, could not take it, or died for good",
     "503": "starting, draining or failed",
     "507": "the spool's disk is full",
 }

@@ -141,6 +141,7 @@ class Edge:
             on_change=self._engine_changed,
             on_step=self._engine_stepped,
             on_restart=self.metrics.engine_restarts.inc,
+            on_resubmit=self.metrics.resubmitted.inc,
         )
         self._admission = Admission(self._engine)
         self._watch_gauges(self._engine, self._admission)

@@ -8,8 +8,8 @@ RequestError
 ├── URLTooLong          414  the URL is over its limit
 ├── UnsupportedMedia    415  no dialect for this content type
 ├── HeadTooLarge        431  the headers are over their limit
-├── EngineFailure       500  the engine died under this request
-├── SequenceFailure     500  the engine goes on, but could not take this prompt
+├── EngineFailure       500  the engine died, and no other will come
+├── SequenceFailure     500  the engine goes on without this prompt: it could not take it, or died of it
 ├── Unavailable         503  starting, draining or failed
 └── OutOfSpace          507  memory or disk is full
 
@@ -96,14 +96,14 @@ class HeadTooLarge(RequestError):
 
 
 class EngineFailure(RequestError):
-    """The engine stopped before the request was done."""
+    """The engine died before the request was done, and no other will come."""
 
     status = 500
     code = "engine_failed"
 
 
 class SequenceFailure(RequestError):
-    """The engine goes on, but could not take this prompt."""
+    """The engine goes on without this prompt: it could not take it, or died of it (`engine_killed_by_item`)."""
 
     status = 500
     code = "sequence_failed"

@@ -201,8 +201,8 @@ def _request_error(error: EngineError) -> RequestError:
     match error.code:
         case "engine_stopped":
             return Unavailable(str(error), code="shutting_down")
-        case "sequence_failed":
-            return SequenceFailure(str(error))
+        case "sequence_failed" | "engine_killed_by_item":
+            return SequenceFailure(str(error), code=error.code)
     return EngineFailure(str(error))
 
 

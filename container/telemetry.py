@@ -88,6 +88,11 @@ class Metrics:
             "longhaul_preemptions", "Sequences put back to make room; they lose nothing", registry=registry
         )
         self.engine_restarts = Counter("longhaul_engine_restarts", "Engine processes restarted", registry=registry)
+        self.resubmitted = Counter(
+            "longhaul_sequences_resubmitted",
+            "Sequences that went on in a new engine; they lose nothing",
+            registry=registry,
+        )
         self.ready = Gauge("longhaul_ready", "1 while /ping answers 200", registry=registry)
 
     def render(self) -> bytes:

@@ -60,8 +60,11 @@ class Engine:
     def preemptions(self) -> int:
         return sum(step.preemptions for step in self.steps)
 
-    def submit(self, id: int, prompt: list[int], *, newcomer: bool = False, **sampling: Any) -> None:
-        self.batch.submit(Submit(id, prompt, Sampling(**({"max_new_tokens": 16} | sampling)), newcomer))
+    def submit(
+        self, id: int, prompt: list[int], *, newcomer: bool = False, output_ids: Iterable[int] = (), **sampling: Any
+    ) -> None:
+        wanted = Sampling(**({"max_new_tokens": 16} | sampling))
+        self.batch.submit(Submit(id, prompt, wanted, newcomer, list(output_ids)))
 
     def cancel(self, id: int) -> None:
         self.batch.cancel(Cancel(id))
@@ -193,16 +196,26 @@ def test_a_seeded_sequence_is_the_same_alone_and_among_others_that_preempt_it(ti
     assert engine.preemptions > 0 and roomy.preemptions == 0
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.2, "seed": 3}], ids=["greedy", "seeded"])
+PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.4, "frequency_penalty": 0.3}
+
+
+@pytest.mark.parametrize("settings", [{}, {"kv_cache_tokens": 160}], ids=["roomy", "preempted"])
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"temperature": 1.2, "seed": 3}, PENALTIES, PENALTIES | {"temperature": 0.9, "seed": 3}],
+    ids=["greedy", "seeded", "penalized", "penalized and seeded"],
+)
 def test_a_sequence_submitted_again_with_its_tokens_so_far_goes_on_as_it_would_have(
-    tiny: TinyModel, assert_exact: AssertExact, sampling: dict[str, Any]
+    tiny: TinyModel, assert_exact: AssertExact, sampling: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    (whole,) = Engine(tiny()).generate([PREFIX], max_new_tokens=40, **sampling)
-    engine, cuts = Engine(tiny(), max_batch_tokens=BATCH_TOKENS), (1, 13, 39)
+    sampling = {"max_new_tokens": 40, "min_new_tokens": 30, "stop_token_ids": tuple(range(60))} | sampling
+    (whole,) = Engine(tiny()).generate([PREFIX], **sampling)
+    engine, cuts = Engine(tiny(), max_batch_tokens=BATCH_TOKENS, **settings), (1, 13, 29)
     for cut in cuts:
-        engine.submit(cut, PREFIX + whole[:cut], max_new_tokens=40 - cut, **sampling)
+        engine.submit(cut, PREFIX, output_ids=whole[:cut], **sampling)
     prompts, rests = [PREFIX + whole[:cut] for cut in cuts], [whole[cut:] for cut in cuts]
     assert_exact(Reference(tiny()), prompts, engine.finish(cuts), rests)
+    assert bool(engine.preemptions) == bool(settings)
 
 
 def test_a_minimum_counts_the_tokens_from_before_a_preemption(tiny: TinyModel, assert_exact: AssertExact) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from array import array
 from collections.abc import AsyncIterator, Callable
@@ -12,28 +14,74 @@ from typing import Any
 
 import pytest
 
-from container.engine.client import CrashBudget, EngineClient
+from container.engine.client import EngineClient
+from container.engine.crash_budget import CrashBudget
 from container.engine.messages import EngineConfig
 from container.engine.sequence import EngineError, Sampling, Sequence
 
 ENGINE = """
-import os, signal, socket, struct, sys, time
-from container.engine.messages import EngineInfo, NewTokens, Ready, Step, encode
+import msgspec, os, pathlib, resource, select, signal, socket, struct, sys, time
+from container.engine.messages import Crashed, EngineInfo, NewTokens, Ready, Step, Submit, encode, to_engine
 
-info = EngineInfo(
-    model_type="fake", device="cpu", dtype="float32", attention="none", threads=1, vocab_size=9, max_model_len=9,
-    kv_cache_tokens=9, max_sequence_tokens=9, max_batch_tokens=9, max_running=9, load_seconds=0,
-)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 edge = socket.socket(fileno=int(sys.argv[1]))
-stream = edge.makefile("rb")
+stream = edge.makefile("rb", buffering=0)
 
 def receive():
-    (length,) = struct.unpack("<I", stream.read(4))
-    return stream.read(length)
+    header = stream.read(4)
+    if not header:
+        sys.exit()
+    (length,) = struct.unpack("<I", header)
+    body = b""
+    while len(body) < length:
+        body += stream.read(length - len(body))
+    return to_engine.decode(body)
 
-receive()
+config = receive().config
+info = EngineInfo(
+    model_type="fake", device="cpu", dtype="float32", attention="none", threads=1, vocab_size=9, max_model_len=999,
+    kv_cache_tokens=config.kv_cache_tokens or 4096, max_sequence_tokens=min(999, config.kv_cache_tokens or 4096),
+    max_batch_tokens=config.max_batch_tokens or 256, max_running=9, load_seconds=0,
+)
 edge.sendall(encode(Ready(info)))
 """
+# Each step gives each sequence the number of tokens that it has.
+WORKS = (
+    ENGINE
+    + """
+outputs, wanted, steps = {}, {}, 0
+while True:
+    while not outputs or select.select([edge], [], [], 0)[0]:
+        message = receive()
+        if isinstance(message, Submit):
+            DIES
+            outputs[message.id] = list(message.output_ids)
+            wanted[message.id] = message.sampling.max_new_tokens
+        else:
+            outputs.pop(message.id, None)
+    for id in outputs:
+        outputs[id].append(len(outputs[id]))
+    ended = [id for id in outputs if len(outputs[id]) == wanted[id]]
+    steps += 1
+    new = [NewTokens(id, outputs[id][-1:], "length" if id in ended else None) for id in outputs]
+    edge.sendall(encode(Step(steps=steps, tokens=new, running=len(outputs))))
+    for id in ended:
+        del outputs[id]
+"""
+)
+# Of the kernel no fake can be killed: its last words tell, or a poisonous prompt [13].
+RUNS_OUT_AT_WORK = WORKS.replace(
+    "DIES", "config.max_batch_tokens == 64 or [edge.sendall(encode(Crashed('OutOfMemoryError: CUDA'))), os._exit(1)]"
+)
+RUNS_OUT_AT_ITS_START = RUNS_OUT_AT_WORK.replace(
+    "edge.sendall(encode(Ready(info)))",
+    """
+if config.kv_cache_tokens > 1024:
+    edge.sendall(encode(Crashed("RuntimeError: DefaultCPUAllocator: can't allocate memory"))), os._exit(1)
+edge.sendall(encode(Ready(info)))
+""",
+).replace("max_batch_tokens == 64", "kv_cache_tokens == 1024")
+DIES_OF_13 = WORKS.replace("DIES", "13 in message.prompt_ids and os.abort()")
 DIES_WITHOUT_DYING = ENGINE + "receive(); edge.shutdown(socket.SHUT_RDWR); signal.pause()"
 TALKS_NONSENSE = ENGINE + "edge.sendall(b'\\x01\\0\\0\\0?'); signal.pause()"
 ANSWERS = (
@@ -41,7 +89,7 @@ ANSWERS = (
 )
 FALLS_SILENT = ENGINE + "receive(); signal.pause()"
 TELLS_ITS_PATH = ENGINE.replace("Ready(info)", "Refused(repr(os.environ.get('LD_LIBRARY_PATH')))").replace(
-    "import EngineInfo", "import EngineInfo, Refused"
+    "import Crashed", "import Crashed, Refused"
 )
 
 SOON = CrashBudget(crashes=1, within_s=600, first_delay_s=0.01)
@@ -51,31 +99,41 @@ class Life:
     """A client and what it told its owner."""
 
     def __init__(
-        self, tmp_path: Path, program: str | None, *, library_path: str | None = None, stall_timeout_s: float = 60
+        self,
+        tmp_path: Path,
+        program: str | None,
+        *,
+        library_path: str | None = None,
+        stall_timeout_s: float = 60,
+        budget: CrashBudget = SOON,
+        **config: Any,
     ) -> None:
         script = tmp_path / "engine.py"
         script.write_text(program or "")
         command = (sys.executable, str(script)) if program is not None else ("/no/such/program",)
         self.changed = asyncio.Event()
         self.ended: list[object] = []
+        self.resubmitted: list[int] = []
         self.client = EngineClient(
-            EngineConfig(model_dir="."),
+            EngineConfig(model_dir=".", **config),
             stall_timeout_s=stall_timeout_s,
             library_path=library_path,
-            budget=SOON,
+            budget=budget,
             command=command,
             on_change=self.changed.set,
+            on_resubmit=self.resubmitted.append,
         )
 
-    def submit(self) -> Sequence:
+    def submit(self, *prompt_ids: int, max_new_tokens: int = 1) -> Sequence:
         def on_tokens(new: int) -> None:
-            self.ended.append(list(sequence.output_ids))
+            if sequence.finish_reason is not None:
+                self.ended.append(list(sequence.output_ids))
 
         def on_error(error: EngineError) -> None:
             self.ended.append(error)
 
-        sampling = Sampling(max_new_tokens=1)
-        sequence = Sequence(array("I", [1]), sampling, owner=self, on_tokens=on_tokens, on_error=on_error)
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        sequence = Sequence(array("I", prompt_ids or [1]), sampling, owner=self, on_tokens=on_tokens, on_error=on_error)
         self.client.submit(sequence)
         return sequence
 
@@ -136,9 +194,8 @@ def test_no_work_is_given_to_an_engine_that_hung_up_but_lives_on(tmp_path: Path)
             engine.submit()
             await engine.until(lambda: not engine.client.can_take_work)
             assert engine.client.state == "ready"  # its exit status is still waited for
-            await engine.until(lambda: engine.ended)
-            assert "killed by signal 9" in str(engine.ended[0])
-            await engine.until(lambda: engine.client.can_take_work)  # the next one
+            await engine.until(lambda: engine.client.state == "failed")  # the next one is no better
+            assert "hung up, but lived on" in str(engine.ended[0])
 
     asyncio.run(scenario())
 
@@ -208,3 +265,111 @@ def test_the_engines_library_path_is_the_given_one_or_else_the_edges(
             assert engine.client.reason == repr(told)
 
     asyncio.run(scenario())
+
+
+PATIENT = CrashBudget(first_delay_s=0.01)
+
+
+def engine_pid(engine: Life) -> int:
+    assert engine.client.pid is not None
+    return engine.client.pid
+
+
+def test_what_a_dead_engine_had_not_finished_goes_on_behind_its_tokens(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with life(tmp_path, WORKS.replace("DIES", "pass"), budget=PATIENT) as engine:
+            await engine.until(lambda: engine.client.can_take_work)
+            sequences = [engine.submit(max_new_tokens=900) for _ in range(3)]
+            await engine.until(lambda: len(sequences[0].output_ids) > 20)
+            engine.client.cancel(sequences[2])
+            os.kill(engine_pid(engine), signal.SIGKILL)
+            await engine.until(lambda: len(engine.ended) == 2)
+            assert engine.ended == [list(range(900))] * 2 and engine.resubmitted == [2]
+
+    asyncio.run(scenario())
+
+
+def test_a_sequence_that_kills_engines_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with life(tmp_path, DIES_OF_13, budget=PATIENT) as engine:
+            await engine.until(lambda: engine.client.can_take_work)
+            for prompt in (1, 2, 13, 3, 13, 4):
+                engine.submit(prompt, max_new_tokens=30)
+            await engine.until(lambda: len(engine.ended) == 6)
+            errors = [error for error in engine.ended if isinstance(error, EngineError)]
+            assert [error.code for error in errors] == ["engine_killed_by_item"] * 2
+            assert [output for output in engine.ended if output not in errors] == [list(range(30))] * 4
+            assert "nothing else at work: killed by signal 6" in str(errors[0])
+            await engine.until(lambda: engine.client.can_take_work)
+
+    asyncio.run(scenario())
+    deaths = [record for record in caplog.records if getattr(record, "action", None) == "engine_died"]
+    assert len(deaths) == 4, "two of both, and one of each alone"
+
+
+def test_poison_after_poison_does_not_end_the_server(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with life(tmp_path, DIES_OF_13, budget=PATIENT) as engine:
+            for number in range(1, 4):
+                await engine.until(lambda: engine.client.can_take_work)
+                engine.submit(13)
+                await engine.until(lambda number=number: len(engine.ended) == 2 * number - 1)  # type: ignore[misc]
+                await engine.until(lambda: engine.client.can_take_work)
+                engine.submit(1)
+                await engine.until(lambda number=number: len(engine.ended) == 2 * number)  # type: ignore[misc]
+            assert [isinstance(end, EngineError) for end in engine.ended] == [True, False] * 3
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_dies_of_everything_is_given_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with life(tmp_path, WORKS.replace("DIES", "os.abort()"), budget=PATIENT) as engine:
+            await engine.until(lambda: engine.client.can_take_work)
+            for _ in range(9):
+                engine.submit()
+            await engine.until(lambda: engine.client.state == "failed")
+            assert len(engine.ended) == 9 and "before it had generated anything" in str(engine.client.reason)
+
+    asyncio.run(scenario())
+
+
+def test_a_suspect_cancelled_on_its_trial_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with life(tmp_path, DIES_OF_13, budget=PATIENT) as engine:
+            await engine.until(lambda: engine.client.can_take_work)
+            poison = engine.submit(13)
+            engine.submit(1)
+            for _ in range(2):
+                pid = engine.client.pid
+                await engine.until(lambda pid=pid: engine.client.pid not in (None, pid))  # type: ignore[misc]
+            await engine.until(lambda: engine.client.state == "ready")
+            engine.client.cancel(poison)
+            await engine.until(lambda: engine.ended)
+            assert engine.ended == [[0]] and engine.client.in_flight == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("program", "config", "sizes"),
+    [
+        (RUNS_OUT_AT_WORK, {}, (64, 4096)),
+        (RUNS_OUT_AT_WORK, {"max_batch_tokens": 100, "kv_cache_tokens": 2000}, (64, 2000)),
+        (RUNS_OUT_AT_ITS_START, {"kv_cache_tokens": 4096}, (256, 1024)),
+    ],
+    ids=["at work", "at work, by settings", "at its start"],
+)
+def test_after_running_out_of_memory_the_next_engine_is_smaller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, program: str, config: dict[str, int], sizes: tuple[int, int]
+) -> None:
+    async def scenario() -> None:
+        async with life(tmp_path, program, budget=PATIENT, **config) as engine:
+            await engine.until(lambda: engine.client.can_take_work)
+            engine.submit(max_new_tokens=800)
+            await engine.until(lambda: engine.ended)
+            assert engine.ended == [list(range(800))] and engine.client.info is not None
+            assert (engine.client.info.max_batch_tokens, engine.client.info.kv_cache_tokens) == sizes
+
+    asyncio.run(scenario())
+    assert "ran out of memory: the next one starts with" in caplog.text

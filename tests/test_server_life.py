@@ -192,10 +192,16 @@ def reader(server: Server) -> socket.socket:
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
-    """Its engine may be killed by three tests: a fourth death would be its own."""
     log = tmp_path_factory.mktemp("victim") / "log"
     with Server(tiny_model_dir, log, LONGHAUL_STALL_TIMEOUT_S=1) as server:
         yield server.wait_until_ready()
+
+
+def has_generated(server: Server, tokens: int) -> None:
+    """Wait until it has, from now on."""
+    name = "longhaul_generation_tokens_total"
+    before = server.metric(name)
+    eventually(lambda: server.metric(name) >= before + tokens)
 
 
 def test_an_idle_engine_is_not_taken_for_one_that_stands_still(victim: Server) -> None:
@@ -206,27 +212,35 @@ def test_an_idle_engine_is_not_taken_for_one_that_stands_still(victim: Server) -
     assert victim.engine == engine
 
 
-def test_an_engine_that_stands_still_is_killed_and_replaced(victim: Server) -> None:
-    (request,) = victim.start_endless()
-    victim.kill_engine(signal.SIGSTOP)
-    assert codes([request.result()]) == {(500, "engine_failed")}
-    assert "no step for" in request.result().json()["error"]["message"]
-    assert victim.post(json=SHORT).status_code == 200
+def test_an_engine_that_stands_still_is_killed_and_replaced_and_nothing_is_lost(victim: Server) -> None:
+    request = victim.post_soon(json=lasting("The sea is", 1000))
+    before = victim.metric("longhaul_generation_tokens_total")
+    has_generated(victim, 100)
+    stopped = victim.kill_engine(signal.SIGSTOP)
+    assert request.result().status_code == 200
+    assert victim.metric("longhaul_generation_tokens_total") == before + 1000
+    assert "no step for" in victim.log()
+    assert victim.engine is not None and victim.engine.pid != stopped
 
 
-def test_requests_of_a_killed_engine_are_answered_and_a_new_engine_serves(victim: Server) -> None:
-    restarts = victim.metric("longhaul_engine_restarts_total")
-    requests = victim.start_endless(4)
-    batch = victim.post_soon(content=json.dumps(endless("a")), headers={"content-type": "application/jsonlines"})
+def test_requests_of_a_killed_engine_go_on_in_a_new_one(victim: Server) -> None:
+    restarts, resubmitted = (victim.metric(f"longhaul_{name}_total") for name in COUNTED)
+    requests = [victim.post_soon(json=lasting(f"{number} is", 700)) for number in range(4)]
+    lines = json.dumps(lasting("a", 700))
+    batch = victim.post_soon(content=lines, headers={"content-type": "application/jsonlines"})
     eventually(lambda: victim.metric("longhaul_sequences_running") == 5)
     dead = victim.kill_engine()
-    assert codes([each.result(10) for each in [*requests, batch]]) == {(500, "engine_failed")}
-    assert victim.ping()[0] == 200  # it recovers within its budget
+    eventually(lambda: victim.ping() == RECOVERING)
     # Sent while there is no engine: it waits for the new one.
     assert victim.post(json=SHORT).status_code == 200
+    assert [each.result().status_code for each in [*requests, batch]] == [200] * 5
     assert victim.engine is not None and victim.engine.pid != dead
-    assert victim.metric("longhaul_engine_restarts_total") == restarts + 1
+    assert [victim.metric(f"longhaul_{name}_total") for name in COUNTED] == [restarts + 1, resubmitted + 5]
     assert victim.ping() == (200, {"status": "ready", "reason": None})
+
+
+COUNTED = ("engine_restarts", "sequences_resubmitted")
+RECOVERING = (200, {"status": "recovering", "reason": "the engine died and is being started again"})
 
 
 def test_no_request_is_lost_at_the_moment_of_the_engines_death(victim: Server) -> None:
@@ -235,23 +249,23 @@ def test_no_request_is_lost_at_the_moment_of_the_engines_death(victim: Server) -
     victim.kill_engine()
     # One after the other until the engine is back, so that some come at the worst of times.
     meanwhile = [victim.post(json=SHORT).status_code for _ in range(20)]
-    statuses = {each.result().status_code for each in steady} | set(meanwhile)
-    assert statuses <= {200, 500} and meanwhile[-1] == 200
+    assert {each.result().status_code for each in steady} | set(meanwhile) == {200}
 
 
 def test_an_engine_killed_again_and_again_ends_the_server_with_its_requests_answered(start: Start) -> None:
     server = start().wait_until_ready()
     waiting = server.start_endless(2)
+    has_generated(server, 1)
     server.kill_engine()
     eventually(lambda: "engine_died" in actions(server))
     waiting.append(server.post_soon(json=SHORT))
     eventually(lambda: server.metric("longhaul_sequences_waiting") == 1)
-    for _ in range(3):
+    for _ in range(4):
         eventually(lambda: server.engine).kill()
         eventually(lambda: server.engine is None)
     assert codes([each.result() for each in waiting]) <= {(500, "engine_failed"), (503, "failed")}
     assert server.exit_status() == 1
-    assert any("the engine died 4 times" in line["message"] for line in server.log_lines())
+    assert any("4 times before it had generated anything" in line["message"] for line in server.log_lines())
 
 
 # The edge dies

@@ -161,12 +161,13 @@ class Batch(ContinuousBatchingManager):
 
     def submit(self, message: Submit) -> None:
         self.add_request(
-            message.prompt_ids,
+            message.prompt_ids + message.output_ids,
             request_id=str(message.id),
-            max_new_tokens=message.sampling.max_new_tokens,
+            max_new_tokens=message.sampling.max_new_tokens - len(message.output_ids),
             eos_token_id=list(message.sampling.stop_token_ids),
             sampling=message.sampling,
             newcomer=message.newcomer,
+            prompt_tokens=len(message.prompt_ids),
         )
 
     def cancel(self, message: Cancel) -> None:

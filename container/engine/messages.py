@@ -60,6 +60,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     sampling: Sampling
     newcomer: bool = False
     """Whether it goes before what others have queued (see `scheduling.py`)."""
+    output_ids: list[int] = []
+    """What an engine that died had generated. The sequence goes on behind them: `max_new_tokens` counts them."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

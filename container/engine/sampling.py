@@ -79,7 +79,6 @@ class _State(Protocol):
     initial_tokens: list[int]
     generated_tokens: list[int]
     position_offset: int
-    _true_initial_tokens: int
     logit_processor_kwargs: dict[str, Any]
 
 
@@ -140,8 +139,8 @@ class Sampler:
         return scores
 
     def _row(self, state: _State, before: dict[str, TokenCounts], scores: torch.Tensor) -> Row:
-        # Preemption moves generated tokens into `initial_tokens`; `_true_initial_tokens` then has the prompt's length.
-        prompt_tokens = state._true_initial_tokens or len(state.initial_tokens)
+        # Preemption and the death of an engine move generated tokens into `initial_tokens`.
+        prompt_tokens: int = state.logit_processor_kwargs["prompt_tokens"]
         sampling: Sampling = state.logit_processor_kwargs["sampling"]
         counts = None
         if _is_penalized(sampling):

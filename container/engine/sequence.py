@@ -44,8 +44,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineError(Exception):
-    """The engine could not finish a sequence. `code`: `engine_failed`, `engine_stopped`, or `sequence_failed` where it
-    goes on without this one."""
+    """The engine could not finish a sequence. `code`: `engine_failed`, `engine_stopped`, or where it goes on without
+    this one, `sequence_failed` or `engine_killed_by_item`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -54,6 +54,8 @@ class EngineError(Exception):
 
 class Sequence:
     """Owned by the edge: the engine process only reports tokens, which `EngineClient` appends here.
+
+    It outlives the engine: another one goes on behind its tokens.
 
     `on_tokens(n)` is called on the event loop after `n` new tokens were appended and `finish_reason` was set;
     `on_error(error)` once, if the engine can't finish the sequence. After either end, neither is called again.
@@ -89,3 +91,8 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.on_tokens = on_tokens
         self.on_error = on_error
+
+    @property
+    def most_tokens(self) -> int:
+        """Of its prompt and of all that it may generate."""
+        return len(self.prompt_ids) + self.sampling.max_new_tokens

@@ -114,7 +114,7 @@ def show_progress(server: Server, ledger: Ledger, watch: Watch, seconds: float) 
     is_terminal, next_line_s = sys.stdout.isatty(), 0.0
     while (elapsed_s := ledger.elapsed_s) < seconds and server.process.poll() is None:
         bar = "█" * round(20 * elapsed_s / seconds)
-        counts = ", ".join(f"{ledger.total(o)} {o}" for o in ("right", "refused", "done", "engine died", "wrong"))
+        counts = ", ".join(f"{ledger.total(o)} {o}" for o in ("right", "refused", "done", "wrong"))
         line = (
             f"{bar:░<20} {elapsed_s:.0f} of {seconds:.0f} s  {ledger.total()} requests: {counts}; {watch.memory_mib()}"
         )

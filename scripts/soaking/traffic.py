@@ -86,10 +86,10 @@ class Traffic:
         if chance < LARGE_SHARE:
             right = draw.choice(self._large)
         if chance < 0.55:
-            self._time(right.kind, name, lambda since: self._judge(right, _post(connection, right), since))
+            self._time(right.kind, name, lambda: self._judge(right, _post(connection, right)))
         elif chance < 0.8:
             bad = of_bad_document(draw)
-            self._time(bad.kind, name, lambda since: self._judge_bad(_post(connection, bad), since))
+            self._time(bad.kind, name, lambda: self._judge_bad(_post(connection, bad)))
         else:
             self._attack(right, draw, name)
 
@@ -97,17 +97,17 @@ class Traffic:
         kind = draw.choice(list(ATTACKS))
         target = Target(port=self._server.port, question=right, bound_s=self._bound_s)
 
-        def attack(since: float) -> str:
+        def attack() -> str:
             answer = ATTACKS[kind](target, draw)
-            return "done" if answer is None else self._judge(right, answer, since)
+            return "done" if answer is None else self._judge(right, answer)
 
         self._time(kind, name, attack)
 
-    def _time(self, kind: str, name: str, work: Callable[[float], str]) -> None:
+    def _time(self, kind: str, name: str, work: Callable[[], str]) -> None:
         """Count what the work says it came to; whatever it raises is a finding."""
         since = time.monotonic()
         try:
-            outcome = work(since)
+            outcome = work()
         except Unexpected as wrong:
             outcome = "wrong"
             self._ledger.find(kind, str(wrong), name)
@@ -119,11 +119,9 @@ class Traffic:
         if seconds > self._bound_s:
             self._ledger.find(kind, f"took {seconds:.0f} s", name)
 
-    def _judge(self, question: Question, answer: Answer, since: float) -> str:
+    def _judge(self, question: Question, answer: Answer) -> str:
         status, body = answer
         if status != 200:
-            if self._died_since(status, body, since):
-                return "engine died"
             raise Unexpected(f"a right request was answered {status} {_code(body)}")
         told = question.told(body)
         with self._lock:
@@ -132,7 +130,7 @@ class Traffic:
             raise Unexpected(f"another answer than before{difference(before, told)}")
         return "right"
 
-    def _judge_bad(self, answer: Answer, since: float) -> str:
+    def _judge_bad(self, answer: Answer) -> str:
         status, body = answer
         if status == 200:
             return "taken"
@@ -140,14 +138,7 @@ class Traffic:
             raise Unexpected(f"the error {status} quotes its request")
         if 400 <= status < 500 and _code(body):
             return "refused"
-        if self._died_since(status, body, since):
-            return "engine died"
         raise Unexpected(f"a bad request was answered {status} {_code(body)}")
-
-    def _died_since(self, status: int, body: bytes, since: float) -> bool:
-        """Whether this is what a request gets whose engine dies: documented, and only if one died meanwhile."""
-        killed = any(start <= time.monotonic() and since <= end for start, end in self.kills)
-        return status == 500 and _code(body) == "engine_failed" and killed
 
     # Pings and kills
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from container.engine.crash_budget import CrashBudget, Crashes
+
+
+class Account:
+    """Crashes with a clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.crashes = Crashes(CrashBudget(), clock=lambda: self.now_s)
+
+    def dies(self, times: int = 1, *, was_fruitful: bool = False, is_explained: bool = False) -> str | None:
+        for _ in range(times):
+            self.crashes.count(was_fruitful=was_fruitful, is_explained=is_explained)
+        return self.crashes.spent
+
+
+def test_the_fourth_engine_in_ten_minutes_that_generated_nothing_is_the_last() -> None:
+    account = Account()
+    assert account.dies(3) is None
+    account.now_s = 599
+    assert "4 times in 600 s, 4 times before" in str(account.dies())
+
+
+def test_deaths_longer_ago_are_forgotten() -> None:
+    account = Account()
+    account.dies(3)
+    account.now_s = 601
+    assert account.dies(3) is None
+
+
+def test_deaths_after_work_are_borne_longer() -> None:
+    account = Account()
+    assert account.dies(12, was_fruitful=True) is None
+    assert "13 times in 600 s" in str(account.dies(was_fruitful=True))
+
+
+def test_a_death_that_one_sequence_explains_clears_the_account() -> None:
+    account = Account()
+    for _ in range(5):
+        assert account.dies(2, was_fruitful=True) is None and account.dies(is_explained=True) is None
+
+
+def test_explanations_without_work_between_them_count_as_deaths() -> None:
+    account = Account()
+    assert account.dies(2) is None and account.dies(4, is_explained=True) is None
+    assert account.dies(is_explained=True) is not None
+
+
+@pytest.mark.parametrize(("deaths", "delay_s"), [(1, 0.25), (2, 0.5), (3, 1.0)])
+def test_each_further_engine_that_generated_nothing_doubles_the_delay(deaths: int, delay_s: float) -> None:
+    account = Account()
+    account.dies(5, was_fruitful=True)
+    assert account.crashes.delay_s == 0.25
+    account.dies(deaths)
+    assert account.crashes.delay_s == delay_s
