@@ -55,10 +55,13 @@ def test_two_timeouts_are_refused() -> None:
 def test_the_margin_grows_with_body_answer_and_items_but_leaves_half_the_time(
     timeout_s: float, size: int, items: int, margin_s: float
 ) -> None:
-    left_s = deadline(invocation_timeout_s=float(timeout_s)).left_s(size=size, items=items)
-    assert left_s == pytest.approx(timeout_s - margin_s, abs=0.3)
+    own = deadline(invocation_timeout_s=float(timeout_s))
+    before = time.monotonic()
+    ends = own.left_s(size=size, items=items) + before
+    late = time.monotonic() - before
+    assert own.arrived + timeout_s - margin_s - late - 1e-6 <= ends <= own.arrived + timeout_s - margin_s + 1e-6
 
 
 def test_time_runs_from_the_requests_arrival() -> None:
-    assert Deadline.of(Settings(), "timeout=100", time.monotonic() - 98.5).left_s() == pytest.approx(0.5, abs=0.3)
-    assert Deadline.of(Settings(), "timeout=100", time.monotonic() - 120).left_s() < 0
+    assert 0 < Deadline.of(Settings(), "timeout=100", time.monotonic() - 50).left_s() <= 49
+    assert Deadline.of(Settings(), "timeout=100", time.monotonic() - 99.5).left_s() < 0
