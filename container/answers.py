@@ -49,7 +49,7 @@ class Usage(Answer):
 
 class Choice(Answer):
     index: int = Field(ge=0)
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "deadline"]
     seed: int | None = Field(description="send it again for the same text; null where the choice was greedy")
 
 
@@ -120,7 +120,7 @@ class GeneratedToken(GeneratedRival):
 
 
 class Details(Answer):
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "deadline"]
     prompt_tokens: int = Field(ge=0)
     generated_tokens: int = Field(ge=0)
     seed: int | None

@@ -82,14 +82,18 @@ def _document(edge: Edge, request: Request, route: Route) -> Exchange:
 
 async def _answer_document(edge: Edge, exchange: Exchange, route: Route) -> Response:
     service, settings, headers = edge.service_or_unavailable(), edge.settings, exchange.request.headers
+    deadline = exchange.read_deadline()
     what = ReadDocument(route, headers.get("content-type"), headers.get(CUSTOM_ATTRIBUTES))
     body = await _read_document(exchange, settings)
     exchange.watch_for_disconnect()
-    invocation = Invocation(service)
+    invocation = Invocation(service, deadline)
     try:
         if isinstance(body, bytes):
-            return await answer_small(service, invocation, what, body)
-        return await answer_large(service, invocation, what, body, settings.spool_dir)
+            response = await answer_small(service, invocation, what, body)
+        else:
+            invocation.body_bytes = body.size
+            response = await answer_large(service, invocation, what, body, settings.spool_dir)
+        return _marked(response, invocation)
     finally:
         if isinstance(body, Spool):
             close_soon(body)
@@ -140,7 +144,7 @@ async def _chunks(exchange: Exchange, limit: int, hint: str) -> AsyncIterator[by
 async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     service, settings = edge.service_or_unavailable(), edge.settings
     check_charset(exchange.request.headers.get("content-type"))
-    invocation = Invocation(service)
+    invocation = Invocation(service, exchange.read_deadline())
     body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
     batch = BatchRun(
         service,
@@ -151,7 +155,8 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     )
     limit = settings.max_body_bytes
     try:
-        await _spool_body(exchange, body, limit, _chunks(exchange, limit, "split the file"), bytearray())
+        chunks = batch.counting(_chunks(exchange, limit, "split the file"))
+        await _spool_body(exchange, body, limit, chunks, bytearray())
         exchange.watch_for_disconnect()
         await batch.run(body)
         await asyncio.to_thread(answers.flush)  # a full disk must show before the answer begins
@@ -162,7 +167,17 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
         close_soon(body)
         invocation.close()
         exchange.fields |= invocation.counts() | {"items": batch.items, "failed_items": batch.failed}
-    return spooled_response(answers, "application/jsonlines")
+    return _marked(spooled_response(answers, "application/jsonlines"), invocation)
+
+
+def _marked(response: Response, invocation: Invocation) -> Response:
+    """Says so where the deadline left something unfinished. A text can't say it itself, and of the headers SageMaker
+    keeps the content type alone: in the notice and with the object."""
+    if invocation.unfinished:
+        response.headers["x-longhaul-finish-reason"] = "deadline"
+        if response.headers["content-type"].startswith("text/plain"):
+            response.headers["content-type"] += "; finish_reason=deadline"
+    return response
 
 
 async def _spool_body(

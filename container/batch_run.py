@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from .dialects.batch import Line, is_blank, read_line
-from .errors import EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable
+from .dialects.batch import Line, is_blank, name_line, name_long_line, read_line
+from .errors import DeadlineExceeded, EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable
 from .invocation import Invocation, Service
 from .preparation import Prepared
-from .reader.client import INLINE_BYTES
+from .reader.client import INLINE_BYTES, Reader
 from .reader.messages import Failure, Opened, ReadLine
 from .seen_ids import SeenIds
 from .spool import OrderedSpool, Spool, SpooledLine, close_soon
@@ -41,7 +42,8 @@ class _Entry:
 class BatchRun:
     """Owns the lines of one batch that are being worked on.
 
-    Answers go to the spool as they come and are put in order when they are read: a long line holds up nothing.
+    Answers go to the spool as they come and are put in order when they are read: a long line holds up nothing. After
+    the deadline, lines are only named in the answer, each with the same error.
     """
 
     def __init__(
@@ -54,7 +56,19 @@ class BatchRun:
         self._longest_line = longest_line
         self._seen = SeenIds(spool_dir)
         self.items = 0
-        self.failed = 0
+        self._failed = 0
+        self._skipped = 0  # the worker's count, as the former is the event loop's
+
+    @property
+    def failed(self) -> int:
+        return self._failed + self._skipped
+
+    async def counting(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The body on its way to the disk: how large it is tells how long its answer takes."""
+        async for chunk in chunks:
+            self._invocation.body_bytes += len(chunk)
+            self._invocation.items += chunk.count(b"\n")
+            yield chunk
 
     async def run(self, body: Spool) -> None:
         """Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line."""
@@ -65,6 +79,7 @@ class BatchRun:
             raise errors.exceptions[0] from None
         finally:
             self._seen.close()
+            self._invocation.unfinished += self._skipped
         if not self.items:
             raise InvalidRequest("the body has no items: expected one JSON object a line", code="empty_batch")
 
@@ -90,7 +105,11 @@ class BatchRun:
         entries: list[_Entry] = []
         seen = size = 0
         for spooled in body.lines(min(self._longest_line, INLINE_BYTES)):
-            if spooled.text is None or not is_blank(spooled.text):
+            if spooled.text is not None and is_blank(spooled.text):
+                pass
+            elif self._invocation.is_cut:
+                self._skip(spooled, body)
+            else:
                 entries.append(self._entry(spooled))
             seen, size = seen + 1, size + spooled.size
             if len(entries) == _SLICE_LINES or seen == _SLICE_SEEN or size >= _SLICE_BYTES:
@@ -103,11 +122,23 @@ class BatchRun:
         line, prepared = self._read(spooled)
         return _Entry(place=place, spooled=spooled, read=line, prepared=prepared)
 
+    def _skip(self, spooled: SpooledLine, body: Spool) -> None:
+        """Answer a line for which there is no time: at once, and here, as there may be a hundred thousand."""
+        place, self.items = self.items, self.items + 1
+        line = self._only_named(spooled, body)
+        self._answers.put(place, line.failure(line.error or self._invocation.exceeded()))
+        self._skipped += 1
+
+    def _only_named(self, spooled: SpooledLine, body: Spool) -> Line:
+        if spooled.size > self._longest_line:
+            return self._too_long(spooled)
+        if spooled.text is None:
+            return name_long_line(body.read_at(spooled.offset, spooled.size), spooled.number)
+        return name_line(spooled.text, spooled.number)
+
     def _read(self, spooled: SpooledLine) -> tuple[Line | None, tuple[Prepared, ...]]:
         if spooled.size > self._longest_line:
-            name = f"line {spooled.number}"
-            message = f"{name} is longer than {self._longest_line} bytes"
-            return Line(form="bare", error=InvalidRequest(message, param=name, code="line_too_long")), ()
+            return self._too_long(spooled), ()
         if spooled.text is None:
             return None, ()
         line = read_line(spooled.text, spooled.number)
@@ -118,6 +149,11 @@ class BatchRun:
         except InvalidRequest as error:
             return line.failed(error), ()
         return line, ()
+
+    def _too_long(self, spooled: SpooledLine) -> Line:
+        name = f"line {spooled.number}"
+        message = f"{name} is longer than {self._longest_line} bytes"
+        return Line(form="bare", error=InvalidRequest(message, param=name, code="line_too_long"))
 
     def _check_name(self, unique_id: str | None) -> None:
         """For a worker thread. Raises InvalidRequest if an earlier line has that name."""
@@ -139,28 +175,45 @@ class BatchRun:
     async def _fail(self, entry: _Entry, line: Line, error: RequestError) -> None:
         if isinstance(error, _ENDS_ALL):
             raise error
-        self.failed += 1
+        self._failed += 1
         await self._invocation.in_worker(lambda: self._answers.put(entry.place, line.failure(error)))
 
     async def _answer_large(self, entry: _Entry, body: Spool, opened: asyncio.Event) -> None:
         answer = Spool(self._spool_dir)
         line = Line(form="bare")  # until it is known better
         try:
-            what = ReadLine(entry.spooled.number, entry.spooled.offset, entry.spooled.size)
-            async with self._service.readers.read(what, body, answer) as reader:
+            async with AsyncExitStack() as stack:
+                reader = await self._open(entry, body, answer, stack)
                 line = Line(form=reader.opened.form, custom_id=reader.opened.custom_id)
                 refusal = await self._refusal(reader.opened, line)
                 opened.set()
                 if refusal is None:
-                    await self._invocation.run_read(reader)
+                    refusal = await self._run_read(reader)
                 await reader.render(refusal)
             await self._invocation.in_worker(lambda: self._answers.put_file(entry.place, answer))
-            self.failed += refusal is not None
+            self._failed += refusal is not None
+        except DeadlineExceeded as error:
+            self._invocation.unfinished += 1
+            line = await self._invocation.in_worker(lambda: self._only_named(entry.spooled, body))
+            await self._fail(entry, line, error)
         except RequestError as error:
             await self._fail(entry, line, error)
         finally:
             opened.set()
             close_soon(answer)
+
+    async def _open(self, entry: _Entry, body: Spool, answer: Spool, stack: AsyncExitStack) -> Reader:
+        """Raises DeadlineExceeded where its line is not read in time."""
+        what = ReadLine(entry.spooled.number, entry.spooled.offset, entry.spooled.size)
+        async with self._invocation.before_deadline():
+            return await stack.enter_async_context(self._service.readers.read(what, body, answer))
+
+    async def _run_read(self, reader: Reader) -> Failure | None:
+        try:
+            await self._invocation.run_read(reader)
+        except DeadlineExceeded as error:
+            return Failure.of(error)
+        return None
 
     async def _refusal(self, opened: Opened, line: Line) -> Failure | None:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from asyncio import TimerHandle, Transport
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -141,7 +142,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["state"]["connection"] = self
+        self.scope["state"] |= {"connection": self, "arrived": time.monotonic()}
         self._phase = "head"
         self._upgrading = False
         self._url_bytes = self._head_bytes = self._gap_bytes = self._dropped_bytes = 0

@@ -29,13 +29,14 @@ _TOKEN_IDS: Schema = {
 }
 _ERRORS = {
     "400": "a field is unknown, of the wrong type, out of range, or can't be honoured",
-    "408": "no more of the request came in time",
+    "408": "no more of the request came in time, or not all of it before the deadline",
     "413": "the body is over a limit, or takes too much memory to read",
     "414": "the URL is too long",
     "415": "no dialect for the content type",
     "431": "the head is too large",
     "500": "the engine died of this prompt, could not take it, or died for good",
     "503": "starting, draining or failed",
+    "504": "the deadline came before the first token, or before the end where LONGHAUL_ON_DEADLINE is error",
     "507": "the spool's disk is full",
 }
 
@@ -112,7 +113,8 @@ def _custom_attributes() -> Schema:
     return {
         "name": attributes.HEADER,
         "in": "header",
-        "description": "parameters of the text dialect, `max_new_tokens=64;seed=1`; what isn't known passes",
+        "description": "the deadline, `timeout=1800`, and the text dialect's parameters, `max_new_tokens=64;seed=1`; "
+        "what isn't known passes",
         "schema": {"type": "string"},
     }
 
@@ -121,6 +123,7 @@ def _document_route(operation: str, request: str, answer: str) -> Schema:
     return {
         "operationId": operation,
         "summary": f"OpenAI's {operation.removeprefix('chat').lower()}",
+        "parameters": [_custom_attributes()],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {"200": _content("whole", _ref(answer))} | _errors(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 from starlette.responses import Response, StreamingResponse
 
@@ -20,7 +21,9 @@ async def answer_small(service: Service, invocation: Invocation, what: ReadDocum
         # All items are checked before any runs: a bad one must not cost the others' work.
         return call, [service.preparer.prepare(item) for item in call.items]
 
-    call, prepared = await invocation.in_worker(read)
+    async with invocation.before_deadline():
+        call, prepared = await invocation.in_worker(read)
+    invocation.items = len(prepared)
     results = await invocation.run_all(prepared)
     answer = await invocation.in_worker(lambda: call.answer(results, service.name))
     return Response(answer, media_type=call.content_type)
@@ -31,7 +34,10 @@ async def answer_large(
 ) -> Response:
     answer = Spool(spool_dir)
     try:
-        async with service.readers.read(what, body, answer) as reader:
+        async with AsyncExitStack() as stack:
+            async with invocation.before_deadline():
+                reader = await stack.enter_async_context(service.readers.read(what, body, answer))
+            invocation.items = reader.opened.items
             await invocation.run_read(reader)
             content_type = await reader.render()
     except BaseException:

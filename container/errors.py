@@ -11,6 +11,7 @@ RequestError
 ├── EngineFailure       500  the engine died, and no other will come
 ├── SequenceFailure     500  the engine goes on without this prompt: it could not take it, or died of it
 ├── Unavailable         503  starting, draining or failed
+├── DeadlineExceeded    504  the deadline came first
 └── OutOfSpace          507  memory or disk is full
 
 Messages carry the numbers and never quote the user's text: SageMaker copies error bodies into its logs.
@@ -114,6 +115,13 @@ class Unavailable(RequestError):
 
     status = 503
     code = "unavailable"
+
+
+class DeadlineExceeded(RequestError):
+    """The deadline came before there was anything to show."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class OutOfSpace(RequestError):

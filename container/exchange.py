@@ -15,7 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import ClientTimeout, RequestError, Unavailable
+from .deadline import Deadline
+from .dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
+from .errors import ClientTimeout, DeadlineExceeded, RequestError, Unavailable
 from .telemetry import invocation_id, outcome_of
 
 if TYPE_CHECKING:
@@ -40,12 +42,15 @@ class Exchange(Response):
 
     def __init__(self, edge: Edge, request: Request, work: Work) -> None:
         super().__init__()
+        self._started = time.monotonic()
         given = request.headers.get(INFERENCE_ID, "")
         self.id = given if re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given) else uuid.uuid4().hex
         self.request = request
         self.fields: dict[str, object] = {}
         """What the request's log line says beside status and duration."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.deadline: Deadline | None = None
+        """Once it is known: a server that takes no work doesn't ask for it."""
         self._edge = edge
         self._do = work
         self._work: asyncio.Task[Response] | None = None
@@ -57,13 +62,14 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every way the work can end becomes a response and a log line."""
-        started = time.monotonic()
         token = invocation_id.set(self.id)
         self._edge.exchanges.add(self)
         status = _CLIENT_GONE
         try:
             response = await self._settle()
             response.headers["x-longhaul-invocation-id"] = self.id
+            if self.deadline is not None:
+                response.headers["x-longhaul-deadline"] = self.deadline.header
             if self._waits_for_100 or self._body_given_up or self._edge.status == "draining":
                 # It won't send its body now, and the next request on this connection would be taken for the body.
                 response.headers["connection"] = "close"
@@ -76,7 +82,7 @@ class Exchange(Response):
         finally:
             self._edge.exchanges.discard(self)
             self.ended.set_result(None)
-            self._count(status, time.monotonic() - started)
+            self._count(status, time.monotonic() - self._started)
             invocation_id.reset(token)
 
     @property
@@ -84,10 +90,19 @@ class Exchange(Response):
         """Bytes of a body over its limit that are still read, so that the client can read why."""
         return self._edge.settings.max_body_bytes
 
+    def read_deadline(self) -> Deadline:
+        """Counted from the request's first byte. Raises InvalidRequest."""
+        arrived = self.request.scope.get("state", {}).get("arrived", self._started)
+        attributes = self.request.headers.get(CUSTOM_ATTRIBUTES)
+        self.deadline = deadline = Deadline.of(self._edge.settings, attributes, arrived)
+        self.fields |= {"timeout_s": deadline.timeout_s, "timeout_source": deadline.source}
+        return deadline
+
     async def read_body(self) -> AsyncIterator[bytes]:
         """The request's body as it comes. A client that waits to be asked for it is asked.
 
-        Any byte in time will do, there is no least rate: a gigabyte may come over a slow link. Raises ClientTimeout.
+        Any byte in time will do, there is no least rate: a gigabyte may come over a slow link. Raises ClientTimeout,
+        also where the deadline comes before its end.
         """
         self._waits_for_100 = False
         stream = self.request.stream()
@@ -105,9 +120,9 @@ class Exchange(Response):
     async def _wait_for(self, chunk: asyncio.Future[bytes | None]) -> None:
         """In short turns: a server that was frozen for long blames no client, whose bytes come with the next turn."""
         patience_s, waited_s = self._edge.client_patience_s, 0.0
-        while waited_s < patience_s:
+        while waited_s < patience_s and (left_s := self._left_s()) > 0:
             turn_s = min(1.0, patience_s / 8)
-            done, _ = await asyncio.wait({chunk}, timeout=turn_s)
+            done, _ = await asyncio.wait({chunk}, timeout=min(turn_s, left_s))
             if done:
                 return
             waited_s += turn_s
@@ -116,7 +131,13 @@ class Exchange(Response):
         self._body_given_up = True
         if self._edge.status == "draining":
             raise Unavailable("the server is shutting down; send the request again", code="shutting_down")
+        if self._left_s() <= 0:
+            message = f"the deadline ({self.deadline}) came before the end of the body"
+            raise ClientTimeout(message, code=DeadlineExceeded.code)
         raise ClientTimeout(f"no more of the body came for {patience_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)")
+
+    def _left_s(self) -> float:
+        return float("inf") if self.deadline is None else self.deadline.left_s()
 
     def watch_for_disconnect(self) -> None:
         """From now on, end the work if the client goes away. Only once the body has been read."""

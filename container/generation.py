@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "deadline"]
+"""`deadline`: the text so far, perhaps none."""
 Ending = Literal["answer", "continue", "nothing"]
 """How a chat's prompt ends: with the start of an answer, within the last message, or as the messages end."""
 

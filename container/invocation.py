@@ -6,20 +6,22 @@ import asyncio
 import contextvars
 import time
 from array import array
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from . import logprobs
 from .admission import Admission
+from .deadline import Deadline
 from .engine import sequence as engine
 from .engine.messages import EngineInfo
 from .engine.sequence import EngineError, Sampling
-from .errors import EngineFailure, RequestError, SequenceFailure, Unavailable
+from .errors import DeadlineExceeded, EngineFailure, RequestError, SequenceFailure, Unavailable
 from .generation import Completion, FinishReason, Result, TokenLogprob
-from .preparation import Prepared, Preparer
+from .preparation import Prepared, Preparer, seed_of, unstarted
 from .reader.client import Reader, Readers
 from .stop_strings import StopStrings
 from .telemetry import Metrics
@@ -27,6 +29,8 @@ from .tokenizer import Tokenizer
 
 T = TypeVar("T")
 _AHEAD = 2
+_BYTES_PER_TOKEN = 6
+_BYTES_PER_LOGPROB = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +52,61 @@ class Service:
 class Invocation:
     """Owns the sequences of one request; `close` frees them, however the request ended."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, deadline: Deadline) -> None:
         self._service = service
-        self._sequences: set[engine.Sequence] = set()
+        self._deadline = deadline
+        self._generations: set[Generation] = set()
+        self._limits: set[asyncio.Timeout] = set()
+        self._answer_bytes = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.unfinished = 0
+        """Texts that the deadline cut or never let begin, and lines of a batch that were not even read."""
+        self.body_bytes = 0
+        self.items = 0
+        """As far as they are known: they, too, tell how long the answer takes."""
+        self.is_cut = False
+        """The deadline has come: nothing is generated any more. Any thread may ask."""
+        self._clock = asyncio.get_running_loop().call_soon(self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        """Once a second, because an answer that grows needs more time."""
+        left_s = self._deadline.left_s(size=self.body_bytes + self._bytes_of_answer(), items=self.items)
+        if left_s > 0:
+            self._clock = asyncio.get_running_loop().call_later(min(left_s, 1.0), self._look_at_clock)
+        else:
+            self._cut()
+
+    def _bytes_of_answer(self) -> int:
+        running = (_size(len(one.sequence.output_ids), one.sequence.sampling) for one in self._generations)
+        return self._answer_bytes + sum(running)
+
+    def _cut(self) -> None:
+        self.is_cut = True
+        for generation in self._generations:
+            generation.cut()
+        for limit in self._limits:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    def exceeded(self) -> DeadlineExceeded:
+        return self._deadline.exceeded()
+
+    @asynccontextmanager
+    async def before_deadline(self) -> AsyncIterator[None]:
+        """For what comes before generation: ended by the deadline. Raises DeadlineExceeded."""
+        if self.is_cut:
+            raise self.exceeded()
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._limits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError:
+            if limit.expired():
+                raise self.exceeded() from None
+            raise
 
     async def in_worker(self, function: Callable[[], T]) -> T:
         context = contextvars.copy_context()  # log lines from there carry the invocation's id, too
@@ -65,11 +119,27 @@ class Invocation:
         return _AHEAD * self._service.info.max_running
 
     async def run_all(self, prepared: Sequence[Prepared]) -> list[Result]:
-        """Results in the items' order. If one fails, the others are ended and its error is raised."""
-        return await gather_bounded((self.run(one) for one in prepared), self.work_ahead)
+        """Results in the items' order. If one fails, the others are ended and its error is raised.
+
+        DeadlineExceeded where it leaves nothing worth to be shown.
+        """
+        results = await gather_bounded((self.run(one) for one in prepared), self.work_ahead)
+        self._judge(results)
+        return results
+
+    def _judge(self, results: Iterable[Result]) -> None:
+        """For what has one answer. Whatever is finished has a token: one that ended it, if no other."""
+        completions = [completion for result in results for completion in result.completions]
+        is_partial = any(completion.finish_reason == "deadline" for completion in completions)
+        is_empty = not any(completion.token_ids for completion in completions)
+        if is_partial and (is_empty or self._deadline.on_deadline == "error"):
+            raise self.exceeded()
 
     async def run_read(self, reader: Reader) -> None:
-        """Every item of a large document, each result back to its reader. The first error ends the others."""
+        """Every item of a large document, each result back to its reader. The first error ends the others.
+
+        Of items that the deadline leaves no time for, the reader hears nothing. DeadlineExceeded as in `run_all`.
+        """
         work = (self._run_one_read(reader, index) for index in range(reader.opened.items))
         running = asyncio.create_task(gather_bounded(work, self.work_ahead))
         checking = asyncio.create_task(reader.check())
@@ -77,46 +147,58 @@ class Invocation:
             await asyncio.wait({running, checking}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 await checking
-            await running
+            self._judge(await running)
         finally:
             running.cancel()
             checking.cancel()
             await asyncio.gather(running, checking, return_exceptions=True)
 
-    async def _run_one_read(self, reader: Reader, index: int) -> None:
+    async def _run_one_read(self, reader: Reader, index: int) -> Result:
+        """Without its texts, which the reader has."""
+        if self.is_cut:
+            self.unfinished += 1
+            return _UNREAD
         item = await reader.item(index)
         ids = array("I", item.prompt_ids)
         prepared = Prepared(prompt_ids=ids, prompt_text="", samplings=item.samplings, stop=item.stop)
-        await reader.put(index, await self.run(prepared))
+        result = await self.run(prepared)
+        await reader.put(index, result)
+        return Result(prompt_text="", prompt_tokens=0, completions=tuple(map(_told_of, result.completions)))
 
     async def run(self, prepared: Prepared) -> Result:
-        """Generate one item's choices. Raises RequestError."""
+        """Generate one item's choices. Raises RequestError. After the deadline nothing begins."""
+        if self.is_cut:
+            self.unfinished += len(prepared.samplings)
+            completions = unstarted(prepared.samplings)
+            return Result(
+                prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions
+            )
         self.prompt_tokens += len(prepared.prompt_ids)
         work = (self._generate(prepared, sampling) for sampling in prepared.samplings)
-        completions = await gather_bounded(work, len(prepared.samplings))
-        return Result(
-            prompt_text=prepared.prompt_text,
-            prompt_tokens=len(prepared.prompt_ids),
-            completions=tuple(completions),
-        )
+        completions = tuple(await gather_bounded(work, len(prepared.samplings)))
+        return Result(prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions)
 
     async def _generate(self, prepared: Prepared, sampling: Sampling) -> Completion:
         generation = Generation(self._service, self, prepared, sampling)
-        self._sequences.add(generation.sequence)
+        self._generations.add(generation)
+        if self.is_cut:  # since this item's first sampling began
+            generation.cut()
         try:
             before_stop = await generation.done
         finally:
-            self._sequences.discard(generation.sequence)
+            self._generations.discard(generation)
             self._service.admission.withdraw(generation.sequence)
         generation.drop_late_tokens()
         output_ids = generation.sequence.output_ids
         self.completion_tokens += len(output_ids)
+        self._answer_bytes += _size(len(output_ids), sampling)
+        self.unfinished += generation.finish_reason == "deadline"
         text, scored = await self.in_worker(lambda: self._told(generation.sequence, before_stop))
         return Completion(
             text=text,
             token_ids=tuple(output_ids),
             finish_reason=generation.finish_reason,
-            seed=sampling.seed if sampling.temperature > 0 else None,
+            seed=seed_of(sampling),
             logprobs=scored,
         )
 
@@ -129,14 +211,20 @@ class Invocation:
         characters = None if before_stop is None else len(before_stop)
         return text, logprobs.of_text(tokenizer.vocabulary, sequence, characters=characters)
 
-    def counts(self) -> dict[str, int]:
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+    def counts(self) -> dict[str, object]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "deadline": "cut" if self.is_cut and self.unfinished else "met",
+            "unfinished": self.unfinished,
+        }
 
     def close(self) -> None:
         """Free whatever is still queued or running."""
-        sequences, self._sequences = self._sequences, set()
-        for sequence in sequences:
-            self._service.admission.withdraw(sequence)
+        self._clock.cancel()
+        generations, self._generations = self._generations, set()
+        for generation in generations:
+            self._service.admission.withdraw(generation.sequence)
 
 
 class Generation:
@@ -147,7 +235,7 @@ class Generation:
         self._metrics = service.metrics
         self._sampling = sampling
         self._stop = StopStrings(prepared.stop, service.tokenizer.decode) if prepared.stop else None
-        self._stopped = False
+        self._stopped = self._was_cut = False
         self._tokens = 0  # when it ended
         self._last_token_at = time.monotonic()
         self.sequence = engine.Sequence(
@@ -158,12 +246,23 @@ class Generation:
     @property
     def finish_reason(self) -> FinishReason:
         """A stop string is a `stop`, even where it is complete with the last token allowed."""
+        if self._was_cut:
+            return "deadline"
         reason = self.sequence.finish_reason
         assert self._stopped or reason is not None
         return "stop" if self._stopped or reason is None else reason
 
+    def cut(self) -> None:
+        """The deadline has come: the text so far is the text."""
+        if not self.done.done():
+            self._was_cut = True
+            self._tokens = len(self.sequence.output_ids)
+            self._metrics.sequences.labels(self.finish_reason).inc()
+            self.done.set_result(None)
+
     def drop_late_tokens(self) -> None:
-        """A stop string ends a sequence here, of which the engine learns later: what comes meanwhile is not its."""
+        """Stop strings and deadlines end a sequence here, of which the engine learns later: what comes meanwhile is
+        not its."""
         del self.sequence.output_ids[self._tokens :]
         del self.sequence.logprobs[self._tokens :]
 
@@ -195,6 +294,25 @@ class Generation:
         if not self.done.done():
             self._metrics.sequences.labels("error").inc()
             self.done.set_exception(_request_error(error))
+
+
+_UNREAD = Result(
+    prompt_text="",
+    prompt_tokens=0,
+    completions=(Completion(text="", token_ids=(), finish_reason="deadline", seed=None),),
+)
+"""An item of a large document for which there was no time."""
+
+
+def _told_of(completion: Completion) -> Completion:
+    """How it ended. Of its tokens, which can be many, one is enough to say that there are some."""
+    return replace(completion, text="", token_ids=completion.token_ids[:1], logprobs=None)
+
+
+def _size(tokens: int, sampling: Sampling) -> int:
+    """About what they take in an answer."""
+    scored = 0 if sampling.logprobs is None else 1 + sampling.logprobs
+    return tokens * (_BYTES_PER_TOKEN + _BYTES_PER_LOGPROB * scored)
 
 
 def _request_error(error: EngineError) -> RequestError:

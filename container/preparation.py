@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .defaults import Defaults
 from .engine.sequence import Sampling
-from .generation import Item
+from .generation import Completion, Item
 from .tokenizer import Tokenizer
 
 
@@ -21,6 +22,25 @@ class Prepared:
     """The prompt as the model sees it, chat template applied."""
     samplings: tuple[Sampling, ...]
     stop: tuple[str, ...]
+
+
+def unstarted(samplings: Iterable[Sampling]) -> tuple[Completion, ...]:
+    """What becomes of an item that the deadline leaves no time for."""
+    return tuple(
+        Completion(
+            text="",
+            token_ids=(),
+            finish_reason="deadline",
+            seed=seed_of(sampling),
+            logprobs=None if sampling.logprobs is None else (),
+        )
+        for sampling in samplings
+    )
+
+
+def seed_of(sampling: Sampling) -> int | None:
+    """The seed that an answer tells."""
+    return sampling.seed if sampling.temperature > 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

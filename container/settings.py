@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 SAGEMAKER_MODEL_DIR = "/opt/ml/model"
 PREFIX = "LONGHAUL_"
@@ -37,14 +37,16 @@ def _number(least: int, most: int | None = None) -> Kind:
     return Kind(expected, parse)
 
 
-def _seconds(least: float) -> Kind:
+def _seconds(least: float, most: float | None = None) -> Kind:
+    expected = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+
     def parse(text: str) -> float:
         value = float(text)
-        if not least <= value < float("inf"):
+        if not least <= value < float("inf") or (most is not None and value > most):
             raise ValueError
         return value
 
-    return Kind(f"a number of seconds, at least {least:g}", parse)
+    return Kind(f"a number of seconds, {expected}", parse)
 
 
 def _one_of(*choices: str) -> Kind:
@@ -135,6 +137,18 @@ class Settings:
         _number(16),
         "tokens per step; longer prompts are prefilled in pieces",
         shown="256 on a CPU, 2048 on a GPU",
+    )
+    invocation_timeout_s: float = _setting(
+        "LONGHAUL_INVOCATION_TIMEOUT_S",
+        _seconds(1, 86_400),
+        "when the caller of a request gives up, where it has no `timeout=`: what the endpoint's callers are given",
+        default=900.0,
+    )
+    on_deadline: Literal["partial", "error"] = _setting(
+        "LONGHAUL_ON_DEADLINE",
+        _one_of("partial", "error"),
+        "what is unfinished then: `partial` texts, marked, or an `error`",
+        default="partial",
     )
     stall_timeout_s: float = _setting(
         "LONGHAUL_STALL_TIMEOUT_S",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from container.dialects.batch import Line, is_blank, read_line
+from container.dialects.batch import Line, is_blank, name_line, name_long_line, read_line
 from container.errors import EngineFailure, RequestError
 from container.generation import Completion, Result, Text
 
@@ -149,3 +149,35 @@ def test_blank_lines_are_no_items(blank: bytes) -> None:
 
 def test_an_answers_line_breaks_stay_within_its_line() -> None:
     assert line({"inputs": "a"}).success([RESULT], "served").count(b"\n") == 1
+
+
+OPENAI_LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        OPENAI_LINE,
+        {"url": "nowhere"},
+        {"custom_id": 5},
+        {"recordId": "b", "modelInput": {"temperature": 1.0e2}},
+        {"recordId": None, "modelInput": 5},
+        {"modelInput": {"recordId": "c"}, "custom_id": "a"},
+        {"inputs": "a"},
+        {},
+        [],
+        "text",
+    ],
+)
+def test_a_line_that_is_only_named_has_the_form_and_the_name_of_one_that_is_read(line: object) -> None:
+    text = json.dumps(line).encode() + b"\n"
+    whole, named, long = read_line(text, 7), name_line(text, 7), name_long_line(text, 7)
+    assert (named.form, named.custom_id, named.model_input) == (whole.form, whole.custom_id, whole.model_input)
+    assert (long.form, long.custom_id, long.model_input) == (whole.form, whole.custom_id, None)
+    assert named.call is None and long.call is None
+
+
+@pytest.mark.parametrize("text", [b"{nonsense", b'{"custom_id": "\xff"}', b'{"custom_id": "\\ud800"}', b"[" * 100_000])
+def test_a_long_line_that_can_not_be_read_has_no_name(text: bytes) -> None:
+    assert name_long_line(text, 7) == Line(form="bare")
+    assert name_line(text, 7).error is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from container.admission import Admission
+from container.deadline import Deadline
 from container.defaults import Defaults
 from container.engine.messages import EngineInfo
 from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
@@ -97,7 +99,8 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> Any:
             workers=workers,
             name="scripted",
         )
-        invocation = Invocation(service)
+        deadline = Deadline(arrived=time.monotonic(), timeout_s=900, source="setting")
+        invocation = Invocation(service, deadline)
         item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
         (completion,) = (await invocation.run(preparer.prepare(item))).completions
         return completion

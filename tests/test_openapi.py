@@ -28,8 +28,9 @@ from test_docs import LINES, REQUESTS
 
 from container import description
 from container.app import create_app
-from container.dialects.document import JSON_LINES
+from container.dialects.document import JSON_LINES, read_document
 from container.edge import Edge
+from container.generation import Completion, Result
 from container.settings import Settings
 
 
@@ -183,3 +184,11 @@ def test_a_wrong_method_is_told_the_right_ones(described: Server) -> None:
     response = described.get("/invocations")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert response.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_answers_that_the_deadline_cut_are_as_described() -> None:
+    completion = Completion(text="The", token_ids=(1,), finish_reason="deadline", seed=None)
+    results = [Result(prompt_text="a", prompt_tokens=1, completions=(completion,))]
+    for document, answer in [({"inputs": "a"}, "GeneratedList"), ({"prompt": "a"}, "Completion")]:
+        rendered = read_document("application/json", json.dumps(document).encode(), None).render(results, "a")
+        assert validator(answer).is_valid(rendered)

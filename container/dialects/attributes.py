@@ -6,6 +6,7 @@ and every key that nobody asks for, passes without a word.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import InvalidRequest
@@ -13,6 +14,8 @@ from ..errors import InvalidRequest
 HEADER = "X-Amzn-SageMaker-Custom-Attributes"
 PREFIX = f"{HEADER}: "
 """What comes before a key in an error's `param`."""
+LONGEST_TIMEOUT_S = 3600
+"""SageMaker's own limit of `InvocationTimeoutSeconds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +38,13 @@ class Attributes:
         if len(values) > 1:
             raise InvalidRequest(f"{PREFIX}{key} is given {len(values)} times; give it once", param=PREFIX + key)
         return values[0] if values else None
+
+    def timeout_s(self) -> float | None:
+        """When the caller gives up, in seconds from the request's arrival, if it says. InvalidRequest if malformed."""
+        given = self.one("timeout")
+        if given is None:
+            return None
+        if re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", given) and 1 <= (value := float(given)) <= LONGEST_TIMEOUT_S:
+            return value
+        message = f"{PREFIX}timeout must be a number of seconds from 1 to {LONGEST_TIMEOUT_S}, such as timeout=1800"
+        raise InvalidRequest(message, param=f"{PREFIX}timeout")

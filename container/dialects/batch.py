@@ -7,7 +7,7 @@ The forms are OpenAI's Batch (`custom_id`, `method`, `url`, `body`), Amazon Bedr
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -44,6 +44,17 @@ class BedrockRequest(Wire):
 class _Echo(msgspec.Struct):
     """A Bedrock line's input as it was written, so that the answer repeats its numbers digit for digit."""
 
+    modelInput: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Head(msgspec.Struct):
+    """The members that tell a line's form, unread."""
+
+    custom_id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    method: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    recordId: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     modelInput: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -115,38 +126,79 @@ def is_blank(line: bytes) -> bool:
 
 def read_line(line: bytes, number: int) -> Line:
     """Line `number`, counted from 1, with or without its newline. A bad line is a Line with an error."""
-    name = f"line {number}"
+    named = Line(form="bare")
     try:
-        document = decode(line, what=name, param=name)
-        if not isinstance(document, dict):
-            raise InvalidRequest(f"{name} must be a JSON object", param=name)
+        document = _document(line, number)
+        named = _named(document, line, number)
+        return replace(named, call=_call(named.form, document))
+    except RequestError as error:
+        return named.failed(error)
+
+
+def name_line(line: bytes, number: int) -> Line:
+    """A line that is not to run: its form and its name only, or the error of one that is no line at all."""
+    try:
+        return _named(_document(line, number), line, number)
     except RequestError as error:
         return Line(form="bare").failed(error)
-    if document.keys() & BedrockRequest.model_fields.keys():
-        return _bedrock_line(document, line, number)
-    if document.keys() & OpenAIRequest.model_fields.keys():
-        return _openai_line(document)
-    return _read("bare", lambda: read_object(document))
 
 
-def _openai_line(document: dict[str, Any]) -> Line:
-    def call() -> Call:
-        request = read(OpenAIRequest, document)
-        return ROUTES[request.url](_object(request.body, "body"))
+def name_long_line(line: bytes, number: int) -> Line:
+    """As `name_line`, of one so long that its values are not to be looked at: its input is not repeated, either."""
+    try:
+        head = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK), type=_Head)
+        names = {name for name in head.__struct_fields__ if getattr(head, name) is not msgspec.UNSET}
+        form = _form(names)
+        value = {"openai": head.custom_id, "bedrock": head.recordId, "bare": msgspec.UNSET}[form]
+        name = None if value is msgspec.UNSET else _name(msgspec.json.decode(value))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Line(form="bare")
+    return Line(form=form, custom_id=name or _made_up(number) if form == "bedrock" else name)
 
-    return _read("openai", call, custom_id=_name(document.get("custom_id")))
+
+def _document(line: bytes, number: int) -> dict[str, Any]:
+    name = f"line {number}"
+    document = decode(line, what=name, param=name)
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"{name} must be a JSON object", param=name)
+    return document
 
 
-def _bedrock_line(document: dict[str, Any], line: bytes, number: int) -> Line:
+def _form(names: Set[str]) -> Form:
+    if names & BedrockRequest.model_fields.keys():
+        return "bedrock"
+    return "openai" if names & OpenAIRequest.model_fields.keys() else "bare"
+
+
+def _named(document: dict[str, Any], line: bytes, number: int) -> Line:
+    form = _form(document.keys())
+    if form == "openai":
+        return Line(form=form, custom_id=_name(document.get("custom_id")))
+    if form == "bare":
+        return Line(form=form)
     echo = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK), type=_Echo).modelInput
-    return _read(
-        "bedrock",
-        lambda: read_object(_object(read(BedrockRequest, document).modelInput, "modelInput")),
-        # Bedrock, too, makes up an id of 11 characters for a line without one.
-        custom_id=_name(document.get("recordId")) or f"LINE{number:07d}",
+    return Line(
+        form=form,
+        custom_id=_name(document.get("recordId")) or _made_up(number),
         # A line may hold other white space, but an answer's line must have no line break of any kind.
         model_input=None if echo is msgspec.UNSET else msgspec.json.format(bytes(echo), indent=-1),
     )
+
+
+def _made_up(number: int) -> str:
+    """Bedrock, too, makes up an id of 11 characters for a line without one."""
+    return f"LINE{number:07d}"
+
+
+def _call(form: Form, document: dict[str, Any]) -> Call:
+    match form:
+        case "openai":
+            request = read(OpenAIRequest, document)
+            return ROUTES[request.url](_object(request.body, "body"))
+        case "bedrock":
+            return read_object(_object(read(BedrockRequest, document).modelInput, "modelInput"))
+        case "bare":
+            return read_object(document)
 
 
 def _object(value: object, param: str) -> dict[str, Any]:
@@ -158,12 +210,3 @@ def _object(value: object, param: str) -> dict[str, Any]:
 def _name(value: object) -> str | None:
     """The caller's name for a line, so far as it is one: a bad line, too, is answered under its name."""
     return value if isinstance(value, str) else None
-
-
-def _read(
-    form: Form, call: Callable[[], Call], *, custom_id: str | None = None, model_input: bytes | None = None
-) -> Line:
-    try:
-        return Line(form=form, call=call(), custom_id=custom_id, model_input=model_input)
-    except RequestError as error:
-        return Line(form=form, custom_id=custom_id, model_input=model_input).failed(error)

@@ -3,7 +3,7 @@
 The names are those of the text-generation pipeline and of TGI, and vLLM's for the chat template. Where we differ from
 the pipeline: the answer is new text only unless `return_full_text`, which puts the prompt before it (a chat's as its
 template writes it); the answer to a list is flat even with several texts per input; a last message of the assistant is
-continued only where `continue_final_message` says so.
+continued only where `continue_final_message` says so. A text that the deadline cut has its details, asked for or not.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _render(options: Options, results: Sequence[Result], model: str) -> list[dic
 
 def _generated(options: Options, result: Result, completion: Completion) -> dict[str, Any]:
     text = result.prompt_text + completion.text if options.return_full_text else completion.text
-    if not options.details:
+    if not options.details and completion.finish_reason != "deadline":  # the text alone would look finished
         return {"generated_text": text}
     details: dict[str, Any] = {
         "finish_reason": completion.finish_reason,

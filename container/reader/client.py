@@ -46,7 +46,7 @@ INLINE_BYTES = 1 << 20
 OPEN = 16
 """Documents that have a reader at the same time; each holds a hundred megabytes and its document."""
 BUSY = 2
-"""Readers that read or render at the same time. Each takes a core, and may take gigabytes."""
+"""Readers that read at the same time, and as many that render. Each takes a core, and may take gigabytes."""
 _PATIENCE_S = 900.0
 """For one answer of a reader. Tokenizing 64 MiB takes a minute."""
 
@@ -69,7 +69,8 @@ class Places:
 
     def __init__(self) -> None:
         self.open = asyncio.Semaphore(OPEN)
-        self.busy = asyncio.Semaphore(BUSY)
+        self.reading = asyncio.Semaphore(BUSY)
+        self.rendering = asyncio.Semaphore(BUSY)  # at a deadline nobody has the time to wait for those that read
         self.pids: set[int] = set()
 
 
@@ -135,7 +136,7 @@ class Reader:
         )
 
     async def open(self, what: ReadDocument | ReadLine) -> None:
-        async with self._places.busy:
+        async with self._places.reading:
             self.opened = await self._ask(Open(what), Opened)
 
     async def item(self, index: int) -> Item:
@@ -147,7 +148,7 @@ class Reader:
 
     async def render(self, refusal: Failure | None = None) -> str:
         """Have the answer's file written; returns its content type. `refusal` is a line's error."""
-        async with self._places.busy:
+        async with self._places.rendering:
             rendered = await self._ask(Render() if refusal is None else Refuse(refusal), Rendered)
         self._answer.size = rendered.size
         return rendered.content_type

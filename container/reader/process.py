@@ -28,7 +28,7 @@ from ..engine.messages import HEADER, encode
 from ..engine.process import die_with_parent
 from ..errors import RequestError
 from ..generation import Completion, Result
-from ..preparation import Preparer
+from ..preparation import Preparer, unstarted
 from ..spool import naming_a_full_disk
 from ..tokenizer import Tokenizer
 from .messages import (
@@ -49,6 +49,7 @@ from .messages import (
     Rendered,
     ToEdge,
     ToReader,
+    to_edge,
     to_reader,
     too_much_memory,
 )
@@ -90,14 +91,16 @@ class Document:
         self._prompt_tokens[message.index] = message.prompt_tokens
 
     def results(self) -> list[Result]:
-        return [
-            Result(
-                prompt_text=text,
-                prompt_tokens=self._prompt_tokens[index],
-                completions=tuple(self._completions[index]),
-            )
-            for index, text in enumerate(self._texts)
-        ]
+        return [self._result(index, text) for index, text in enumerate(self._texts)]
+
+    def _result(self, index: int, text: str) -> Result:
+        if index in self._completions:
+            prompt_tokens, completions = self._prompt_tokens[index], tuple(self._completions[index])
+        else:  # the deadline came before it was asked for
+            item = to_edge.decode(self._items[index][HEADER.size :])
+            assert isinstance(item, Item), "it was encoded as one"
+            prompt_tokens, completions = len(item.prompt_ids), unstarted(item.samplings)
+        return Result(prompt_text=text, prompt_tokens=prompt_tokens, completions=completions)
 
     def answer(self) -> bytes:
         return self._call.answer(self.results(), self._name)

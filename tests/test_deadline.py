@@ -1,0 +1,67 @@
+"""When work must end, to the tenth of a second, on no server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from container.deadline import Deadline
+from container.errors import InvalidRequest
+from container.settings import Settings
+
+MIB = 1 << 20
+
+
+def deadline(attributes: str | None = None, **settings: Any) -> Deadline:
+    return Deadline.of(Settings(**settings), attributes, time.monotonic())
+
+
+@pytest.mark.parametrize("attributes", [None, "", "our-own-token;max_new_tokens=5", "Timeout=1"])
+def test_without_a_timeout_the_setting_counts(attributes: str | None) -> None:
+    assert deadline(attributes, invocation_timeout_s=70.0).header == "timeout=70;source=setting"
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("1", 1), ("3600", 3600), ("1800", 1800), ("2.5", 2.5), (" 5 ", 5)])
+def test_a_requests_own_timeout_wins(given: str, seconds: float) -> None:
+    own = deadline(f"our-own-token; timeout={given};job=a")
+    assert (own.timeout_s, own.source) == (seconds, "attribute")
+
+
+@pytest.mark.parametrize("given", ["", "0", "0.9", "3600.1", "-5", "soon", "1e3", "nan", "1_0", "0x10", "٣", "900s"])
+def test_a_malformed_timeout_is_refused_by_name(given: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"timeout must be a number of seconds from 1 to 3600") as refusal:
+        deadline(f"timeout={given}")
+    assert refusal.value.param == "X-Amzn-SageMaker-Custom-Attributes: timeout"
+
+
+def test_two_timeouts_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="timeout is given 2 times"):
+        deadline("timeout=5;timeout=5")
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "size", "items", "margin_s"),
+    [
+        (900, 0, 0, 1),
+        (900, 64 * MIB, 0, 1 + 3.2),
+        (900, 0, 100_000, 1 + 10),
+        (900, 1024 * MIB, 1_000_000, 1 + 51.2 + 100),
+        (60, 1024 * MIB, 1_000_000, 30),
+        (1, 0, 0, 0.5),
+    ],
+)
+def test_the_margin_grows_with_body_answer_and_items_but_leaves_half_the_time(
+    timeout_s: float, size: int, items: int, margin_s: float
+) -> None:
+    own = deadline(invocation_timeout_s=float(timeout_s))
+    before = time.monotonic()
+    ends = own.left_s(size=size, items=items) + before
+    late = time.monotonic() - before
+    assert own.arrived + timeout_s - margin_s - late - 1e-6 <= ends <= own.arrived + timeout_s - margin_s + 1e-6
+
+
+def test_time_runs_from_the_requests_arrival() -> None:
+    assert 0 < Deadline.of(Settings(), "timeout=100", time.monotonic() - 50).left_s() <= 49
+    assert Deadline.of(Settings(), "timeout=100", time.monotonic() - 99.5).left_s() < 0
