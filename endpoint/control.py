@@ -60,9 +60,7 @@ class Control:
             "CreateEndpointConfig": self._create_config,
             "DescribeEndpointConfig": self._describe_config,
             "ListEndpointConfigs": lambda parameters: self._list("endpoint-config", parameters),
-            "DeleteEndpointConfig": lambda parameters: self._delete(
-                "endpoint-config", parameters["EndpointConfigName"]
-            ),
+            "DeleteEndpointConfig": self._delete_config,
             "CreateEndpoint": self._create_endpoint,
             "DescribeEndpoint": self._describe_endpoint,
             "ListEndpoints": lambda parameters: self._list("endpoint", parameters),
