@@ -87,7 +87,7 @@ class BatchRun:
         room = Room(self._invocation.work_ahead, _BYTES_UNDER_WAY)
         readers = Room(_READERS, 1)
         slices = self._slices(body)
-        while (entries := await self._invocation.in_worker(lambda: next(slices, None))) is not None:
+        while (entries := await self._next(slices)) is not None:
             for entry in entries:
                 if entry.read is not None:
                     await room.enter(entry.spooled.size)
@@ -99,6 +99,10 @@ class BatchRun:
                     task = group.create_task(self._answer_large(entry, body, opened))
                     task.add_done_callback(partial(readers.leave, 0))
                     await opened.wait()  # its name comes before those of later lines
+
+    async def _next(self, slices: Iterator[list[_Entry]]) -> list[_Entry] | None:
+        turn = self._invocation.in_writer if self._invocation.is_cut else self._invocation.in_worker
+        return await turn(lambda: next(slices, None))
 
     def _slices(self, body: Spool) -> Iterator[list[_Entry]]:
         """For a worker thread, one slice at a time. Of blank lines a slice can be empty: they take time, too."""
@@ -170,13 +174,13 @@ class BatchRun:
             await self._fail(entry, line, error)
         else:
             name, answers = self._service.name, self._answers
-            await self._invocation.in_worker(lambda: answers.put(entry.place, line.success(results, name)))
+            await self._invocation.in_writer(lambda: answers.put(entry.place, line.success(results, name)))
 
     async def _fail(self, entry: _Entry, line: Line, error: RequestError) -> None:
         if isinstance(error, _ENDS_ALL):
             raise error
         self._failed += 1
-        await self._invocation.in_worker(lambda: self._answers.put(entry.place, line.failure(error)))
+        await self._invocation.in_writer(lambda: self._answers.put(entry.place, line.failure(error)))
 
     async def _answer_large(self, entry: _Entry, body: Spool, opened: asyncio.Event) -> None:
         answer = Spool(self._spool_dir)
@@ -190,11 +194,11 @@ class BatchRun:
                 if refusal is None:
                     refusal = await self._run_read(reader)
                 await reader.render(refusal)
-            await self._invocation.in_worker(lambda: self._answers.put_file(entry.place, answer))
+            await self._invocation.in_writer(lambda: self._answers.put_file(entry.place, answer))
             self._failed += refusal is not None
         except DeadlineExceeded as error:
             self._invocation.unfinished += 1
-            line = await self._invocation.in_worker(lambda: self._only_named(entry.spooled, body))
+            line = await self._invocation.in_writer(lambda: self._only_named(entry.spooled, body))
             await self._fail(entry, line, error)
         except RequestError as error:
             await self._fail(entry, line, error)

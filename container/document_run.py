@@ -25,7 +25,7 @@ async def answer_small(service: Service, invocation: Invocation, what: ReadDocum
         call, prepared = await invocation.in_worker(read)
     invocation.items = len(prepared)
     results = await invocation.run_all(prepared)
-    answer = await invocation.in_worker(lambda: call.answer(results, service.name))
+    answer = await invocation.in_writer(lambda: call.answer(results, service.name))
     return Response(answer, media_type=call.content_type)
 
 

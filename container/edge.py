@@ -67,6 +67,7 @@ class Edge:
         self.service: Service | None = None
         self.exchanges: set[Exchange] = set()
         self.workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="text")
+        self.writers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="answer")
         self._reader_places = Places()
         self._model = model
         self._library_path = library_path
@@ -188,6 +189,7 @@ class Edge:
         if self._engine is not None:
             await self._engine.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
+        self.writers.shutdown(wait=False, cancel_futures=True)
 
     async def _drained(self) -> None:
         """Until all open work is done, but not past its time."""
@@ -228,6 +230,7 @@ class Edge:
                 admission=admission,
                 metrics=self.metrics,
                 workers=self.workers,
+                writers=self.writers,
                 name=self.settings.name,
             )
             admission.pump()

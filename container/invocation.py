@@ -9,7 +9,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -44,9 +44,24 @@ class Service:
     admission: Admission
     metrics: Metrics
     workers: ThreadPoolExecutor
-    """Parses, tokenizes and renders, so that the event loop never waits for a large document."""
+    """Parses and tokenizes, so that the event loop never waits for a large document."""
+    writers: ThreadPoolExecutor
+    """Writes answers: at a deadline nobody has the time to wait behind documents that are read."""
     name: str
     """The served model's."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What there is to show for a document, whose results are not all in memory."""
+
+    has_unfinished: bool = False
+    has_tokens: bool = False
+    """What is finished has at least one, that which ended it."""
+
+    def add(self, result: Result) -> None:
+        self.has_unfinished |= any(completion.finish_reason == "deadline" for completion in result.completions)
+        self.has_tokens |= any(completion.token_ids for completion in result.completions)
 
 
 class Invocation:
@@ -109,9 +124,10 @@ class Invocation:
             raise
 
     async def in_worker(self, function: Callable[[], T]) -> T:
-        context = contextvars.copy_context()  # log lines from there carry the invocation's id, too
-        work = partial(context.run, _without_panics, function)
-        return await asyncio.get_running_loop().run_in_executor(self._service.workers, work)
+        return await _in_thread(self._service.workers, function)
+
+    async def in_writer(self, function: Callable[[], T]) -> T:
+        return await _in_thread(self._service.writers, function)
 
     @property
     def work_ahead(self) -> int:
@@ -124,15 +140,14 @@ class Invocation:
         DeadlineExceeded where it leaves nothing worth to be shown.
         """
         results = await gather_bounded((self.run(one) for one in prepared), self.work_ahead)
-        self._judge(results)
+        tally = Tally()
+        for result in results:
+            tally.add(result)
+        self._judge(tally)
         return results
 
-    def _judge(self, results: Iterable[Result]) -> None:
-        """For what has one answer. Whatever is finished has a token: one that ended it, if no other."""
-        completions = [completion for result in results for completion in result.completions]
-        is_partial = any(completion.finish_reason == "deadline" for completion in completions)
-        is_empty = not any(completion.token_ids for completion in completions)
-        if is_partial and (is_empty or self._deadline.on_deadline == "error"):
+    def _judge(self, tally: Tally) -> None:
+        if tally.has_unfinished and (not tally.has_tokens or self._deadline.on_deadline == "error"):
             raise self.exceeded()
 
     async def run_read(self, reader: Reader) -> None:
@@ -140,30 +155,32 @@ class Invocation:
 
         Of items that the deadline leaves no time for, the reader hears nothing. DeadlineExceeded as in `run_all`.
         """
-        work = (self._run_one_read(reader, index) for index in range(reader.opened.items))
+        tally = Tally()
+        work = (self._run_one_read(reader, index, tally) for index in range(reader.opened.items))
         running = asyncio.create_task(gather_bounded(work, self.work_ahead))
         checking = asyncio.create_task(reader.check())
         try:
             await asyncio.wait({running, checking}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 await checking
-            self._judge(await running)
+            await running
+            self._judge(tally)
         finally:
             running.cancel()
             checking.cancel()
             await asyncio.gather(running, checking, return_exceptions=True)
 
-    async def _run_one_read(self, reader: Reader, index: int) -> Result:
-        """Without its texts, which the reader has."""
+    async def _run_one_read(self, reader: Reader, index: int, tally: Tally) -> None:
         if self.is_cut:
             self.unfinished += 1
-            return _UNREAD
+            tally.has_unfinished = True
+            return
         item = await reader.item(index)
         ids = array("I", item.prompt_ids)
         prepared = Prepared(prompt_ids=ids, prompt_text="", samplings=item.samplings, stop=item.stop)
         result = await self.run(prepared)
+        tally.add(result)
         await reader.put(index, result)
-        return Result(prompt_text="", prompt_tokens=0, completions=tuple(map(_told_of, result.completions)))
 
     async def run(self, prepared: Prepared) -> Result:
         """Generate one item's choices. Raises RequestError. After the deadline nothing begins."""
@@ -193,7 +210,7 @@ class Invocation:
         self.completion_tokens += len(output_ids)
         self._answer_bytes += _size(len(output_ids), sampling)
         self.unfinished += generation.finish_reason == "deadline"
-        text, scored = await self.in_worker(lambda: self._told(generation.sequence, before_stop))
+        text, scored = await self.in_writer(lambda: self._told(generation.sequence, before_stop))
         return Completion(
             text=text,
             token_ids=tuple(output_ids),
@@ -203,7 +220,7 @@ class Invocation:
         )
 
     def _told(self, sequence: engine.Sequence, before_stop: str | None) -> tuple[str, tuple[TokenLogprob, ...] | None]:
-        """A sequence's text, which a stop string may already have cut, and its log probabilities. For a worker."""
+        """A sequence's text, which a stop string may already have cut, and its log probabilities. For a writer."""
         tokenizer = self._service.tokenizer
         text = tokenizer.decode(sequence.output_ids) if before_stop is None else before_stop
         if sequence.sampling.logprobs is None:
@@ -296,19 +313,6 @@ class Generation:
             self.done.set_exception(_request_error(error))
 
 
-_UNREAD = Result(
-    prompt_text="",
-    prompt_tokens=0,
-    completions=(Completion(text="", token_ids=(), finish_reason="deadline", seed=None),),
-)
-"""An item of a large document for which there was no time."""
-
-
-def _told_of(completion: Completion) -> Completion:
-    """How it ended. Of its tokens, which can be many, one is enough to say that there are some."""
-    return replace(completion, text="", token_ids=completion.token_ids[:1], logprobs=None)
-
-
 def _size(tokens: int, sampling: Sampling) -> int:
     """About what they take in an answer."""
     scored = 0 if sampling.logprobs is None else 1 + sampling.logprobs
@@ -322,6 +326,12 @@ def _request_error(error: EngineError) -> RequestError:
         case "sequence_failed" | "engine_killed_by_item":
             return SequenceFailure(str(error), code=error.code)
     return EngineFailure(str(error))
+
+
+async def _in_thread(threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    context = contextvars.copy_context()  # log lines from there carry the invocation's id, too
+    work = partial(context.run, _without_panics, function)
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 def _without_panics(function: Callable[[], T]) -> T:

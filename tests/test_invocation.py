@@ -97,6 +97,7 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> Any:
             admission=Admission(cast(Any, engine)),
             metrics=Metrics(),
             workers=workers,
+            writers=workers,
             name="scripted",
         )
         deadline = Deadline(arrived=time.monotonic(), timeout_s=900, source="setting")

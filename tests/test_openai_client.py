@@ -110,3 +110,11 @@ def test_penalties_and_a_bias_change_the_text(client: openai.OpenAI) -> None:
 
     assert ask(logit_bias={"19556": 100}) == "Hello" * 8
     assert ask(logit_bias={"19556": 100}, frequency_penalty=2.0, presence_penalty=2.0) is not None
+
+
+def test_a_chat_that_its_deadline_cut(client: openai.OpenAI) -> None:
+    deadline = {"X-Amzn-SageMaker-Custom-Attributes": "timeout=2"}
+    answer = client.chat.completions.create(
+        model="mine", messages=MESSAGES, max_tokens=8000, extra_body=LONG, extra_headers=deadline
+    )
+    assert str(answer.choices[0].finish_reason) == "deadline" and answer.choices[0].message.content
