@@ -146,7 +146,7 @@ def test_a_file_worked_on_by_four_engines_is_answered_as_if_there_had_been_one(s
     assert server.metric("longhaul_engine_restarts_total") == 3
 
 
-POISON = 4242
+ABORTS, RAISES = 4242, 4243
 HOOK = """
 import resource, sys
 
@@ -159,8 +159,11 @@ if "container.engine.process" in sys.orig_argv:
     def prepare_unless_poisoned(self, requests_in_batch, arg_storage):
         for future in requests_in_batch:
             state = future.state
-            if %d in state.initial_tokens[: state.logit_processor_kwargs["prompt_tokens"]]:
+            prompt_ids = state.initial_tokens[: state.logit_processor_kwargs["prompt_tokens"]]
+            if ABORTS in prompt_ids:
                 os.abort()
+            if RAISES in prompt_ids:
+                raise RuntimeError("poisoned")
         return prepare(self, requests_in_batch, arg_storage)
 
     Sampler.prepare_tensor_args = prepare_unless_poisoned
@@ -168,17 +171,20 @@ if "container.engine.process" in sys.orig_argv:
 """
 
 
-def test_a_prompt_that_kills_the_engine_fails_alone(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(HOOK % POISON)
+def test_prompts_that_kill_the_engine_fail_alone(start: Start, tmp_path: Path) -> None:
+    # Python imports a module of this name at its start.
+    (tmp_path / "sitecustomize.py").write_text(f"{ABORTS = }\n{RAISES = }\n{HOOK}")
     server = start(PYTHONPATH=tmp_path).wait_until_ready()
     items = [{"prompt": [100 + number] * 3, "max_tokens": 60, "temperature": 0} for number in range(16)]
     undisturbed = server.ask_lines(list(items))
-    items[7] = items[7] | {"prompt": [100, POISON, 100]}
+    poison = {7: ABORTS, 11: RAISES}
+    for place, token_id in poison.items():
+        items[place] = items[place] | {"prompt": [100, token_id, 100]}
     answers = server.ask_lines(list(items))
-    assert answers[7]["error"]["code"] == "engine_killed_by_item"
-    healthy = set(range(16)) - {7}
+    assert [answers[place]["error"]["code"] for place in poison] == ["engine_killed_by_item"] * 2
+    healthy = set(range(16)) - set(poison)
     assert sum(answers[place]["choices"] != undisturbed[place]["choices"] for place in healthy) <= 1, "but for one tie"
     assert server.ping()[0] == 200
     alone = server.post(json=items[7])
     assert (alone.status_code, alone.json()["error"]["code"]) == (500, "engine_killed_by_item")
-    reaches(server, "longhaul_engine_restarts_total", 6)  # three for each time that it was sent
+    reaches(server, "longhaul_engine_restarts_total", 4 + 3)  # in two engines together, then each in one alone
