@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Protocol
 
 from .catalog import Catalog, Endpoint, NotFound
@@ -26,6 +27,8 @@ from .storage import Source
 from .work import DataLog, Redeliver, Work
 
 _RETRY_S = 1.0
+_MOST_UNDELIVERED = 64
+"""Answers that S3 doesn't take yet: beyond it no new work is given."""
 _LOOK_AGAIN_S = 60.0
 """For expired jobs, whatever is known of the next: the wall's clock may be set, and a machine may sleep."""
 
@@ -76,8 +79,9 @@ class Dispatcher:
         self._resting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._forget_at = 0.0
-        self._known: set[str] | None = None
-        """The endpoints that there were; None: nobody has looked yet."""
+        self._ending: set[str] = set()
+        """Endpoints that are gone, whose waiting jobs are being told."""
+        self._undelivered = 0
         self._may_give = asyncio.Event()
         self._may_expire = asyncio.Event()
 
@@ -142,10 +146,9 @@ class Dispatcher:
     async def _give_all(self) -> None:
         endpoints = await self._catalog.endpoints()
         names = {endpoint.name for endpoint in endpoints}
-        for name in (await self._queue.awaited() if self._known is None else self._known) - names:
-            for job in await self._queue.lease_all(name):
-                self._spawn(self._end(job, failure(job, "deleted"), None))
-        self._known = names
+        for name in await self._queue.awaited() - names - self._ending:
+            self._ending.add(name)
+            self._spawn(self._end_deleted(name))
         for endpoint in endpoints:
             if self._fleet.healthy(endpoint.name):
                 with contextlib.suppress(NotFound):
@@ -157,7 +160,7 @@ class Dispatcher:
             return
         client = config["AsyncInferenceConfig"].get("ClientConfig", {})
         limit = client.get("MaxConcurrentInvocationsPerInstance", self._settings.concurrency)
-        while self._free(endpoint.name, limit) is not None:
+        while self._undelivered < _MOST_UNDELIVERED and self._free(endpoint.name, limit) is not None:
             job = await self._queue.lease(endpoint.name)
             if job is None:
                 return
@@ -197,7 +200,12 @@ class Dispatcher:
             if outcome.file is not None:
                 (self._answers / outcome.file).unlink(missing_ok=True)
             return
-        ended = await self._delivery.deliver(job, outcome)
+        self._undelivered += 1
+        try:
+            ended = await self._delivery.deliver(replace(job, body=None), outcome)
+        finally:
+            self._undelivered -= 1
+            self._may_give.set()
         if ended != outcome and instance is not None:
             self._data_log.write(job.endpoint, job.variant, instance.id, job.inference_id, ended.reason or ended.kind)
 
@@ -247,6 +255,13 @@ class Dispatcher:
         except sqlite3.Error:
             return _RETRY_S
         return _LOOK_AGAIN_S if next_at is None else min(max(next_at - time.time(), 0.001), _LOOK_AGAIN_S)
+
+    async def _end_deleted(self, name: str) -> None:
+        try:
+            while jobs := await self._queue.lease_all(name):
+                await asyncio.gather(*(self._end(job, failure(job, "deleted"), None) for job in jobs))
+        finally:
+            self._ending.discard(name)
 
     async def _end_expired(self, job: Job) -> None:
         await self._end(job, failure(job, "expired"), None)

@@ -83,11 +83,20 @@ def answered(job: Job, answer: Answer) -> Outcome:
     Any 2xx is the output, as InvokeEndpoint takes it for an answer. A container that says 202 and works on has made a
     mistake: AWS says that the first answer must be final. 1xx is no answer, and 3xx isn't followed: a server error.
     """
+    content_type = _storable(answer.content_type)
     if 200 <= answer.status < 300:
-        return Outcome(kind="completed", content_type=answer.content_type, file=answer.file.name)
+        return Outcome(kind="completed", content_type=content_type, file=answer.file.name)
     kind: Kind = "client_error" if 400 <= answer.status < 500 else "server_error"
     reason = WORDS[kind].reason.format(**_values(job, "", answer.status))
-    return Outcome(kind=kind, reason=reason, content_type=answer.content_type, file=answer.file.name)
+    return Outcome(kind=kind, reason=reason, content_type=content_type, file=answer.file.name)
+
+
+def _storable(content_type: str | None) -> str | None:
+    """None for bytes that are no text: no store could take them, and the answer shall not be lost for that."""
+    try:
+        return content_type if content_type is None or content_type.encode() else None
+    except UnicodeEncodeError:
+        return None
 
 
 def log_line(job: Job, kind: Kind, detail: str = "", status: int = 0) -> str:

@@ -119,6 +119,17 @@ class Backlog:
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Job))
+_BODILESS = _COLUMNS.replace(", body,", ", NULL AS body,")
+# One look at the index for each endpoint, however much waits: SQLite has no other way to skip.
+_AWAITED = """
+WITH RECURSIVE found (endpoint) AS (
+    SELECT min(endpoint) FROM jobs WHERE state = 'waiting'
+    UNION ALL
+    SELECT (SELECT min(endpoint) FROM jobs WHERE state = 'waiting' AND endpoint > found.endpoint)
+    FROM found WHERE found.endpoint IS NOT NULL
+)
+SELECT endpoint FROM found WHERE endpoint IS NOT NULL
+"""
 
 
 class Queue:
@@ -196,7 +207,8 @@ class Queue:
         changed = await self._database.write(
             lambda db: (
                 db.execute(
-                    "UPDATE jobs SET state = 'decided', outcome = ? WHERE seq = ? AND fence = ? AND state = 'leased'",
+                    "UPDATE jobs SET state = 'decided', outcome = ?, body = NULL"
+                    " WHERE seq = ? AND fence = ? AND state = 'leased'",
                     (text, job.seq, job.fence),
                 ).rowcount
             )
@@ -228,13 +240,13 @@ class Queue:
         await self._database.write(change)
 
     async def expire(self) -> list[Job]:
-        """Those whose time to wait is over, leased to the caller."""
+        """A hundred, or the rest, of those whose time to wait is over, leased to the caller; without bodies."""
         now = time.time()
         rows = await self._database.write(
             lambda db: db.execute(
                 "UPDATE jobs SET state = 'leased', fence = fence + 1, leased_at = ? WHERE seq IN (SELECT seq FROM jobs"
                 " INDEXED BY jobs_expiring WHERE state = 'waiting' AND expires_at <= ? ORDER BY expires_at LIMIT 100)"
-                f" RETURNING {_COLUMNS}",
+                f" RETURNING {_BODILESS}",
                 (now, now),
             ).fetchall()
         )
@@ -278,17 +290,15 @@ class Queue:
 
     async def awaited(self) -> set[str]:
         """The endpoints that something waits for."""
-        rows = await self._database.read(
-            lambda db: db.execute("SELECT DISTINCT endpoint FROM jobs WHERE state = 'waiting'").fetchall()
-        )
+        rows = await self._database.read(lambda db: db.execute(_AWAITED).fetchall())
         return {row["endpoint"] for row in rows}
 
     async def lease_all(self, endpoint: str) -> list[Job]:
-        """What waits for an endpoint that is gone, leased to the caller."""
+        """A hundred, or the rest, of what waits for an endpoint that is gone, leased to the caller; without bodies."""
         rows = await self._database.write(
             lambda db: db.execute(
-                "UPDATE jobs SET state = 'leased', fence = fence + 1, leased_at = ? WHERE state = 'waiting'"
-                f" AND endpoint = ? RETURNING {_COLUMNS}",
+                "UPDATE jobs SET state = 'leased', fence = fence + 1, leased_at = ? WHERE seq IN (SELECT seq FROM jobs"
+                f" WHERE state = 'waiting' AND endpoint = ? ORDER BY seq LIMIT 100) RETURNING {_BODILESS}",
                 (time.time(), endpoint),
             ).fetchall()
         )

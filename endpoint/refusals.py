@@ -6,10 +6,12 @@ and would matter. What has no effect on the workflow (VpcConfig, KMS keys, AMI v
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .aws_model import AwsError
 from .environment import why_refused
+from .storage import parse_location
 
 _LOCAL = "is not supported by the local endpoint"
 
@@ -73,7 +75,23 @@ def refuse_config(parameters: dict[str, Any]) -> None:
         _refuse(f"EnableNetworkIsolation of an endpoint config {_LOCAL}: set the model's.")
     if is_async and not parameters["AsyncInferenceConfig"]["OutputConfig"].get("S3OutputPath"):
         _refuse(f"An AsyncInferenceConfig without OutputConfig.S3OutputPath {_LOCAL}.")
+    if is_async:
+        output = parameters["AsyncInferenceConfig"]["OutputConfig"]
+        for name in ("S3OutputPath", "S3FailurePath"):
+            _refuse_path(name, output.get(name))
     _refuse_variant(parameters["ProductionVariants"][0], whose)
+
+
+def _refuse_path(name: str, path: str | None) -> None:
+    """AWS's pattern lets through what is no place in S3."""
+    if path is None:
+        return
+    try:
+        bucket, _ = parse_location(f"{path.rstrip('/')}/x")
+    except ValueError:
+        _refuse(f"{name} {path} is no place in S3.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        _refuse(f"{name} {path}: there can't be a bucket of that name.")
 
 
 def _refuse_variant(variant: dict[str, Any], whose: str) -> None:

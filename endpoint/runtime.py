@@ -188,7 +188,9 @@ def locations(config: dict[str, Any], name: str, extension: str | None, filename
         path = PurePosixPath(filename)
         files = filename, f"{path.stem}-error{path.suffix}"
     output, failure = (
-        None if root is None else "/".join(part.strip("/") for part in (root, extension or "", file) if part)
+        None
+        if root is None
+        else "/".join(part for part in (root.rstrip("/"), (extension or "").strip("/"), file) if part)
         for root, file in zip((config["S3OutputPath"], config.get("S3FailurePath")), files, strict=True)
     )
     assert output is not None

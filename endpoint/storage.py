@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from s3transfer.manager import TransferManager
 
 from .settings import Settings
@@ -130,6 +130,8 @@ class Storage:
             raise
         except ClientError as error:
             raise InputUnreadable(f"{_said(error)} ({location})") from error
+        except ParamValidationError as error:
+            raise InputUnreadable(f"{location} is no place in S3: {_one_line(error)}") from error
         except Exception as error:
             raise InputUnreadable(f"S3 gave no answer: {type(error).__name__} ({location})") from error
         source = Source(found, self._readers, time.monotonic() - begin)
@@ -155,6 +157,10 @@ class Storage:
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
             raise UploadFailed(_said(error), may_pass=status >= 500 or status in _MAY_PASS) from error
+        except ParamValidationError as error:
+            raise UploadFailed(f"{location} is no place in S3: {_one_line(error)}", may_pass=False) from error
+        except FileNotFoundError as error:
+            raise UploadFailed("the answer is not on the disk any more", may_pass=False) from error
         except (BotoCoreError, S3UploadFailedError, OSError) as error:
             raise UploadFailed(f"S3 gave no answer: {type(error).__name__}", may_pass=True) from error
 
@@ -176,6 +182,10 @@ class Storage:
 def _close(opening: Future[Any]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result()["Body"].close()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _said(error: ClientError) -> str:

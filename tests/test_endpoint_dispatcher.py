@@ -534,6 +534,37 @@ def test_an_output_that_cannot_be_written_makes_a_failure(
     assert "NoSuchBucket" in line
 
 
+def test_a_place_that_can_not_be_makes_a_failure(
+    tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
+) -> None:
+    async def work(world: World) -> None:
+        await world.create()
+        world.fleet.have(container.url)
+        async with world.running():
+            await world.accept(output_location="s3://Bad_Bucket!/out")
+            await world.until_done()
+
+    run(tmp_path, emulator, work)
+    ((_, (body, _)),) = objects(s3).items()
+    assert b"s3://Bad_Bucket!/out is no place in S3" in body
+
+
+def test_a_job_accepted_after_its_endpoint_was_deleted_is_told_so(
+    tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
+) -> None:
+    async def work(world: World) -> None:
+        await world.create()
+        async with world.running():
+            await world.catalog.delete("endpoint", "e")
+            world.dispatcher.wake()
+            for number in range(3):
+                await world.accept(name=f"job{number}")
+            await world.until_done(3)
+
+    run(tmp_path, emulator, work)
+    assert sorted(objects(s3)) == [f"fail/job{number}-error.out" for number in range(3)]
+
+
 def test_what_waits_for_a_deleted_endpoint_is_told_so(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
