@@ -37,9 +37,9 @@ SAMPLINGS: list[dict[str, Any]] = [
 ]
 
 
-async def generate(model_dir: str, kill_at: list[int], **settings: Any) -> list[Sequence]:
+async def generate(model_dir: str, kill_at: list[int]) -> list[Sequence]:
     """Two sequences of each sampling in one batch, the engine killed when so many tokens have come in all."""
-    ended, kills, tokens = asyncio.Event(), list(kill_at), 0
+    ready, ended, kills, tokens = asyncio.Event(), asyncio.Event(), list(kill_at), 0
     failed: list[EngineError] = []
 
     def count(step: Step) -> None:
@@ -52,12 +52,14 @@ async def generate(model_dir: str, kill_at: list[int], **settings: Any) -> list[
         if not client.in_flight:
             ended.set()
 
-    config = EngineConfig(
-        model_dir=model_dir, threads=1, **({"kv_cache_tokens": 4096, "max_batch_tokens": 64} | settings)
+    config = EngineConfig(model_dir=model_dir, threads=1, kv_cache_tokens=4096, max_batch_tokens=64)
+    client = EngineClient(
+        config,
+        stall_timeout_s=60,
+        budget=CrashBudget(first_delay_s=0.01),
+        on_change=ready.set,
+        on_step=count,
     )
-    client = EngineClient(config, stall_timeout_s=60, budget=CrashBudget(first_delay_s=0.01), on_step=count)
-    ready = asyncio.Event()
-    client._on_change = ready.set
     client.start()
     try:
         await ready.wait()
