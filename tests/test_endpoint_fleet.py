@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from emulator import Emulator
-from fleets import World, a_world, quick
+from fleets import MISBEHAVING, World, a_world, quick
 from server import eventually
 
 from endpoint.catalog import Endpoint
@@ -445,6 +445,38 @@ def test_a_process_whose_pid_nobody_wrote_down_is_found(tmp_path: Path) -> None:
 
     identifier = asyncio.run(before())
     run(tmp_path, after)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"port": 4567},
+        {"region": "eu-west-1"},
+        {"account": "111111111111"},
+        {"serve": (sys.executable, MISBEHAVING, "")},
+    ],
+)
+def test_one_that_was_started_under_other_settings_is_replaced(tmp_path: Path, changes: dict[str, Any]) -> None:
+    async def before() -> int:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e")
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.read(lambda db: db.execute("SELECT pid FROM instances").fetchone())
+        world.database.close()
+        return int(row["pid"])
+
+    async def after(world: World) -> None:
+        [instance] = await world.until_healthy("e", lambda found: found)
+        assert instance.pid != old
+        given = await ask(instance, "environment")
+        assert given["AWS_ENDPOINT_URL"].endswith(f":{changes.get('port', 4566)}")
+        await until(lambda: not is_alive(old))
+
+    old = asyncio.run(before())
+    run(tmp_path, after, **changes)
 
 
 def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> None:
