@@ -20,7 +20,7 @@ from .endpoint_fleet import EndpointFleet
 from .instance import MARKER, Instance, Record, Records
 from .instance_life import Surroundings
 from .model_files import ModelFiles
-from .process import Process, find_session
+from .process import Process, find_session, kill_marked
 from .settings import Settings
 
 SCHEMA = instance.SCHEMA + container_logs.SCHEMA + endpoint_fleet.SCHEMA
@@ -196,11 +196,16 @@ class Fleet:
 
 
 def _find(record: Record) -> Process | None:
-    """The living process of a record. Of a dead one, what it left in its session is killed first."""
+    """The living process of a record. Of a dead one, or if it can't be told which it is, all that is left is killed."""
+    if record.launched_at is None:
+        return None
     if record.pid is None or record.identity is None:
-        return find_session(MARKER, record.id) if record.launched_at is not None else None
-    process = Process(record.pid, record.identity)
-    if process.alive:
+        process = find_session(MARKER, record.id)
+    else:
+        process = Process(record.pid, record.identity)
+    if process is not None and process.alive:
         return process
-    asyncio.run(process.kill())
+    if process is not None:
+        asyncio.run(process.kill())
+    asyncio.run(kill_marked(MARKER, record.id))
     return None

@@ -20,7 +20,7 @@ from server import eventually
 
 from endpoint.catalog import Endpoint
 from endpoint.instance import MARKER, Instance
-from endpoint.process import Process, find_session, identity_of
+from endpoint.process import Process, find_session, identity_of, kill_marked
 
 NO_PING = (
     "The primary container for production variant AllTraffic did not pass the ping health check. "
@@ -520,6 +520,40 @@ def test_a_session_is_found_by_its_marker(tmp_path: Path) -> None:
     assert find_session("MARK", "another") is None
     asyncio.run(found.kill())
     eventually(lambda: not process.alive)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    def has_it(process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("MARK") == mark and process.status() != "zombie"
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if has_it(process)]
+
+
+def test_a_child_with_a_session_of_its_own_is_not_taken_for_its_parent(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    command = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]
+    process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
+    eventually(lambda: [each.name() for each in marked(mark)] == ["sleep"] * 2)
+    eventually(lambda: all(os.getsid(each.pid) == each.pid for each in marked(mark)))
+    found = find_session("MARK", mark)
+    assert found is not None and found.pid == process.pid
+    asyncio.run(kill_marked("MARK", mark))
+    assert marked(mark) == [] and not process.alive
+
+
+def test_what_a_lost_leader_left_is_killed(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    command = ["sh", "-c", "sleep 600 & setsid sleep 600 & exec sleep 600"]
+    process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
+    eventually(lambda: [each.name() for each in marked(mark)] == ["sleep"] * 3)
+    os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not process.alive)
+    assert find_session("MARK", mark) is None
+    asyncio.run(kill_marked("MARK", mark))
+    assert marked(mark) == []
 
 
 # With an S3 behind it
