@@ -230,7 +230,8 @@ class InstanceLife:
         self._on_change(self)
         await self._around.records.change(self.record, state="ending", ending_at=ending_at)
         if self._process is not None:
-            await self._process.end(ending_at + self._around.settings.stop_grace_s - time.time())
+            grace_s = self._around.settings.stop_grace_s
+            await self._process.end(min(ending_at + grace_s - time.time(), grace_s))  # the clock may be set back
             await kill_marked(MARKER, self.id)
         await self._around.logs.end(self.id)
         await self._around.records.remove(self.record)

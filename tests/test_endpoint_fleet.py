@@ -479,6 +479,29 @@ def test_one_that_was_started_under_other_settings_is_replaced(tmp_path: Path, c
     run(tmp_path, after, **changes)
 
 
+def test_a_clock_that_was_set_back_gives_no_longer_grace(tmp_path: Path) -> None:
+    async def before() -> int:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e", environment={"IGNORE_SIGTERM": "1"})
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.write(
+            lambda db: db.execute(
+                "UPDATE instances SET state = 'ending', ending_at = ? RETURNING pid", (time.time() + 3600,)
+            ).fetchone()
+        )
+        world.database.close()
+        return int(row["pid"])
+
+    async def after(world: World) -> None:
+        await until(lambda: not is_alive(old))
+
+    old = asyncio.run(before())
+    run(tmp_path, after, stop_grace_s=0.2)
+
+
 def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> None:
     async def first(world: World) -> None:
         await world.create("e")
