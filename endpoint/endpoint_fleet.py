@@ -43,7 +43,7 @@ class EndpointFleet:
         on_change: Callable[[], None],
         on_over: Callable[[], None],
     ) -> None:
-        """`on_change`: other instances may be given work; `on_over`: one is gone."""
+        """`on_change`: other instances may be given work, or none ever; `on_over`: one is gone."""
         self.name = name
         self.lives: dict[str, InstanceLife] = {}
         self.gone = False
@@ -142,6 +142,7 @@ class EndpointFleet:
     async def _leave(self) -> None:
         await self._database.write(lambda db: db.execute("DELETE FROM fleets WHERE endpoint = ?", (self.name,)))
         self.gone = True
+        self._on_change()
         self._on_over()
 
     async def _create(self, endpoint: Endpoint) -> None:

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from emulator import Emulator
 from fleets import MISBEHAVING, World, a_world, quick
-from server import eventually
+from server import PATIENCE_S, eventually
 
-from endpoint.catalog import Endpoint
+from endpoint.catalog import Endpoint, NotFound
 from endpoint.instance import MARKER, Instance
 from endpoint.process import Process, find_session, identity_of, kill_marked
 
@@ -300,6 +300,19 @@ def test_a_deleted_endpoint_is_gone_when_its_instances_are(tmp_path: Path) -> No
         assert not any(is_alive(pid) for pid in pids) and world.fleet.healthy("e") == []
         await world.create("e")  # the name can be used again
         await world.until_status("e", "InService")
+
+    run(tmp_path, work)
+
+
+def test_a_deletion_is_a_change(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 0)
+        await world.until_status("e", "InService")
+        version = world.fleet.version
+        await world.change("e", status="Deleting")
+        await asyncio.wait_for(world.fleet.wait_for_change(version), PATIENCE_S)
+        with pytest.raises(NotFound):
+            await world.catalog.endpoint("e")
 
     run(tmp_path, work)
 
