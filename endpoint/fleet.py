@@ -8,12 +8,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 
 from . import container_logs, endpoint_fleet, instance
 from .catalog import Catalog
+from .clients import Clients
 from .container_logs import ContainerLogs
 from .database import Database
 from .endpoint_fleet import EndpointFleet
@@ -30,10 +31,6 @@ _LOG = logging.getLogger(__name__)
 _LAST_LOGS_S = 5.0
 
 
-class Backend(Protocol):
-    def client(self, service: str) -> Any: ...
-
-
 class Fleet:
     """Owns an EndpointFleet for each endpoint. Instances outlive it, unless `stop_all` ends them."""
 
@@ -42,7 +39,7 @@ class Fleet:
         settings: Settings,
         database: Database,
         catalog: Catalog,
-        backend: Backend,
+        backend: Clients,
         echo: Callable[[str], None] | None = None,
     ) -> None:
         """`echo` gets what the containers print, a line at a time."""

@@ -7,13 +7,14 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.manager import TransferManager
 
+from .clients import Clients
 from .s3_location import parse_location
 from .settings import Settings
 
@@ -38,10 +39,6 @@ class UploadFailed(Exception):
         super().__init__(message)
         self.may_pass = may_pass
         """Whether another attempt may succeed."""
-
-
-class HasClient(Protocol):
-    def client(self, service: str) -> Any: ...
 
 
 class Source:
@@ -87,7 +84,7 @@ class Source:
 class Storage:
     """Owns the threads that speak with S3: others' waiting must not be ours."""
 
-    def __init__(self, settings: Settings, backend: HasClient) -> None:
+    def __init__(self, settings: Settings, backend: Clients) -> None:
         self._backend = backend
         self._readers = ThreadPoolExecutor(_READS_AT_ONCE, "s3 reader")
         self._writers = ThreadPoolExecutor(_WRITES_AT_ONCE, "s3 writer")
