@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import psutil
 
 _POLL_S = 0.2
 _KILL_S = 10.0
+_LISTING = threading.Lock()
+"""psutil's cache of processes is not for several threads at once."""
 
 
 class Process:
@@ -87,7 +90,7 @@ class Process:
         """The living ones of its session. No pid is given out again while it names a session that has members."""
         if not self.alive and identity_of(self.pid, of_dead=True) not in (None, self.identity):
             return []  # the pid is another's: so the session had no members left
-        return [process for process in psutil.process_iter() if _session_of(process.pid) == self.pid and _runs(process)]
+        return [process for process in _processes() if _session_of(process.pid) == self.pid and _runs(process)]
 
 
 def identity_of(pid: int, *, of_dead: bool = False) -> str | None:
@@ -132,9 +135,14 @@ async def _kill(find: Callable[[], list[psutil.Process]]) -> None:
         await asyncio.sleep(0.02)
 
 
+def _processes() -> list[psutil.Process]:
+    with _LISTING:
+        return list(psutil.process_iter())
+
+
 def _marked(variable: str, value: str) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    for process in _processes():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(variable) == value and _runs(process) and process.pid != os.getpid():
                 found.append(process)
