@@ -8,19 +8,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 
 from . import container_logs, endpoint_fleet, instance
 from .catalog import Catalog
+from .clients import Clients
 from .container_logs import ContainerLogs
 from .database import Database
 from .endpoint_fleet import EndpointFleet
 from .instance import MARKER, Instance, Record, Records
 from .instance_life import Surroundings
 from .model_files import ModelFiles
-from .process import Process, find_session
+from .process import Process, find_session, kill_marked
 from .settings import Settings
 
 SCHEMA = instance.SCHEMA + container_logs.SCHEMA + endpoint_fleet.SCHEMA
@@ -28,10 +29,6 @@ SCHEMA = instance.SCHEMA + container_logs.SCHEMA + endpoint_fleet.SCHEMA
 _LOG = logging.getLogger(__name__)
 
 _LAST_LOGS_S = 5.0
-
-
-class Backend(Protocol):
-    def client(self, service: str) -> Any: ...
 
 
 class Fleet:
@@ -42,7 +39,7 @@ class Fleet:
         settings: Settings,
         database: Database,
         catalog: Catalog,
-        backend: Backend,
+        backend: Clients,
         echo: Callable[[str], None] | None = None,
     ) -> None:
         """`echo` gets what the containers print, a line at a time."""
@@ -196,11 +193,16 @@ class Fleet:
 
 
 def _find(record: Record) -> Process | None:
-    """The living process of a record. Of a dead one, what it left in its session is killed first."""
+    """The living process of a record. Of a dead one, or if it can't be told which it is, all that is left is killed."""
+    if record.launched_at is None:
+        return None
     if record.pid is None or record.identity is None:
-        return find_session(MARKER, record.id) if record.launched_at is not None else None
-    process = Process(record.pid, record.identity)
-    if process.alive:
+        process = find_session(MARKER, record.id)
+    else:
+        process = Process(record.pid, record.identity)
+    if process is not None and process.alive:
         return process
-    asyncio.run(process.kill())
+    if process is not None:
+        asyncio.run(process.kill())
+    asyncio.run(kill_marked(MARKER, record.id))
     return None
