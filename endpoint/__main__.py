@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 from .settings import Settings
+from .terminal import Terminal, TerminalHandler
+
+_LAST_LINES_S = 1.0
 
 DEFAULTS = Settings(data_dir=Path(".endpoint"))
 
@@ -18,8 +21,12 @@ DEFAULTS = Settings(data_dir=Path(".endpoint"))
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C before the platform listens to it
     options = _parser().parse_args()
+    errors = Terminal(sys.stderr.fileno())
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[TerminalHandler(errors)],
+        force=True,
     )
     for chatty in ("botocore", "urllib3", "aiohttp", "s3transfer"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -28,10 +35,12 @@ def main() -> int:
     try:
         if options.command == "down":
             return asyncio.run(platform.down(options.data_dir.resolve()))
-        return platform.up(_settings(options))
+        return platform.up(_settings(options), Terminal(sys.stdout.fileno()))
     except platform.CannotRun as error:
-        print(f"endpoint: {error}", file=sys.stderr)
+        errors.put(f"endpoint: {error}")
         return 1
+    finally:
+        errors.close(_LAST_LINES_S)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,6 +30,7 @@ from .queue import Queue
 from .runtime import Runtime
 from .settings import Settings
 from .storage import Storage
+from .terminal import Terminal
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,10 @@ class CannotRun(Exception):
     """The message says why, and what to do."""
 
 
-def up(settings: Settings) -> int:
-    """Until SIGINT or SIGTERM; the exit status. Raises CannotRun."""
+def up(settings: Settings, terminal: Terminal) -> int:
+    """Until SIGINT or SIGTERM; the exit status. What the containers print goes to the terminal. Raises CannotRun."""
     with _only_one(settings.data_dir), _bound(settings) as sock:
-        return asyncio.run(_up(settings, sock))
+        return asyncio.run(_up(settings, sock, terminal))
 
 
 @contextlib.contextmanager
@@ -73,7 +74,7 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         yield sock
 
 
-async def _up(settings: Settings, sock: socket.socket) -> int:
+async def _up(settings: Settings, sock: socket.socket, terminal: Terminal) -> int:
     over = asyncio.Event()
     _on_signals(over.set)  # before there is anything to end: a signal in the beginning ends it when it has begun
     settings.save()
@@ -81,7 +82,7 @@ async def _up(settings: Settings, sock: socket.socket) -> int:
     await _start(backend)
     (settings.data_dir / "answers").mkdir(exist_ok=True)
     database = Database(settings.data_dir / "endpoint.sqlite", *SCHEMAS)
-    platform = Platform(settings, backend, database)
+    platform = Platform(settings, backend, database, terminal)
     try:
         return await platform.run(sock, over)
     finally:
@@ -98,11 +99,11 @@ async def _start(backend: Backend) -> None:
 class Platform:
     """Owns the parts. They outlive nothing: what must is in the database, in files, or a process of its own."""
 
-    def __init__(self, settings: Settings, backend: Backend, database: Database) -> None:
+    def __init__(self, settings: Settings, backend: Backend, database: Database, terminal: Terminal) -> None:
         self._backend = backend
         self._catalog = Catalog(database)
         self._queue = Queue(database)
-        self._fleet = Fleet(settings, database, self._catalog, backend, echo=_echo)
+        self._fleet = Fleet(settings, database, self._catalog, backend, echo=terminal.put)
         self._metrics = Metrics(settings, backend, self._catalog, self._queue, self._fleet)
         self._notices = Notices(settings, database, self._catalog, backend, self._metrics)
         self._data_log = DataLog(settings, backend)
@@ -171,10 +172,6 @@ def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[d
         return await service.respond(call, request.method, request.path, request.headers, request.query, body)
 
     return handle
-
-
-def _echo(line: str) -> None:
-    print(line, flush=True)
 
 
 def _on_signals(act: Callable[[], None]) -> None:
