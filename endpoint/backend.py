@@ -251,6 +251,8 @@ async def _gone(process: psutil.Process, within_s: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(_POLL_S)
+    with contextlib.suppress(psutil.TimeoutExpired):
+        process.wait(0)  # buries it, if it is a child that an earlier Backend here started
     return True
 
 
