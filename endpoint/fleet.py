@@ -75,7 +75,7 @@ class Fleet:
                     asyncio.get_running_loop().call_later(1, self._woken.set)
                 await self._woken.wait()
         finally:
-            await self._close()
+            await self.close()
 
     def wake(self) -> None:
         """The catalog's endpoints may have changed."""
@@ -103,13 +103,20 @@ class Fleet:
     async def stop_all(self) -> None:
         """SIGTERM to all, SIGKILL after 30 s. Endpoints stay as they are: the next gateway starts their instances."""
         runs = self._around is not None
+        await self.end_all()
+        await self.send_last_logs()
+        if not runs:
+            await self.close()
+
+    async def end_all(self) -> None:
+        """`stop_all` of the instances alone, which needs no backend. After it, without `run`, comes `close`."""
         self._stopping = True
         await self._begin()
         await asyncio.gather(*(fleet.stop() for fleet in self._fleets.values()))
+
+    async def send_last_logs(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._logs.send_all(), _LAST_LOGS_S)
-        if not runs:
-            await self._close()
 
     async def _begin(self) -> None:
         async with self._beginning:
@@ -126,7 +133,7 @@ class Fleet:
                 await self._adopt()
                 self._begun = True
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         tasks = self._tasks | {life.task for fleet in self._fleets.values() for life in fleet.lives.values()}
         for task in tasks:
             task.cancel()
@@ -190,6 +197,16 @@ class Fleet:
         self._version += 1
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+async def end_unrecorded(settings: Settings) -> None:
+    """Instances of a data directory whose database can't be read: those that have a directory there."""
+
+    async def end(instance: str) -> None:
+        if (process := await asyncio.to_thread(find_session, MARKER, instance)) is not None:
+            await process.end(settings.stop_grace_s)
+
+    await asyncio.gather(*(end(path.name) for path in (settings.data_dir / "instances").glob("*")))
 
 
 def _find(record: Record) -> Process | None:
