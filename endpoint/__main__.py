@@ -5,33 +5,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from .settings import Settings
+from .terminal import Terminal, TerminalHandler
+
+_LAST_LINES_S = 1.0
 
 DEFAULTS = Settings(data_dir=Path(".endpoint"))
 
 
-def main() -> int:
+def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C before the platform listens to it
     options = _parser().parse_args()
+    errors = Terminal(sys.stderr.fileno())
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[TerminalHandler(errors)],
+        force=True,
     )
     for chatty in ("botocore", "urllib3", "aiohttp", "s3transfer"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     from . import platform
 
+    output = Terminal(sys.stdout.fileno())
+
+    def leave(status: int) -> NoReturn:
+        for terminal in (output, errors):
+            terminal.close(_LAST_LINES_S)
+        os._exit(status)
+
     try:
         if options.command == "down":
-            return asyncio.run(platform.down(options.data_dir.resolve()))
-        return platform.up(_settings(options))
+            asyncio.run(platform.down(options.data_dir.resolve(), leave))
+        else:
+            platform.up(_settings(options), output, leave)
     except platform.CannotRun as error:
-        print(f"endpoint: {error}", file=sys.stderr)
-        return 1
+        errors.put(f"endpoint: {error}")
+    except Exception:
+        logging.getLogger(__name__).exception("a mistake of the endpoint's own")
+    leave(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULTS.on_no_answer,
         help="what becomes of a request whose container died under it",
     )
-    commands.add_parser("down", parents=[common], help="end what a killed `up` has left running")
+    commands.add_parser("down", parents=[common], help="end `up`, or what a killed one has left running")
     return parser
 
 
@@ -131,4 +150,4 @@ def _scale(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

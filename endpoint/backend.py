@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ from .settings import ROOT, Settings
 _START_S = 60.0
 _ANSWER_S = 5.0
 _STOP_S = 30.0
+_STOP_SUSPENDED_S = 5.0
+_KILL_S = 5.0
+_POLL_S = 0.02
 _LOOK_EVERY_S = 0.25
 _RETRY_S = 5.0
 
@@ -227,16 +231,29 @@ class Backend:
         process = self._running.process() if self._running else None
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
+                grace_s = _STOP_SUSPENDED_S if process.status() == psutil.STATUS_STOPPED else _STOP_S
                 process.terminate()
-                try:
-                    await asyncio.to_thread(process.wait, _STOP_S)
-                except psutil.TimeoutExpired:
-                    log.error("The backend (pid %d) did not end in %g s: killed", process.pid, _STOP_S)
+                if not await _gone(process, grace_s):
+                    log.error("The backend (pid %d) did not end in %g s: killed", process.pid, grace_s)
                     process.kill()
-                    await asyncio.to_thread(process.wait)
+                    await _gone(process, _KILL_S)
         if self._child is not None:
-            self._child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(1)
             self._child = None
+
+
+async def _gone(process: psutil.Process, within_s: float) -> bool:
+    """Looks again and again: the threads of the loop may all hang in the backend that is to end."""
+    deadline = time.monotonic() + within_s
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_POLL_S)
+    with contextlib.suppress(psutil.TimeoutExpired):
+        process.wait(0)  # buries it, if it is a child that an earlier Backend here started
+    return True
 
 
 _CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know less than it does

@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from .clients import Clients
 from .database import Database
 
 SCHEMA = """
@@ -47,10 +48,6 @@ _PATIENCE_S = 600.0
 """For a backend that doesn't take the last lines of an ended container."""
 
 
-class Backend(Protocol):
-    def client(self, service: str) -> Any: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     instance: str
@@ -69,7 +66,7 @@ class ContainerLogs:
     """Owns the log files, from `follow` on, and the directories that they are in, which are removed after the end."""
 
     def __init__(
-        self, database: Database, backend: Backend, most_bytes: int, echo: Callable[[str], None] | None = None
+        self, database: Database, backend: Clients, most_bytes: int, echo: Callable[[str], None] | None = None
     ) -> None:
         """`echo` gets each line, behind its endpoint and instance."""
         self.echo = echo

@@ -19,7 +19,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .backend_error import Backend, is_refusal
+from .clients import Clients, is_refusal
 from .settings import Settings
 
 # PutLogEvents: at most 10,000 events, 1 MiB and 24 hours in a batch; each event counts 26 bytes more than its text.
@@ -50,7 +50,7 @@ class Line:
 class DataLog:
     """Owns the lines until they are sent."""
 
-    def __init__(self, settings: Settings, backend: Backend, most_waiting: int = _MOST_WAITING) -> None:
+    def __init__(self, settings: Settings, backend: Clients, most_waiting: int = _MOST_WAITING) -> None:
         self._backend = backend
         self._most_waiting = most_waiting
         self._lines: deque[Line] = deque()
@@ -146,7 +146,7 @@ class DataLog:
             self._dropped = 0
 
 
-def _put_events(backend: Backend, batch: list[Line]) -> None:
+def _put_events(backend: Clients, batch: list[Line]) -> None:
     client = backend.client("logs")
     group = {"logGroupName": f"/aws/sagemaker/Endpoints/{batch[0].endpoint}"}
     stream: dict[str, Any] = {**group, "logStreamName": batch[0].stream}

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from .notices import MOST_ANSWER_BYTES
 from .outcomes import failure
 from .queue import Job, Notice, Outcome, Queue
 from .settings import Settings
@@ -17,8 +18,6 @@ from .storage import UploadFailed
 
 T = TypeVar("T")
 
-MOST_ANSWER_BYTES = 128 * 1024
-"""Of an answer that a notice can hold."""
 _FIRST_WAIT_S = 0.5
 """Of the platform's clock, between two attempts; doubled each time."""
 _LONGEST_WAIT_S = 30.0

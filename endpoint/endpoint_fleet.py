@@ -10,7 +10,7 @@ from typing import Any
 
 from .catalog import Catalog, Endpoint, NotFound
 from .database import Database
-from .instance import Instance, Record
+from .instance import Instance, Record, given_by
 from .instance_life import InstanceLife, Surroundings, no_ping
 from .process import Process
 
@@ -43,7 +43,7 @@ class EndpointFleet:
         on_change: Callable[[], None],
         on_over: Callable[[], None],
     ) -> None:
-        """`on_change`: other instances may be given work; `on_over`: one is gone."""
+        """`on_change`: other instances may be given work, or none ever; `on_over`: one is gone."""
         self.name = name
         self.lives: dict[str, InstanceLife] = {}
         self.gone = False
@@ -53,6 +53,7 @@ class EndpointFleet:
         self.stopping = False
         self.woken = asyncio.Event()
         self._around = around
+        self._given = given_by(around.settings)
         self._database = database
         self._catalog = catalog
         self._busy = busy
@@ -73,12 +74,13 @@ class EndpointFleet:
         ]
 
     async def adopt(self, record: Record, process: Process) -> None:
-        """One that an earlier gateway started. Ends it if the endpoint doesn't want it any more."""
+        """One that an earlier gateway started. Ends it if the endpoint doesn't want it any more, or not as it is."""
         deployment = None
         try:
             endpoint = await self._catalog.endpoint(self.name)
             wanted = (endpoint.config_name, endpoint.target_config_name)
-            if endpoint.status not in ("Deleting", "Failed") and record.config_name in wanted:
+            is_current = record.config_name in wanted and record.given == self._given
+            if endpoint.status not in ("Deleting", "Failed") and is_current:
                 deployment = await self._catalog.deployment(endpoint, record.config_name)
             self._serving = endpoint.config_name
         except NotFound:
@@ -140,6 +142,7 @@ class EndpointFleet:
     async def _leave(self) -> None:
         await self._database.write(lambda db: db.execute("DELETE FROM fleets WHERE endpoint = ?", (self.name,)))
         self.gone = True
+        self._on_change()
         self._on_over()
 
     async def _create(self, endpoint: Endpoint) -> None:
@@ -219,7 +222,7 @@ class EndpointFleet:
                 return
             for _ in range(wanted - len(alive)):
                 variant = deployment.variant["VariantName"]
-                record = await self._around.records.new(self.name, variant, config)
+                record = await self._around.records.new(self.name, variant, config, self._given)
                 self.lives[record.id] = InstanceLife(self._around, record, deployment, self._changed)
         least_needed = sorted(alive, key=lambda life: (life.healthy, self._busy(life.id), _age(life)))
         self._end(least_needed[: max(len(alive) - wanted, 0)])

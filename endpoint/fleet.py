@@ -8,19 +8,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 
 from . import container_logs, endpoint_fleet, instance
 from .catalog import Catalog
+from .clients import Clients
 from .container_logs import ContainerLogs
 from .database import Database
 from .endpoint_fleet import EndpointFleet
 from .instance import MARKER, Instance, Record, Records
 from .instance_life import Surroundings
 from .model_files import ModelFiles
-from .process import Process, find_session
+from .process import Process, find_session, kill_marked
 from .settings import Settings
 
 SCHEMA = instance.SCHEMA + container_logs.SCHEMA + endpoint_fleet.SCHEMA
@@ -28,10 +29,6 @@ SCHEMA = instance.SCHEMA + container_logs.SCHEMA + endpoint_fleet.SCHEMA
 _LOG = logging.getLogger(__name__)
 
 _LAST_LOGS_S = 5.0
-
-
-class Backend(Protocol):
-    def client(self, service: str) -> Any: ...
 
 
 class Fleet:
@@ -42,7 +39,7 @@ class Fleet:
         settings: Settings,
         database: Database,
         catalog: Catalog,
-        backend: Backend,
+        backend: Clients,
         echo: Callable[[str], None] | None = None,
     ) -> None:
         """`echo` gets what the containers print, a line at a time."""
@@ -78,7 +75,7 @@ class Fleet:
                     asyncio.get_running_loop().call_later(1, self._woken.set)
                 await self._woken.wait()
         finally:
-            await self._close()
+            await self.close()
 
     def wake(self) -> None:
         """The catalog's endpoints may have changed."""
@@ -106,13 +103,20 @@ class Fleet:
     async def stop_all(self) -> None:
         """SIGTERM to all, SIGKILL after 30 s. Endpoints stay as they are: the next gateway starts their instances."""
         runs = self._around is not None
+        await self.end_all()
+        await self.send_last_logs()
+        if not runs:
+            await self.close()
+
+    async def end_all(self) -> None:
+        """`stop_all` of the instances alone, which needs no backend. After it, without `run`, comes `close`."""
         self._stopping = True
         await self._begin()
         await asyncio.gather(*(fleet.stop() for fleet in self._fleets.values()))
+
+    async def send_last_logs(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._logs.send_all(), _LAST_LOGS_S)
-        if not runs:
-            await self._close()
 
     async def _begin(self) -> None:
         async with self._beginning:
@@ -129,7 +133,7 @@ class Fleet:
                 await self._adopt()
                 self._begun = True
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         tasks = self._tasks | {life.task for fleet in self._fleets.values() for life in fleet.lives.values()}
         for task in tasks:
             task.cancel()
@@ -195,12 +199,27 @@ class Fleet:
         self._changed = asyncio.Event()
 
 
+async def end_unrecorded(settings: Settings) -> None:
+    """Instances of a data directory whose database can't be read: those that have a directory there."""
+
+    async def end(instance: str) -> None:
+        if (process := await asyncio.to_thread(find_session, MARKER, instance)) is not None:
+            await process.end(settings.stop_grace_s)
+
+    await asyncio.gather(*(end(path.name) for path in (settings.data_dir / "instances").glob("*")))
+
+
 def _find(record: Record) -> Process | None:
-    """The living process of a record. Of a dead one, what it left in its session is killed first."""
+    """The living process of a record. Of a dead one, or if it can't be told which it is, all that is left is killed."""
+    if record.launched_at is None:
+        return None
     if record.pid is None or record.identity is None:
-        return find_session(MARKER, record.id) if record.launched_at is not None else None
-    process = Process(record.pid, record.identity)
-    if process.alive:
+        process = find_session(MARKER, record.id)
+    else:
+        process = Process(record.pid, record.identity)
+    if process is not None and process.alive:
         return process
-    asyncio.run(process.kill())
+    if process is not None:
+        asyncio.run(process.kill())
+    asyncio.run(kill_marked(MARKER, record.id))
     return None

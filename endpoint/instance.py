@@ -8,6 +8,8 @@ SAGEMAKER_SAFE_PORT_RANGE are ten of an instance's own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import socket
@@ -32,7 +34,8 @@ CREATE TABLE IF NOT EXISTS instances (
     pid INTEGER, identity TEXT, -- of its process; NULL before there is one, or when a gateway was killed as it began
     launched_at REAL,           -- the first process
     ending_at REAL,             -- SIGTERM
-    model_dir TEXT
+    model_dir TEXT,
+    given TEXT                  -- see given_by
 );
 """
 
@@ -71,6 +74,7 @@ class Record:
     launched_at: float | None = None
     ending_at: float | None = None
     model_dir: str | None = None
+    given: str | None = None
 
     @property
     def url(self) -> str:
@@ -104,7 +108,7 @@ class Records:
         self._ports |= {row["id"]: row["port"] for row in rows}
         return [Record(**dict(row)) for row in rows]
 
-    async def new(self, endpoint: str, variant: str, config_name: str) -> Record:
+    async def new(self, endpoint: str, variant: str, config_name: str, given: str) -> Record:
         slot = next(slot for slot in range(len(self._slots) + 1) if slot not in self._slots)
         self._slots.add(slot)
         record = Record(
@@ -114,11 +118,13 @@ class Records:
             config_name=config_name,
             state="starting",
             slot=slot,
+            given=given,
         )
         await self._database.write(
             lambda db: db.execute(
-                "INSERT INTO instances (id, endpoint, variant, config_name, state, slot) VALUES (?, ?, ?, ?, ?, ?)",
-                (record.id, endpoint, variant, config_name, record.state, slot),
+                "INSERT INTO instances (id, endpoint, variant, config_name, state, slot, given) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (record.id, endpoint, variant, config_name, record.state, slot, given),
             )
         )
         return record
@@ -147,6 +153,12 @@ class Records:
                 port: int = sock.getsockname()[1]
             if port not in self._ports.values():
                 return port
+
+
+def given_by(settings: Settings) -> str:
+    """A digest of what a process keeps of its gateway's settings: under others, it must be replaced."""
+    kept = json.dumps([settings.serve, settings.url, settings.account, settings.region])
+    return hashlib.sha256(kept.encode()).hexdigest()
 
 
 def environment(

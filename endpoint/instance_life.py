@@ -14,10 +14,10 @@ import aiohttp
 
 from .catalog import Deployment
 from .container_logs import ContainerLogs
-from .instance import Record, Records, environment
+from .instance import MARKER, Record, Records, environment
 from .model_files import ModelFiles
 from .model_source import ModelDataError, ModelSource
-from .process import Process
+from .process import Process, kill_marked
 from .settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -230,7 +230,9 @@ class InstanceLife:
         self._on_change(self)
         await self._around.records.change(self.record, state="ending", ending_at=ending_at)
         if self._process is not None:
-            await self._process.end(ending_at + self._around.settings.stop_grace_s - time.time())
+            grace_s = self._around.settings.stop_grace_s
+            await self._process.end(min(ending_at + grace_s - time.time(), grace_s))  # the clock may be set back
+            await kill_marked(MARKER, self.id)
         await self._around.logs.end(self.id)
         await self._around.records.remove(self.record)
         self.over = True

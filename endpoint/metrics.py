@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .backend_error import Backend, is_refusal
 from .catalog import Catalog, Endpoint, NotFound
+from .clients import Clients, is_refusal
 from .queue import Queue
 from .settings import Settings
 
@@ -110,7 +110,7 @@ class _Entry:
 class Metrics:
     """Owns what was counted and isn't sent."""
 
-    def __init__(self, settings: Settings, backend: Backend, catalog: Catalog, queue: Queue, fleet: Fleet) -> None:
+    def __init__(self, settings: Settings, backend: Clients, catalog: Catalog, queue: Queue, fleet: Fleet) -> None:
         self._settings = settings
         self._backend = backend
         self._catalog = catalog

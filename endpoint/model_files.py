@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from .clients import Clients
 from .model_fetch import Changed, DiskFull, Fetch
 from .model_source import ModelDataError, ModelSource, cannot_download
 
@@ -24,14 +25,10 @@ T = TypeVar("T")
 _ATTEMPTS = 3
 
 
-class Backend(Protocol):
-    def client(self, service: str) -> Any: ...
-
-
 class ModelFiles:
     """Owns `directory`: one directory per state of the data in S3, named by a digest of location and ETags."""
 
-    def __init__(self, directory: Path, backend: Backend) -> None:
+    def __init__(self, directory: Path, backend: Clients) -> None:
         self._directory = directory
         self._backend = backend
         self._locks: dict[str, asyncio.Lock] = {}

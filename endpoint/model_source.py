@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .s3_location import parse_location
+
 
 class ModelDataError(Exception):
     """Model data can't be laid out. Its text is the endpoint's FailureReason."""
@@ -32,7 +34,7 @@ class ModelSource:
         if source := container.get("ModelDataSource", {}).get("S3DataSource"):
             return cls._of_s3_data_source(source, name)
         if uri := container.get("ModelDataUrl"):
-            bucket, key = split_s3(uri)
+            bucket, key = _parsed(uri)
             return cls(uri=uri, bucket=bucket, key=key, kind="archive", container=name)
         return None
 
@@ -42,7 +44,6 @@ class ModelSource:
             if field in source:
                 raise ModelDataError(f"S3DataSource.{field} is not supported by the local endpoint.")
         uri = source["S3Uri"]
-        bucket, key = split_s3(uri)
         kinds: dict[tuple[str, str], Literal["archive", "object", "prefix"]] = {
             ("S3Object", "Gzip"): "archive",
             ("S3Object", "None"): "object",
@@ -53,21 +54,15 @@ class ModelSource:
             raise ModelDataError("CompressionType Gzip needs S3DataType S3Object.")
         if kind == "prefix" and not uri.endswith("/"):
             raise ModelDataError(f'S3Uri "{uri}" of S3DataType S3Prefix must end with a forward slash (/).')
+        bucket, key = _parsed(uri, of_prefix=kind == "prefix")
         return cls(uri=uri, bucket=bucket, key=key, kind=kind, etag=source.get("ETag"), container=name)
 
 
-def split_s3(uri: str) -> tuple[str, str]:
-    """Bucket and key, of s3:// and of S3's https:// forms, path style and virtual host. Raises ModelDataError."""
-    scheme, _, rest = uri.partition("://")
-    host, _, path = rest.partition("/")
-    if scheme == "https":
-        bucket, dot, service = host.rpartition(".s3")
-        if dot and service[:1] in (".", "-"):
-            return bucket, path
-        if not host.startswith(("s3.", "s3-")):
-            raise ModelDataError(f'"{uri}" is not a location on S3.')
-        host, _, path = path.partition("/")
-    return host, path
+def _parsed(uri: str, *, of_prefix: bool = False) -> tuple[str, str]:
+    try:
+        return parse_location(uri, of_prefix=of_prefix)
+    except ValueError as error:
+        raise ModelDataError(f"{error}.") from error
 
 
 def cannot_download(source: ModelSource, why: str = "") -> ModelDataError:

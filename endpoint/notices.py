@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .backend_error import Backend, is_refusal
 from .catalog import Catalog, NotFound
+from .clients import Clients, is_refusal
 from .database import Database
 from .queue import Job, Notice, Outcome, put_notice
 from .settings import Settings
@@ -48,7 +48,7 @@ class Notices:
     """Owns what is in the outbox, once it is there."""
 
     def __init__(
-        self, settings: Settings, database: Database, catalog: Catalog, backend: Backend, metrics: Metrics
+        self, settings: Settings, database: Database, catalog: Catalog, backend: Clients, metrics: Metrics
     ) -> None:
         self._settings = settings
         self._database = database

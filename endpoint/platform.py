@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import signal
 import socket
+import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import psutil
 
 from . import catalog, fleet, queue
 from .aws_model import Answer, Service
@@ -26,31 +31,43 @@ from .gateway import Handler, Request, make_app, make_server
 from .invoker import Invoker
 from .metrics import Metrics
 from .notices import Notices
+from .process import identity_of
 from .queue import Queue
 from .runtime import Runtime
 from .settings import Settings
 from .storage import Storage
+from .terminal import Terminal
 
 logger = logging.getLogger(__name__)
 
 SCHEMAS = (catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA)
+
+_GATEWAY_END_S = 10.0
+_END_S = 5.0
+_UP_END_S = 90.0
+"""More than `up` needs where an instance and the backend both have to be killed."""
 
 
 class CannotRun(Exception):
     """The message says why, and what to do."""
 
 
-def up(settings: Settings) -> int:
-    """Until SIGINT or SIGTERM; the exit status. Raises CannotRun."""
-    with _only_one(settings.data_dir), _bound(settings) as sock:
-        return asyncio.run(_up(settings, sock))
+Leave = Callable[[int], NoReturn]
+"""Ends this process at once with a status: no thread that hangs in a dead backend can hold it."""
+
+
+def up(settings: Settings, terminal: Terminal, leave: Leave) -> None:
+    """Until SIGINT or SIGTERM. What the containers print goes to the terminal. Raises CannotRun."""
+    with _only_one(settings.data_dir, for_up=True), _bound(settings) as sock:
+        asyncio.run(_up(settings, sock, terminal, leave))
 
 
 @contextlib.contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
+def _only_one(data_dir: Path, *, for_up: bool) -> Iterator[None]:
+    """The lock's file says which process is `up`, for `down`."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (data_dir / "lock").open("w")
+        lock = (data_dir / "lock").open("a")
     except OSError as error:
         raise CannotRun(f"can't keep anything in {data_dir}: {error}") from error
     with lock:
@@ -58,6 +75,10 @@ def _only_one(data_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise CannotRun(f"{data_dir} is in use by another `python -m endpoint`") from error
+        lock.truncate(0)
+        if for_up:
+            json.dump({"pid": os.getpid(), "identity": identity_of(os.getpid())}, lock)
+            lock.flush()
         yield
 
 
@@ -73,36 +94,43 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         yield sock
 
 
-async def _up(settings: Settings, sock: socket.socket) -> int:
+async def _up(settings: Settings, sock: socket.socket, terminal: Terminal, leave: Leave) -> None:
     over = asyncio.Event()
     _on_signals(over.set)  # before there is anything to end: a signal in the beginning ends it when it has begun
     settings.save()
-    backend = Backend(settings)
-    await _start(backend)
     (settings.data_dir / "answers").mkdir(exist_ok=True)
-    database = Database(settings.data_dir / "endpoint.sqlite", *SCHEMAS)
-    platform = Platform(settings, backend, database)
-    try:
-        return await platform.run(sock, over)
-    finally:
-        database.close()
-
-
-async def _start(backend: Backend) -> None:
+    database = _open_database(settings.data_dir)
+    backend = Backend(settings)
     try:
         await backend.start()
     except BackendError as error:
         raise CannotRun(str(error)) from error
+    platform = Platform(settings, backend, database, terminal)
+    try:
+        status = await platform.run(sock, over, leave)
+    except Exception:
+        logger.exception("ended by a mistake of its own; `down` ends what is left")
+        status = 1
+    database.close()
+    leave(status)
+
+
+def _open_database(data_dir: Path) -> Database:
+    path = data_dir / "endpoint.sqlite"
+    try:
+        return Database(path, *SCHEMAS)
+    except sqlite3.Error as error:
+        raise CannotRun(f"{path} can't be used as the database: {error}") from error
 
 
 class Platform:
     """Owns the parts. They outlive nothing: what must is in the database, in files, or a process of its own."""
 
-    def __init__(self, settings: Settings, backend: Backend, database: Database) -> None:
+    def __init__(self, settings: Settings, backend: Backend, database: Database, terminal: Terminal) -> None:
         self._backend = backend
         self._catalog = Catalog(database)
         self._queue = Queue(database)
-        self._fleet = Fleet(settings, database, self._catalog, backend, echo=_echo)
+        self._fleet = Fleet(settings, database, self._catalog, backend, echo=terminal.put)
         self._metrics = Metrics(settings, backend, self._catalog, self._queue, self._fleet)
         self._notices = Notices(settings, database, self._catalog, backend, self._metrics)
         self._data_log = DataLog(settings, backend)
@@ -128,7 +156,7 @@ class Platform:
         self._server = make_server(make_app(settings, backend, routes))
         self._url = settings.url
 
-    async def run(self, sock: socket.socket, over: asyncio.Event) -> int:
+    async def run(self, sock: socket.socket, over: asyncio.Event, leave: Leave) -> int:
         """Until `over`; then nothing new, and all of it ended, the backend last, so that it saves its state."""
         tasks = [
             asyncio.create_task(work, name=name)
@@ -150,12 +178,13 @@ class Platform:
         for task in broken:
             logger.error("%s ended: %r", task.get_name(), task.exception())
         logger.info("ending: instances first; Ctrl-C once more leaves them to `down`")
-        _on_signals(_leave)
+        _on_signals(lambda: leave(130))
         self._server.should_exit = True
-        await asyncio.wait([gateway])
+        await asyncio.wait([gateway], timeout=_GATEWAY_END_S)
         await _cancel([task for task in others if task.get_name() == "dispatcher"])
         await self._fleet.stop_all()
-        await self._metrics.flush()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._metrics.flush(), _END_S)
         await _cancel(others)
         await self._backend.stop()
         return 1 if broken else 0
@@ -173,38 +202,73 @@ def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[d
     return handle
 
 
-def _echo(line: str) -> None:
-    print(line, flush=True)
-
-
 def _on_signals(act: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, act)
 
 
-def _leave() -> None:
-    os._exit(130)
-
-
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    """Waits for their ends, but not for long."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    _, slow = await asyncio.wait(tasks, timeout=_END_S)
+    for task in slow:
+        logger.warning("%s does not end: left", task.get_name())
 
 
-async def down(data_dir: Path) -> int:
-    """Ends the instances and the backend that a killed gateway left. The exit status. Raises CannotRun."""
+async def down(data_dir: Path, leave: Leave) -> None:
+    """Ends a living `up`, or the instances and the backend that a killed one left. Raises CannotRun."""
+    await _end_up(data_dir / "lock")
     try:
         settings = Settings.load(data_dir)
     except OSError as error:
         raise CannotRun(f"no endpoint was up in {data_dir}") from error
     except (ValueError, TypeError) as error:
         raise CannotRun(f"{data_dir} has settings that this version can't read ({error}): start `up` first") from error
-    with _only_one(data_dir):
-        backend = Backend(settings)
-        await _start(backend)
-        database = Database(data_dir / "endpoint.sqlite", *SCHEMAS)
-        await Fleet(settings, database, Catalog(database), backend).stop_all()
+    with _only_one(data_dir, for_up=False):
+        await _sweep(settings)
+        leave(0)
+
+
+async def _end_up(lock: Path) -> None:
+    try:
+        holder = json.loads(lock.read_text())
+        pid, identity = int(holder["pid"]), holder["identity"]
+        command = psutil.Process(pid).cmdline()
+    except (OSError, ValueError, TypeError, KeyError, psutil.Error):
+        return
+    if identity_of(pid) != identity or not any("endpoint" in part for part in command):
+        return
+    logger.info("ending `up`, pid %d", pid)
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise CannotRun(f"`up` (pid {pid}) is another user's") from error
+    deadline = time.monotonic() + _UP_END_S
+    while identity_of(pid) == identity:
+        if time.monotonic() > deadline:
+            raise CannotRun(f"`up` (pid {pid}) does not end: kill it (kill -9 {pid}), then `down` again")
+        await asyncio.sleep(0.1)
+
+
+async def _sweep(settings: Settings) -> None:
+    """Instances first: they need no backend to end."""
+    backend = Backend(settings)
+    try:
+        database = _open_database(settings.data_dir)
+    except CannotRun:
+        await fleet.end_unrecorded(settings)
         await backend.stop()
-        database.close()
-        return 0
+        raise
+    left = Fleet(settings, database, Catalog(database), backend)
+    await left.end_all()
+    try:
+        await backend.start()  # for the last lines of the instances
+        await left.send_last_logs()
+    except (BackendError, OSError) as error:
+        logger.warning("%s: the instances' last lines wait for the next `up`", error)
+    await left.close()
+    await backend.stop()
+    database.close()

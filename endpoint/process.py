@@ -7,14 +7,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 _POLL_S = 0.2
 _KILL_S = 10.0
+_LISTING = threading.Lock()
+"""psutil's cache of processes is not for several threads at once."""
 
 
 class Process:
@@ -74,12 +77,7 @@ class Process:
 
     async def kill(self) -> None:
         """SIGKILL to it and to what it left in its session; returns when all are dead, or the kernel won't let them."""
-        deadline = time.monotonic() + _KILL_S
-        while (members := self._members()) and time.monotonic() < deadline:
-            for member in members:
-                with contextlib.suppress(psutil.Error):
-                    member.kill()  # psutil looks first whether the pid is still the same process
-            await asyncio.sleep(0.02)
+        await _kill(self._members)
         if self._child is not None:
             self._child.poll()  # buries it
 
@@ -92,7 +90,7 @@ class Process:
         """The living ones of its session. No pid is given out again while it names a session that has members."""
         if not self.alive and identity_of(self.pid, of_dead=True) not in (None, self.identity):
             return []  # the pid is another's: so the session had no members left
-        return [process for process in psutil.process_iter() if _session_of(process.pid) == self.pid and _runs(process)]
+        return [process for process in _processes() if _session_of(process.pid) == self.pid and _runs(process)]
 
 
 def identity_of(pid: int, *, of_dead: bool = False) -> str | None:
@@ -109,13 +107,53 @@ def identity_of(pid: int, *, of_dead: bool = False) -> str | None:
 
 
 def find_session(variable: str, value: str) -> Process | None:
-    """The leader of a session whose environment at its start had `variable=value`: one whose pid nobody wrote down."""
-    for process in psutil.process_iter():
+    """The leader of a session whose environment at its start had `variable=value`: one whose pid nobody wrote down.
+
+    None if there is none, or if those that have it descend from several: which of them is it can't be told.
+    """
+    marked = _marked(variable, value)
+    pids = {process.pid for process in marked}
+    roots = [process.pid for process in marked if _parent_of(process) not in pids]
+    if len(roots) != 1 or _session_of(roots[0]) != roots[0]:
+        return None
+    identity = identity_of(roots[0])
+    return None if identity is None else Process(roots[0], identity)
+
+
+async def kill_marked(variable: str, value: str) -> None:
+    """SIGKILL to all whose environment at their start had `variable=value`, also those that left its session."""
+    await _kill(lambda: _marked(variable, value))
+
+
+async def _kill(find: Callable[[], list[psutil.Process]]) -> None:
+    """Until none is found, or the kernel won't let them die."""
+    deadline = time.monotonic() + _KILL_S
+    while (found := await asyncio.to_thread(find)) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()  # psutil looks first whether the pid is still the same process
+        await asyncio.sleep(0.02)
+
+
+def _processes() -> list[psutil.Process]:
+    with _LISTING:
+        return list(psutil.process_iter())
+
+
+def _marked(variable: str, value: str) -> list[psutil.Process]:
+    found = []
+    for process in _processes():
         with contextlib.suppress(psutil.Error):
-            if _session_of(process.pid) == process.pid and process.environ().get(variable) == value:
-                identity = identity_of(process.pid)
-                return None if identity is None else Process(process.pid, identity)
-    return None
+            if process.environ().get(variable) == value and _runs(process) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _parent_of(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
 
 
 def _identity_without_proc(pid: int) -> str | None:

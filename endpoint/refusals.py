@@ -11,7 +11,7 @@ from typing import Any
 
 from .aws_model import AwsError
 from .environment import why_refused
-from .storage import parse_location
+from .s3_location import parse_location
 
 _LOCAL = "is not supported by the local endpoint"
 

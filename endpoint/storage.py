@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from s3transfer.manager import TransferManager
 
+from .clients import Clients
+from .s3_location import parse_location
 from .settings import Settings
 
 MOST_INPUT_BYTES = 1 << 30
@@ -26,8 +26,6 @@ _READS_AT_ONCE, _WRITES_AT_ONCE = 16, 8
 _TRANSFER = TransferConfig(multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=2)
 _MAY_PASS = (408, 409, 429)
 """HTTP statuses below 500 after which another attempt may succeed."""
-
-_HOST = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-](?:dualstack\.)?[a-z0-9-]+)?\.amazonaws\.com(?:\.cn)?")
 
 
 class InputUnreadable(Exception):
@@ -41,30 +39,6 @@ class UploadFailed(Exception):
         super().__init__(message)
         self.may_pass = may_pass
         """Whether another attempt may succeed."""
-
-
-class HasClient(Protocol):
-    def client(self, service: str) -> Any: ...
-
-
-def parse_location(location: str) -> tuple[str, str]:
-    """Bucket and key, of s3:// and of S3's https:// forms, virtual host and path style. Raises ValueError.
-
-    An https:// location is a URL, so its path is percent-decoded; what follows s3://BUCKET/ is the key as it stands.
-    """
-    if location.startswith("s3://"):
-        bucket, _, key = location.removeprefix("s3://").partition("/")
-    else:
-        parts = urlsplit(location)
-        host = _HOST.fullmatch(parts.hostname or "")
-        if parts.scheme != "https" or host is None or parts.query or parts.fragment:
-            raise ValueError(f"{location} is not a location on S3")
-        bucket, key = host["bucket"] or "", unquote(parts.path).removeprefix("/")
-        if not bucket:
-            bucket, _, key = key.partition("/")
-    if not bucket or not key:
-        raise ValueError(f"{location} names no object")
-    return bucket, key
 
 
 class Source:
@@ -110,7 +84,7 @@ class Source:
 class Storage:
     """Owns the threads that speak with S3: others' waiting must not be ours."""
 
-    def __init__(self, settings: Settings, backend: HasClient) -> None:
+    def __init__(self, settings: Settings, backend: Clients) -> None:
         self._backend = backend
         self._readers = ThreadPoolExecutor(_READS_AT_ONCE, "s3 reader")
         self._writers = ThreadPoolExecutor(_WRITES_AT_ONCE, "s3 writer")

@@ -6,6 +6,7 @@ Nothing here knows that it isn't AWS, but for the environment variables of `aws_
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -102,6 +103,7 @@ def aws_environment(url: str) -> dict[str, str]:
 @contextmanager
 def platform(port: int, keep: bool) -> Iterator[None]:
     """`python -m endpoint up`. The end of its log is shown after a failure."""
+    fail_if_in_use(DATA_DIR)
     shutil.rmtree(DATA_DIR, ignore_errors=True)
     DATA_DIR.mkdir(parents=True)
     log = DATA_DIR / "log"
@@ -120,6 +122,22 @@ def platform(port: int, keep: bool) -> Iterator[None]:
         raise
     if not keep:
         stop(process)
+
+
+def fail_if_in_use(data_dir: Path) -> None:
+    """An earlier run with --keep may still be up."""
+    try:
+        with (data_dir / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failed(f"an earlier run is still up; end it with {down_command(data_dir)}") from None
+    except FileNotFoundError:
+        pass
+
+
+def down_command(data_dir: Path) -> str:
+    shown = data_dir.relative_to(ROOT) if data_dir.is_relative_to(ROOT) else data_dir
+    return f".venv/bin/python -m endpoint down --data-dir {shown}"
 
 
 def wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -415,7 +433,7 @@ def show_what_next(environment: dict[str, str]) -> None:
     )
     print(f"aws logs tail /aws/sagemaker/Endpoints/{NAME} --follow")
     print("\nEnd it with:")
-    print(f".venv/bin/python -m endpoint down --data-dir {DATA_DIR.relative_to(ROOT)}")
+    print(down_command(DATA_DIR))
 
 
 def end_by_signal(number: int, frame: FrameType | None) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 from emulator import Emulator
-from fleets import World, a_world, quick
-from server import eventually
+from fleets import MISBEHAVING, World, a_world, quick
+from server import PATIENCE_S, eventually
 
-from endpoint.catalog import Endpoint
+from endpoint.catalog import Endpoint, NotFound
 from endpoint.instance import MARKER, Instance
-from endpoint.process import Process, find_session, identity_of
+from endpoint.process import Process, find_session, identity_of, kill_marked
 
 NO_PING = (
     "The primary container for production variant AllTraffic did not pass the ping health check. "
@@ -304,6 +304,19 @@ def test_a_deleted_endpoint_is_gone_when_its_instances_are(tmp_path: Path) -> No
     run(tmp_path, work)
 
 
+def test_a_deletion_is_a_change(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 0)
+        await world.until_status("e", "InService")
+        version = world.fleet.version
+        await world.change("e", status="Deleting")
+        await asyncio.wait_for(world.fleet.wait_for_change(version), PATIENCE_S)
+        with pytest.raises(NotFound):
+            await world.catalog.endpoint("e")
+
+    run(tmp_path, work)
+
+
 def test_one_that_still_starts_can_be_deleted(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", environment={"WAIT_FOR_HEALTHY": "1"})
@@ -447,6 +460,61 @@ def test_a_process_whose_pid_nobody_wrote_down_is_found(tmp_path: Path) -> None:
     run(tmp_path, after)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"port": 4567},
+        {"region": "eu-west-1"},
+        {"account": "111111111111"},
+        {"serve": (sys.executable, MISBEHAVING, "")},
+    ],
+)
+def test_one_that_was_started_under_other_settings_is_replaced(tmp_path: Path, changes: dict[str, Any]) -> None:
+    async def before() -> int:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e")
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.read(lambda db: db.execute("SELECT pid FROM instances").fetchone())
+        world.database.close()
+        return int(row["pid"])
+
+    async def after(world: World) -> None:
+        [instance] = await world.until_healthy("e", lambda found: found)
+        assert instance.pid != old
+        given = await ask(instance, "environment")
+        assert given["AWS_ENDPOINT_URL"].endswith(f":{changes.get('port', 4566)}")
+        await until(lambda: not is_alive(old))
+
+    old = asyncio.run(before())
+    run(tmp_path, after, **changes)
+
+
+def test_a_clock_that_was_set_back_gives_no_longer_grace(tmp_path: Path) -> None:
+    async def before() -> int:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e", environment={"IGNORE_SIGTERM": "1"})
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.write(
+            lambda db: db.execute(
+                "UPDATE instances SET state = 'ending', ending_at = ? RETURNING pid", (time.time() + 3600,)
+            ).fetchone()
+        )
+        world.database.close()
+        return int(row["pid"])
+
+    async def after(world: World) -> None:
+        await until(lambda: not is_alive(old))
+
+    old = asyncio.run(before())
+    run(tmp_path, after, stop_grace_s=0.2)
+
+
 def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> None:
     async def first(world: World) -> None:
         await world.create("e")
@@ -488,6 +556,40 @@ def test_a_session_is_found_by_its_marker(tmp_path: Path) -> None:
     assert find_session("MARK", "another") is None
     asyncio.run(found.kill())
     eventually(lambda: not process.alive)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    def has_it(process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("MARK") == mark and process.status() != "zombie"
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if has_it(process)]
+
+
+def test_a_child_with_a_session_of_its_own_is_not_taken_for_its_parent(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    command = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]
+    process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
+    eventually(lambda: [each.name() for each in marked(mark)] == ["sleep"] * 2)
+    eventually(lambda: all(os.getsid(each.pid) == each.pid for each in marked(mark)))
+    found = find_session("MARK", mark)
+    assert found is not None and found.pid == process.pid
+    asyncio.run(kill_marked("MARK", mark))
+    assert marked(mark) == [] and not process.alive
+
+
+def test_what_a_lost_leader_left_is_killed(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    command = ["sh", "-c", "sleep 600 & setsid sleep 600 & exec sleep 600"]
+    process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
+    eventually(lambda: [each.name() for each in marked(mark)] == ["sleep"] * 3)
+    os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not process.alive)
+    assert find_session("MARK", mark) is None
+    asyncio.run(kill_marked("MARK", mark))
+    assert marked(mark) == []
 
 
 # With an S3 behind it

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
+import os
 import signal
+import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from endpoint_up import BUCKET, EndpointUp, Sent, run_endpoint
 from server import ROOT, eventually, free_port
 from soaking.endpoint import soak
+
+from examples import quickstart
 
 STRICT = f"{sys.executable} {Path(__file__).parent / 'strict_container.py'}"
 
@@ -53,7 +60,6 @@ def test_a_data_directory_and_a_port_serve_one_at_a_time(start: Up, tmp_path: Pa
     in_use = f"endpoint: {data} is in use by another `python -m endpoint`\n"
     for refused, why in {
         run_endpoint("up", "--data-dir", data, "--port", str(free_port())): in_use,
-        run_endpoint("down", "--data-dir", data): in_use,
         run_endpoint("up", "--data-dir", another, "--port", str(up.port)): (
             f"endpoint: can't listen on {up.url}: Address already in use; --port takes another\n"
         ),
@@ -156,6 +162,107 @@ def test_down_ends_what_a_killed_gateway_left_and_keeps_the_data(start: Up, tmp_
     (tmp_path / "go").touch()
     up.start()
     assert held.ended().outputs()[0]["body"] == b"held"
+
+
+def test_down_ends_a_living_up(start: Up) -> None:
+    up = start()
+    up.make_endpoint("e")
+    assert len(up.processes()) == 3
+    down = up.down()
+    assert down.returncode == 0, down.stderr
+    assert up.process.wait(5) == 0
+    assert up.processes() == {}
+
+
+def test_down_signals_nobody_for_the_pid_that_a_killed_up_wrote_down(start: Up, tmp_path: Path) -> None:
+    up = start()
+    up.kill()
+    lock = tmp_path / "data" / "lock"
+    with subprocess.Popen([sys.executable, "-c", "input()", "endpoint"], stdin=subprocess.PIPE) as other:
+        lock.write_text(json.dumps(json.loads(lock.read_text()) | {"pid": other.pid}))
+        assert up.down().returncode == 0
+        assert other.poll() is None
+    assert up.processes() == {}
+
+
+def test_down_ends_the_instances_although_the_backend_is_gone(start: Up, tmp_path: Path) -> None:
+    up = start()
+    up.make_endpoint("e")
+    up.kill()
+    settings = tmp_path / "data" / "settings.json"
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"backend": nowhere}))
+    down = up.down()
+    assert down.returncode == 0 and f"no answer from the backend at {nowhere}" in down.stderr
+    assert len(up.processes()) == 1  # the embedded backend, which isn't that one's
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"backend": "embedded"}))
+
+
+def test_a_broken_database_is_named_and_keeps_nothing_running(start: Up, tmp_path: Path) -> None:
+    up = start()
+    up.make_endpoint("e")
+    up.kill()
+    data = tmp_path / "data"
+    for file in data.glob("endpoint.sqlite*"):
+        file.unlink()
+    (data / "endpoint.sqlite").write_bytes(b"no database" * 1000)
+    why = f"endpoint: {data / 'endpoint.sqlite'} can't be used as the database: file is not a database\n"
+    down = up.down()
+    assert (down.returncode, down.stderr) == (1, why)
+    assert up.processes() == {}
+    refused = run_endpoint("up", "--data-dir", str(data), "--port", str(up.port))
+    assert (refused.returncode, refused.stderr) == (1, why)
+    assert up.processes() == {}
+
+
+def test_a_signal_ends_it_soon_although_the_backend_hangs(start: Up) -> None:
+    up = start()
+    up.make_places()
+    up.make_endpoint("e")
+    up.submit("e").ended()
+    [backend] = [
+        process
+        for process in map(psutil.Process, up.processes())
+        if process.pid != up.process.pid and "endpoint.emulator" in process.cmdline()
+    ]
+    backend.suspend()
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(40) == 0
+    assert up.processes() == {}
+
+
+def test_a_pipe_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+    port = free_port()
+    reader, writer = os.pipe()
+    os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)))
+    with subprocess.Popen(
+        [sys.executable, "-m", "endpoint", "up", "--data-dir", str(tmp_path), "--port", str(port)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=writer,
+        stderr=writer,
+    ) as process:
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_longhaul/health", timeout=5).close()
+                return True
+            return False
+
+        eventually(answers)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_quickstart_leaves_one_that_is_kept_alone(start: Up, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    quickstart.fail_if_in_use(data)
+    up = start()
+    with pytest.raises(quickstart.Failed, match=f"end it with .* down --data-dir {data}"):
+        quickstart.fail_if_in_use(data)
+    up.end()
+    quickstart.fail_if_in_use(data)
 
 
 # Kills

@@ -17,7 +17,7 @@ import pytest
 from emulator import Emulator
 
 from endpoint.model_files import ModelFiles
-from endpoint.model_source import ModelDataError, ModelSource, split_s3
+from endpoint.model_source import ModelDataError, ModelSource
 
 BUCKET = "models"
 URL = f"s3://{BUCKET}/model.tar.gz"
@@ -338,12 +338,24 @@ asyncio.run(main())
         "https://s3-eu-west-1.amazonaws.com/b/k/x",
         "https://b.s3.amazonaws.com/k/x",
         "https://b.s3.eu-west-1.amazonaws.com/k/x",
+        "https://b.s3.eu-west-1.amazonaws.com/%6B/x",
     ],
 )
 def test_the_forms_of_a_location(uri: str) -> None:
-    assert split_s3(uri) == ("b", "k/x")
+    source = ModelSource.of({"ModelDataUrl": uri})
+    assert source is not None and (source.bucket, source.key) == ("b", "k/x")
 
 
-def test_other_hosts_are_no_s3() -> None:
+@pytest.mark.parametrize("host", ["example.com", "b.s3.example.com", "b.s3-accelerate.example.com"])
+def test_other_hosts_are_no_s3(host: str) -> None:
     with pytest.raises(ModelDataError, match="not a location on S3"):
-        split_s3("https://example.com/b/k")
+        ModelSource.of({"ModelDataUrl": f"https://{host}/b/k"})
+
+
+@pytest.mark.parametrize("uri", ["s3://b/", "https://b.s3.amazonaws.com/"])
+def test_a_prefix_may_be_a_whole_bucket(uri: str) -> None:
+    part = {"S3Uri": uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
+    source = ModelSource.of({"ModelDataSource": {"S3DataSource": part}})
+    assert source is not None and (source.bucket, source.key) == ("b", "")
+    with pytest.raises(ModelDataError, match="names no object"):
+        ModelSource.of({"ModelDataSource": {"S3DataSource": part | {"S3DataType": "S3Object"}}})

@@ -19,8 +19,8 @@ from cut_line import ACCOUNT, REGION, Line, a_backend, running, until
 
 from endpoint import catalog, queue
 from endpoint.backend import Backend
-from endpoint.backend_error import is_refusal
 from endpoint.catalog import Catalog
+from endpoint.clients import is_refusal
 from endpoint.database import Database
 from endpoint.notices import MOST_ANSWER_BYTES, Notices
 from endpoint.queue import Job, Notice, Outcome, put_notice

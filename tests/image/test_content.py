@@ -94,6 +94,12 @@ def test_holds_no_compiler_no_weights_no_leftovers(image: str) -> None:
     assert set(inside(image, "ls", "-A", "/opt/longhaul").split()) == {".venv", "container", "serve", "LICENSE"}
 
 
+def test_holds_all_of_the_package_and_nothing_else(image: str) -> None:
+    """.dockerignore names what goes in."""
+    found = inside(image, "sh", "-c", "cd /opt/longhaul && find container -type f ! -name '*.pyc'").split()
+    assert set(found) == {str(path.relative_to(ROOT)) for path in (ROOT / "container").rglob("*.py")}
+
+
 def test_torch_runs_without_what_was_removed(image: str) -> None:
     program = "import torch, transformers, accelerate, numpy, sympy; print(torch.ones(3).sum().item())"
     assert inside(image, PYTHON, "-W", "error::ImportWarning", "-c", program).split() == ["3.0"]

@@ -1,4 +1,4 @@
-"""What reaches the backend in the background: whose it is to try again."""
+"""boto3's clients of the backend, as most modules see it, and whether what one has refused is worth another attempt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 _ONCE_MORE = ("Throttl", "RequestLimit", "TooManyRequests", "RequestTimeout", "KMSThrottling")
 
 
-class Backend(Protocol):
+class Clients(Protocol):
     def client(self, service: str) -> Any: ...
 
 
