@@ -191,7 +191,8 @@ def make_endpoint() -> None:
     # and a process may read a directory as it is.
     container = {
         "Image": f"{account}.dkr.ecr.us-east-1.amazonaws.com/longhaul:0.1.0",
-        "Environment": {"LONGHAUL_MODEL": str(MODEL)},
+        # So small a model needs no GPU, and nobody's driver.
+        "Environment": {"LONGHAUL_MODEL": str(MODEL), "LONGHAUL_DEVICE": "cpu"},
     }
     sagemaker.create_model(ModelName=NAME, PrimaryContainer=container, ExecutionRoleArn=ROLE)
     variant = {
