@@ -247,12 +247,24 @@ async def _gone(process: psutil.Process, within_s: float) -> bool:
     """Looks again and again: the threads of the loop may all hang in the backend that is to end."""
     deadline = time.monotonic() + within_s
     with contextlib.suppress(psutil.NoSuchProcess):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        while process.is_running() and not _is_buried(process):
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(_POLL_S)
-    with contextlib.suppress(psutil.TimeoutExpired):
-        process.wait(0)  # buries it, if it is a child that an earlier Backend here started
+    return True
+
+
+def _is_buried(process: psutil.Process) -> bool:
+    """Of a child that an earlier Backend here started, only when it is: a process whose main thread has ended reads as
+    a zombie while its other threads still end, and can't be buried until then. Other children are their parents'."""
+    if process.status() != psutil.STATUS_ZOMBIE:
+        return False
+    if process.ppid() != os.getpid():
+        return True
+    try:
+        process.wait(0)
+    except psutil.TimeoutExpired:
+        return False
     return True
 
 
