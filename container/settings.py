@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -39,14 +41,7 @@ def _number(least: int, most: int | None = None) -> Kind:
 
 def _seconds(least: float, most: float | None = None) -> Kind:
     expected = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not least <= value < float("inf") or (most is not None and value > most):
-            raise ValueError
-        return value
-
-    return Kind(f"a number of seconds, {expected}", parse)
+    return Kind(f"a number of seconds, {expected}", _between(least, sys.float_info.max if most is None else most))
 
 
 def _one_of(*choices: str) -> Kind:
@@ -69,6 +64,22 @@ def _match(expected: str, pattern: str) -> Kind:
 
 def _directory(text: str) -> str:
     if not Path(text).is_dir():
+        raise ValueError
+    return text
+
+
+def _between(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _store(text: str) -> str:
+    if not (re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", text) or Path(text).is_absolute()):
         raise ValueError
     return text
 
@@ -178,6 +189,34 @@ class Settings:
         "where JSON-lines bodies and answers lie while they are worked on",
         shown="the temporary directory",
     )
+    checkpoint_uri: str = _setting(
+        "LONGHAUL_CHECKPOINT_URI",
+        Kind("a directory's absolute path or s3://bucket/prefix", _store),
+        "where the journal lies, from which unfinished work goes on: a directory or `s3://bucket/prefix`",
+        shown="a directory under the temporary directory",
+    )
+    checkpoint_interval_s: float = _setting(
+        "LONGHAUL_CHECKPOINT_INTERVAL_S",
+        _seconds(0.1, 3600),
+        "how often what was generated is journalled: what the container's death costs at most",
+        default=10.0,
+    )
+    checkpoint_days: float = _setting(
+        "LONGHAUL_CHECKPOINT_DAYS",
+        Kind("a number of days, from 0.01 to 365", _between(0.01, 365)),
+        "so long after its beginning a job's journal is forgotten",
+        default=7.0,
+    )
+    checkpoint_max_bytes: int = _setting(
+        "LONGHAUL_CHECKPOINT_MAX_BYTES",
+        _number(1 << 20),
+        "largest journal of one job; and of a directory with all its jobs, whose oldest then go",
+        default=8 << 30,
+        shown="8 GiB",
+    )
+    checkpoint_kms_key: str | None = _setting(
+        "LONGHAUL_CHECKPOINT_KMS_KEY", _TEXT, "KMS key for a journal on S3", shown="the bucket's own encryption"
+    )
     log_level: str = _setting(
         "LONGHAUL_LOG_LEVEL",
         _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
@@ -214,6 +253,7 @@ class Settings:
         if "port" not in values and "SAGEMAKER_BIND_TO_PORT" in given:
             values["port"] = _parse(_number(1, 65535), "SAGEMAKER_BIND_TO_PORT", given["SAGEMAKER_BIND_TO_PORT"])
         values.setdefault("spool_dir", tempfile.gettempdir())
+        values.setdefault("checkpoint_uri", f"{tempfile.gettempdir()}/longhaul-checkpoints-{os.getuid()}")
         return cls(**values)
 
     @property

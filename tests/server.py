@@ -61,6 +61,8 @@ class Server:
             "LONGHAUL_THREADS": "1",
             "LONGHAUL_KV_CACHE_TOKENS": "32768",
             "LONGHAUL_MAX_BATCH_TOKENS": "128",
+            # Else the same request in another test would go on with what this one has left unfinished.
+            "LONGHAUL_CHECKPOINT_URI": f"{log.absolute()}.checkpoints",
         }
         environment |= {name: str(value) for name, value in settings.items()}
         with log.open("wb") as output:
