@@ -176,7 +176,7 @@ def standstill(server: Server) -> Iterator[Server]:
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
 def test_a_document_without_a_token_is_a_504_that_names_its_deadline(standstill: Server, more: dict[str, Any]) -> None:
-    error = refused(ask(standstill, COMPLETION | more))
+    error = refused(ask(standstill, COMPLETION | {"prompt": ["The fire is"]} | more))
     assert error["message"] == "the deadline (4 s by timeout=) came before the first token"
     assert error["type"] == "server_error"
 
