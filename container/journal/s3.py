@@ -94,13 +94,15 @@ class S3Store:
         with self._naming_failures("read"):
             for attempt in range(_TRIES):
                 try:
-                    data: bytes = self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read()
-                    return data
+                    body = self._client.get_object(Bucket=self._bucket, Key=name)["Body"]
                 except ClientError as error:
                     if _code(error) in _NOT_FOUND:
                         return None
                     raise
-                except BotoCoreError:  # botocore has no more retries once the body has begun
+                try:
+                    data: bytes = body.read()
+                    return data
+                except BotoCoreError:  # botocore tries nothing again once the body has begun
                     if attempt == _TRIES - 1:
                         raise
         raise AssertionError
