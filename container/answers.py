@@ -18,6 +18,10 @@ class ErrorDetail(Answer):
     type: Literal["invalid_request_error", "server_error"]
     param: str | None = Field(description="the field, in the request's own words")
     code: str
+    job: str | None = Field(None, description="at a shutdown: the request's own name for its job")
+    resumable: bool | None = Field(
+        None, description="at a shutdown: whether the same request, sent again, goes on where it was"
+    )
 
 
 class Error(Answer):

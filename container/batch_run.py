@@ -74,7 +74,10 @@ class BatchRun:
             yield chunk
 
     async def run(self, body: Spool, seeds: Seeds) -> None:
-        """`seeds` are those of the batch's job. Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line."""
+        """`seeds` are those of the batch's job.
+
+        Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line.
+        """
         self._seeds = seeds
         try:
             async with asyncio.TaskGroup() as group:

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 Status = Literal["starting", "ready", "recovering", "draining", "failed"]
 
 DRAIN_S = 20.0
-"""From SIGTERM until open work is given up. SageMaker kills 30 s after it; journal, answers and exit need their share."""
+"""From SIGTERM until open work is given up. SageMaker kills 30 s after it: journal and answers need their share."""
 SAVE_S = 3.0
 """For what was generated to reach the journal."""
 ANSWERS_S = 2.0
@@ -138,6 +138,10 @@ class Edge:
         """Fetch the model, then load tokenizer and engine side by side."""
         try:
             await self._open_journal()
+        except BadSetting as error:
+            self.fail(str(error))
+            return
+        try:
             directory = self._directory = await asyncio.to_thread(local_directory, self._model, self.settings)
             self._start_engine(directory)
             self._files_digest = await asyncio.to_thread(model_identity, directory)

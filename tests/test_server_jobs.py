@@ -196,8 +196,8 @@ def test_a_request_sent_again_until_it_is_done_has_the_undisturbed_answer(
 def test_what_a_client_leaves_behind_is_freed_and_kept(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
     server = begin()
     with server.connect() as sock:
-        head = f"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Type: application/jsonlines\r\nContent-Length: {len(BODY)}"
-        sock.sendall(f"{head}\r\n\r\n{BODY}".encode())
+        head = f"Host: a\r\nContent-Type: application/jsonlines\r\nContent-Length: {len(BODY)}"
+        sock.sendall(f"POST /invocations HTTP/1.1\r\n{head}\r\n\r\n{BODY}".encode())
         wait_for_tokens(server, 500)
     eventually(lambda: server.metric("longhaul_sequences_running") == 0)
     assert told(send(server)) == undisturbed
