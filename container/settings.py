@@ -223,6 +223,13 @@ class Settings:
         "least severe log lines written",
         default="INFO",
     )
+    progress: Literal["log", "s3"] | None = _setting(
+        "LONGHAUL_PROGRESS",
+        _one_of("log", "s3"),
+        "how far each request is, every 5 s, and the server's CloudWatch metrics every 60 s: as lines of the `log`, "
+        "with `s3` also as an object beside the journal",
+        shown="off",
+    )
     served_name: str | None = _setting(
         "LONGHAUL_SERVED_NAME",
         _TEXT,

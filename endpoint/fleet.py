@@ -48,6 +48,7 @@ class Fleet:
         self._settings = settings = replace(settings, data_dir=settings.data_dir.absolute())
         self._database = database
         self._catalog = catalog
+        self._backend = backend
         self._records = Records(database)
         self._files = ModelFiles(settings.data_dir / "models", backend)
         self._logs = ContainerLogs(database, backend, settings.instance_log_bytes, echo)
@@ -124,6 +125,7 @@ class Fleet:
                 self._files.start()
                 self._around = Surroundings(
                     settings=self._settings,
+                    backend=self._backend,
                     records=self._records,
                     files=self._files,
                     logs=self._logs,

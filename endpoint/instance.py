@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from . import checkpoints
 from .catalog import Deployment
 from .database import Database
 from .settings import Settings
@@ -167,6 +168,8 @@ def environment(
     """All that the process gets. Of the developer's own environment (`own`) only what a program needs to run."""
     given = {name: own[name] for name in (*_OWN, *settings.pass_environment) if name in own}
     given |= _aws(settings, isolated=bool(deployment.model.get("EnableNetworkIsolation")))
+    if (journal := checkpoints.uri(settings, deployment, record.endpoint)) is not None:
+        given[checkpoints.VARIABLE] = journal
     given["SM_MODEL_DIR"] = str(model_dir)
     if any(model_dir.iterdir()):
         given["LONGHAUL_MODEL"] = str(model_dir)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import aiohttp
 
+from . import checkpoints
 from .catalog import Deployment
+from .clients import Clients
 from .container_logs import ContainerLogs
 from .instance import MARKER, Record, Records, environment
 from .model_files import ModelFiles
@@ -39,6 +41,7 @@ class Surroundings:
     """What all instances share."""
 
     settings: Settings
+    backend: Clients
     records: Records
     files: ModelFiles
     logs: ContainerLogs
@@ -160,6 +163,8 @@ class InstanceLife:
         """Written down before it happens: a gateway that is killed anywhere in here leaves no unknown process."""
         assert self._deployment is not None
         settings = self._around.settings
+        if checkpoints.uri(settings, self._deployment, self.record.endpoint) is not None:
+            await checkpoints.make_bucket(settings, self._around.backend)
         launched_at = self.record.launched_at or time.time()
         directory = settings.data_dir / "instances" / self.id
         if self.record.launched_at is None:

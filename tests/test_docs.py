@@ -21,6 +21,8 @@ README = (ROOT / "README.md").read_text()
 FENCED = re.findall(r"(<!-- request -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
 REQUESTS = [text for marked, language, text in FENCED if marked and language == "json"]
 LINES = [text for marked, language, text in FENCED if not marked and language == "json"]
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+PROMISES = re.findall(r"^\| ([^|`]+?) \| (`test_.*) \|$", RELIABILITY, re.MULTILINE)
 CURLS = re.findall(r"^curl .*?(?<!\\)$", README, re.DOTALL | re.MULTILINE)
 
 
@@ -84,3 +86,17 @@ def test_a_commands_body_is_accepted(command: str) -> None:
     else:
         assert body is not None
         assert read_document(content_type[1], body[1].encode(), attributes[1] if attributes else None).items
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    files = (path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    there = {name for text in files for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)}
+    assert len(PROMISES) >= 10
+    for promise, tests in PROMISES:
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert named and set(named) <= there, (promise, set(named) - there)
+
+
+def test_every_promise_is_told_and_held() -> None:
+    told = re.findall(r"^\*\*How\.\*\*", RELIABILITY, re.MULTILINE)
+    assert len(told) == len(PROMISES)

@@ -160,6 +160,7 @@ def test_a_container_gets_its_environment_and_nothing_of_the_developers(
     assert given["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4999" and given["AWS_REGION"] == "eu-west-1"
     assert (given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"]) == ("123456789012", "local")
     assert given["PATH"] == os.environ["PATH"] and given["HOME"] == os.environ["HOME"]
+    assert given["LONGHAUL_CHECKPOINT_URI"] == "s3://longhaul-checkpoints-eu-west-1-123456789012/e/AllTraffic"
     assert not {"AWS_PROFILE", "LONGHAUL_THREADS", "LONGHAUL_MODEL"} & set(given)
 
 
@@ -170,8 +171,19 @@ def test_network_isolation_takes_aws_away(tmp_path: Path) -> None:
         return dict(await ask(world.fleet.healthy("e")[0], "environment"))
 
     given = run(tmp_path, work)
-    assert not {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & set(given)
+    aws = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "LONGHAUL_CHECKPOINT_URI"}
+    assert not aws & set(given)
     assert given["AWS_CONFIG_FILE"] == given["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
+
+
+@pytest.mark.parametrize("uri", ["/a/directory", "s3://mine/journal", ""])
+def test_a_model_that_names_a_journal_of_its_own_keeps_it(tmp_path: Path, uri: str) -> None:
+    async def work(world: World) -> dict[str, str]:
+        await world.create("e", environment={"LONGHAUL_CHECKPOINT_URI": uri})
+        await world.until_status("e", "InService")
+        return dict(await ask(world.fleet.healthy("e")[0], "environment"))
+
+    assert run(tmp_path, work)["LONGHAUL_CHECKPOINT_URI"] == uri
 
 
 # Life
@@ -617,6 +629,38 @@ def test_model_files_live_as_long_as_their_endpoint(tmp_path: Path, emulator: Em
         await until(lambda: not Path(given["SM_MODEL_DIR"]).exists())
 
     run(tmp_path, work, backend=emulator)
+
+
+def buckets(emulator: Emulator) -> set[str]:
+    return {bucket["Name"] for bucket in emulator.client("s3").list_buckets()["Buckets"]}
+
+
+def test_the_journals_bucket_is_made_with_the_first_container_and_kept(tmp_path: Path, emulator: Emulator) -> None:
+    s3, bucket = emulator.client("s3"), "longhaul-checkpoints-eu-west-1-000000000000"
+    segment = {"Bucket": bucket, "Key": "e/AllTraffic/segment"}
+
+    async def work(world: World) -> None:
+        await world.create("own", environment={"LONGHAUL_CHECKPOINT_URI": ""})
+        await world.until_status("own", "InService")
+        assert bucket not in buckets(emulator)
+        await world.create("e")
+        await world.until_status("e", "InService")
+        s3.put_object(**segment, Body=b"kept")
+        await world.change("e", status="Updating", desired=2)
+        await world.until_status("e", "InService")
+        assert s3.get_object(**segment)["Body"].read() == b"kept"
+
+    run(tmp_path, work, backend=emulator, region="eu-west-1")
+    assert s3.get_bucket_location(Bucket=bucket)["LocationConstraint"] == "eu-west-1"
+
+
+def test_without_a_backend_containers_start_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(world: World) -> None:
+        await world.create("e")
+        await world.until_status("e", "InService")
+
+    run(tmp_path, work)
+    assert "longhaul-checkpoints-us-east-1-000000000000 for journals could not be made" in caplog.text
 
 
 @pytest.fixture(scope="module")

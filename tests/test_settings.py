@@ -64,6 +64,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("LONGHAUL_CHECKPOINT_DAYS", "366", "a number of days, from 0.01 to 365"),
         ("LONGHAUL_CHECKPOINT_MAX_BYTES", "1000", "a whole number from 1048576"),
         ("LONGHAUL_LOG_LEVEL", "debug", "one of DEBUG, INFO, WARNING, ERROR"),
+        ("LONGHAUL_PROGRESS", "yes", "one of log, s3"),
         ("LONGHAUL_TRUST_REMOTE_CODE", "maybe", "1, true, on, 0, false or off"),
         ("LONGHAUL_ALLOW_PICKLE", "2", "1, true, on, 0, false or off"),
         ("SAGEMAKER_BIND_TO_PORT", "web", "a whole number from 1 to 65535"),

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from container.server_metrics import ServerMetrics
+from container.telemetry import Metrics
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(server: ServerMetrics) -> dict[str, float | None]:
+    return {metric.name: metric.value for metric in server.take()}
+
+
+def test_counters_are_told_by_what_has_come_since() -> None:
+    metrics, clock = Metrics(), Clock()
+    server = ServerMetrics(metrics, clock)
+    metrics.generation_tokens.inc(30)
+    metrics.engine_restarts.inc()
+    clock.now += 60
+    first = told(server)
+    assert (first["GenerationTokens"], first["GenerationTokensPerSecond"], first["EngineRestarts"]) == (30, 0.5, 1)
+    metrics.generation_tokens.inc(12)
+    clock.now += 60
+    second = told(server)
+    assert (second["GenerationTokens"], second["EngineRestarts"]) == (12, 0)
+
+
+def test_gauges_are_told_as_they_are() -> None:
+    metrics = Metrics()
+    metrics.sequences_running.set_function(lambda: 3)
+    metrics.sequences_waiting.set(5)
+    metrics.kv_cache_usage.set(0.25)
+    metrics.requests_running.set(2)
+    now = told(ServerMetrics(metrics, Clock()))
+    names = ("SequencesRunning", "SequencesWaiting", "KVCacheUsage", "InvocationsOpen")
+    assert [now[name] for name in names] == [3, 5, 25, 2]
+
+
+def test_only_answers_of_500_and_above_are_errors() -> None:
+    metrics = Metrics()
+    for outcome in ("ok", "ok", "client_error", "server_error", "abandoned"):
+        metrics.requests.labels("/invocations", outcome).inc()
+    now = told(ServerMetrics(metrics, Clock()))
+    assert (now["Invocations"], now["InvocationErrors"]) == (5, 1)
+
+
+def test_a_server_that_becomes_idle_says_so_once() -> None:
+    metrics = Metrics()
+    server = ServerMetrics(metrics, Clock())
+    assert told(server) == {}
+    metrics.sequences_running.set(1)
+    assert told(server)["SequencesRunning"] == 1
+    metrics.sequences_running.set(0)
+    assert told(server)["SequencesRunning"] == 0
+    assert told(server) == {}
+
+
+def test_no_time_has_no_rate() -> None:
+    metrics = Metrics()
+    server = ServerMetrics(metrics, Clock())
+    metrics.generation_tokens.inc()
+    assert told(server)["GenerationTokensPerSecond"] is None
+
+
+@pytest.mark.parametrize("name", ["GenerationTokens", "PromptTokens", "InvocationErrors", "EngineRestarts"])
+def test_the_metrics_that_alarms_are_made_of_keep_their_names(name: str) -> None:
+    metrics = Metrics()
+    metrics.sequences_running.set(1)
+    assert name in told(ServerMetrics(metrics, Clock()))
