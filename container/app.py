@@ -19,6 +19,7 @@ from .document_run import answer_large, answer_small, spooled_response
 from .edge import Edge
 from .errors import InvalidRequest, RequestError, TooLarge
 from .exchange import Exchange, error_response
+from .fingerprint import Fingerprint
 from .invocation import Invocation
 from .reader.client import INLINE_BYTES
 from .reader.messages import ReadDocument
@@ -84,24 +85,28 @@ async def _answer_document(edge: Edge, exchange: Exchange, route: Route) -> Resp
     service, settings, headers = edge.service_or_unavailable(), edge.settings, exchange.request.headers
     deadline = exchange.read_deadline()
     what = ReadDocument(route, headers.get("content-type"), headers.get(CUSTOM_ATTRIBUTES))
-    body = await _read_document(exchange, settings)
+    fingerprint = Fingerprint(service.identity, route, what.content_type, what.custom_attributes)
+    body = await _read_document(exchange, settings, fingerprint)
     exchange.watch_for_disconnect()
     invocation = Invocation(service, deadline)
     try:
         if isinstance(body, bytes):
-            response = await answer_small(service, invocation, what, body)
+            seeds = await exchange.attach(invocation, fingerprint)
+            response = await answer_small(service, invocation, what, body, seeds)
         else:
             invocation.body_bytes = body.size
-            response = await answer_large(service, invocation, what, body, settings.spool_dir)
+            seeds = await exchange.attach(invocation, fingerprint)
+            response = await answer_large(service, invocation, what, body, seeds, settings.spool_dir)
         return _marked(response, invocation)
     finally:
         if isinstance(body, Spool):
             close_soon(body)
         invocation.close()
+        exchange.unfinished = invocation.unfinished
         exchange.fields |= invocation.counts()
 
 
-async def _read_document(exchange: Exchange, settings: Settings) -> bytes | Spool:
+async def _read_document(exchange: Exchange, settings: Settings, fingerprint: Fingerprint) -> bytes | Spool:
     """A large one goes to the disk at once."""
     limit = settings.max_json_bytes
     chunks = _chunks(exchange, limit, "send JSON lines (application/jsonlines) for more")
@@ -111,11 +116,12 @@ async def _read_document(exchange: Exchange, settings: Settings) -> bytes | Spoo
         if len(body) > INLINE_BYTES:
             spool = Spool(settings.spool_dir)
             try:
-                await _spool_body(exchange, spool, limit, chunks, body)
+                await _spool_body(exchange, spool, limit, chunks, body, fingerprint)
             except BaseException:
                 close_soon(spool)
                 raise
             return spool
+    fingerprint.add(body)
     return bytes(body)
 
 
@@ -142,9 +148,10 @@ async def _chunks(exchange: Exchange, limit: int, hint: str) -> AsyncIterator[by
 
 
 async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
-    service, settings = edge.service_or_unavailable(), edge.settings
-    check_charset(exchange.request.headers.get("content-type"))
+    service, settings, headers = edge.service_or_unavailable(), edge.settings, exchange.request.headers
+    check_charset(headers.get("content-type"))
     invocation = Invocation(service, exchange.read_deadline())
+    fingerprint = Fingerprint(service.identity, "invocations", headers.get("content-type"), None)
     body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
     batch = BatchRun(
         service,
@@ -156,9 +163,10 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     limit = settings.max_body_bytes
     try:
         chunks = batch.counting(_chunks(exchange, limit, "split the file"))
-        await _spool_body(exchange, body, limit, chunks, bytearray())
+        await _spool_body(exchange, body, limit, chunks, bytearray(), fingerprint)
         exchange.watch_for_disconnect()
-        await batch.run(body)
+        seeds = await exchange.attach(invocation, fingerprint)
+        await batch.run(body, seeds)
         await asyncio.to_thread(answers.flush)  # a full disk must show before the answer begins
     except BaseException:
         close_soon(answers)
@@ -166,6 +174,7 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     finally:
         close_soon(body)
         invocation.close()
+        exchange.unfinished = invocation.unfinished
         exchange.fields |= invocation.counts() | {"items": batch.items, "failed_items": batch.failed}
     return _marked(spooled_response(answers, "application/jsonlines"), invocation)
 
@@ -173,6 +182,10 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
 def _marked(response: Response, invocation: Invocation) -> Response:
     """Says so where the deadline left something unfinished. A text can't say it itself, and of the headers SageMaker
     keeps the content type alone: in the notice and with the object."""
+    if invocation.lease is not None and invocation.lease.job.name is not None:
+        response.headers["x-longhaul-job"] = invocation.lease.job.name
+    if invocation.lease is not None and invocation.lease.resumed_tokens:
+        response.headers["x-longhaul-resumed-tokens"] = str(invocation.lease.resumed_tokens)
     if invocation.unfinished:
         response.headers["x-longhaul-finish-reason"] = "deadline"
         if response.headers["content-type"].startswith("text/plain"):
@@ -181,7 +194,12 @@ def _marked(response: Response, invocation: Invocation) -> Response:
 
 
 async def _spool_body(
-    exchange: Exchange, spool: Spool, limit: int, chunks: AsyncIterator[bytes], pending: bytearray
+    exchange: Exchange,
+    spool: Spool,
+    limit: int,
+    chunks: AsyncIterator[bytes],
+    pending: bytearray,
+    fingerprint: Fingerprint,
 ) -> None:
     """`pending` and whatever comes after it."""
     # No more is ever written than the limit, which has an answer of its own.
@@ -189,10 +207,15 @@ async def _spool_body(
     async for chunk in chunks:
         pending += chunk
         if len(pending) >= _SPOOL_WRITE:
-            await asyncio.to_thread(spool.append, bytes(pending))
+            await asyncio.to_thread(_append, spool, fingerprint, bytes(pending))
             pending.clear()
-    await asyncio.to_thread(spool.append, bytes(pending))
+    await asyncio.to_thread(_append, spool, fingerprint, bytes(pending))
     await asyncio.to_thread(spool.flush)
+
+
+def _append(spool: Spool, fingerprint: Fingerprint, data: bytes) -> None:
+    spool.append(data)
+    fingerprint.add(data)
 
 
 def _named(error: HTTPException) -> RequestError:

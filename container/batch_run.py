@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from .dialects.batch import Line, is_blank, name_line, name_long_line, read_line
+from .dialects.call import Call
 from .errors import DeadlineExceeded, EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable
 from .invocation import Invocation, Service
 from .preparation import Prepared
 from .reader.client import INLINE_BYTES, Reader
 from .reader.messages import Failure, Opened, ReadLine
+from .seeds import Seeds
 from .seen_ids import SeenIds
 from .spool import OrderedSpool, Spool, SpooledLine, close_soon
 
@@ -55,6 +57,7 @@ class BatchRun:
         self._spool_dir = spool_dir
         self._longest_line = longest_line
         self._seen = SeenIds(spool_dir)
+        self._seeds = Seeds(b"")
         self.items = 0
         self._failed = 0
         self._skipped = 0  # the worker's count, as the former is the event loop's
@@ -70,8 +73,9 @@ class BatchRun:
             self._invocation.items += chunk.count(b"\n")
             yield chunk
 
-    async def run(self, body: Spool) -> None:
-        """Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line."""
+    async def run(self, body: Spool, seeds: Seeds) -> None:
+        """`seeds` are those of the batch's job. Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line."""
+        self._seeds = seeds
         try:
             async with asyncio.TaskGroup() as group:
                 await self._start_all(body, group)
@@ -123,7 +127,7 @@ class BatchRun:
 
     def _entry(self, spooled: SpooledLine) -> _Entry:
         place, self.items = self.items, self.items + 1
-        line, prepared = self._read(spooled)
+        line, prepared = self._read(spooled, place)
         return _Entry(place=place, spooled=spooled, read=line, prepared=prepared)
 
     def _skip(self, spooled: SpooledLine, body: Spool) -> None:
@@ -140,7 +144,7 @@ class BatchRun:
             return name_long_line(body.read_at(spooled.offset, spooled.size), spooled.number)
         return name_line(spooled.text, spooled.number)
 
-    def _read(self, spooled: SpooledLine) -> tuple[Line | None, tuple[Prepared, ...]]:
+    def _read(self, spooled: SpooledLine, place: int) -> tuple[Line | None, tuple[Prepared, ...]]:
         if spooled.size > self._longest_line:
             return self._too_long(spooled), ()
         if spooled.text is None:
@@ -149,10 +153,14 @@ class BatchRun:
         try:
             self._check_name(line.unique_id)
             if line.call is not None:
-                return line, tuple(self._service.preparer.prepare(item) for item in line.call.items)
+                return line, tuple(self._prepared(line.call, place))
         except InvalidRequest as error:
             return line.failed(error), ()
         return line, ()
+
+    def _prepared(self, call: Call, place: int) -> Iterator[Prepared]:
+        for index, item in enumerate(call.items):
+            yield self._service.preparer.prepare(item, self._seeds.of(place, index))
 
     def _too_long(self, spooled: SpooledLine) -> Line:
         name = f"line {spooled.number}"
@@ -169,7 +177,7 @@ class BatchRun:
         try:
             if line.error is not None:
                 raise line.error
-            results = await self._invocation.run_all(entry.prepared)
+            results = await self._invocation.run_all(entry.prepared, entry.place)
         except RequestError as error:
             await self._fail(entry, line, error)
         else:
@@ -192,7 +200,7 @@ class BatchRun:
                 refusal = await self._refusal(reader.opened, line)
                 opened.set()
                 if refusal is None:
-                    refusal = await self._run_read(reader)
+                    refusal = await self._run_read(reader, entry.place)
                 await reader.render(refusal)
             await self._invocation.in_writer(lambda: self._answers.put_file(entry.place, answer))
             self._failed += refusal is not None
@@ -210,11 +218,12 @@ class BatchRun:
         """Raises DeadlineExceeded where its line is not read in time."""
         what = ReadLine(entry.spooled.number, entry.spooled.offset, entry.spooled.size)
         async with self._invocation.before_deadline():
-            return await stack.enter_async_context(self._service.readers.read(what, body, answer))
+            reading = self._service.readers.read(what, body, answer, self._seeds, entry.place)
+            return await stack.enter_async_context(reading)
 
-    async def _run_read(self, reader: Reader) -> Failure | None:
+    async def _run_read(self, reader: Reader, place: int) -> Failure | None:
         try:
-            await self._invocation.run_read(reader)
+            await self._invocation.run_read(reader, place)
         except DeadlineExceeded as error:
             return Failure.of(error)
         return None

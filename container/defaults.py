@@ -6,7 +6,6 @@ transformers' GenerationConfig.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from .errors import InvalidRequest
 from .generation import Item, Parameters
 
 SEEDS = 2**64
-DRAWN_SEED_BITS = 53
-"""A seed that we draw survives clients that read every JSON number as a double."""
 COLDEST = 1e-5
 """A colder request is greedy: there, 0.001 between two logits is a factor of e^100, and colder still they overflow."""
 
@@ -109,9 +106,10 @@ class Defaults:
         )
 
     def resolve(
-        self, item: Item, prompt_tokens: int, *, limit_tokens: int, default_max_new_tokens: int
+        self, item: Item, prompt_tokens: int, *, limit_tokens: int, default_max_new_tokens: int, drawn_seed: int
     ) -> tuple[Sampling, ...]:
-        """How each of the item's n choices is sampled. `limit_tokens` bounds prompt and output together.
+        """How each of the item's n choices is sampled. `limit_tokens` bounds prompt and output together, and
+        `drawn_seed` is for an item that is sampled and gives none.
 
         An explicit value wins over the model's generation_config, that over the dialect's default (as vLLM and, but for
         the dialect, transformers do). Choice i's seed is the first one's plus i, so that each can be asked for alone.
@@ -136,10 +134,10 @@ class Defaults:
             raise InvalidRequest(message, param=name)
         if sampling.temperature == 0:
             return (sampling,) * parameters.n
-        return self._seeded(sampling, parameters)
+        return self._seeded(sampling, parameters, drawn_seed)
 
-    def _seeded(self, sampling: Sampling, parameters: Parameters) -> tuple[Sampling, ...]:
-        first = secrets.randbits(DRAWN_SEED_BITS) if parameters.seed is None else parameters.seed
+    def _seeded(self, sampling: Sampling, parameters: Parameters, drawn_seed: int) -> tuple[Sampling, ...]:
+        first = drawn_seed if parameters.seed is None else parameters.seed
         sampling = msgspec.structs.replace(
             sampling,
             top_k=_said(parameters.top_k, self.top_k, 0),

@@ -12,14 +12,17 @@ from .dialects.document import read_call
 from .invocation import Invocation, Service
 from .preparation import Prepared
 from .reader.messages import ReadDocument
+from .seeds import Seeds
 from .spool import OrderedSpool, Spool, close_soon
 
 
-async def answer_small(service: Service, invocation: Invocation, what: ReadDocument, body: bytes) -> Response:
+async def answer_small(
+    service: Service, invocation: Invocation, what: ReadDocument, body: bytes, seeds: Seeds
+) -> Response:
     def read() -> tuple[Call, list[Prepared]]:
         call = read_call(what.route, what.content_type, body, what.custom_attributes)
         # All items are checked before any runs: a bad one must not cost the others' work.
-        return call, [service.preparer.prepare(item) for item in call.items]
+        return call, [service.preparer.prepare(item, seeds.of(0, index)) for index, item in enumerate(call.items)]
 
     async with invocation.before_deadline():
         call, prepared = await invocation.in_worker(read)
@@ -30,13 +33,13 @@ async def answer_small(service: Service, invocation: Invocation, what: ReadDocum
 
 
 async def answer_large(
-    service: Service, invocation: Invocation, what: ReadDocument, body: Spool, spool_dir: str
+    service: Service, invocation: Invocation, what: ReadDocument, body: Spool, seeds: Seeds, spool_dir: str
 ) -> Response:
     answer = Spool(spool_dir)
     try:
         async with AsyncExitStack() as stack:
             async with invocation.before_deadline():
-                reader = await stack.enter_async_context(service.readers.read(what, body, answer))
+                reader = await stack.enter_async_context(service.readers.read(what, body, answer, seeds))
             invocation.items = reader.opened.items
             await invocation.run_read(reader)
             content_type = await reader.render()

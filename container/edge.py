@@ -27,7 +27,11 @@ from .engine.messages import EngineConfig, EngineInfo, Step
 from .engine.sequence import EngineError
 from .errors import Unavailable
 from .exchange import Exchange
+from .fingerprint import model_identity
 from .invocation import Service
+from .job import Lease
+from .jobs import Jobs
+from .journal.store import open_store
 from .model_source import local_directory
 from .orphans import bury_orphans
 from .preparation import Preparer
@@ -41,8 +45,10 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["starting", "ready", "recovering", "draining", "failed"]
 
-DRAIN_S = 22.0
-"""From SIGTERM until open work is given up. SageMaker kills 30 s after it; answers and exit need their share."""
+DRAIN_S = 20.0
+"""From SIGTERM until open work is given up. SageMaker kills 30 s after it; journal, answers and exit need their share."""
+SAVE_S = 3.0
+"""For what was generated to reach the journal."""
 ANSWERS_S = 2.0
 """For the answers of given-up work to reach the wire."""
 DRAIN_PATIENCE_S = 5.0
@@ -50,6 +56,8 @@ DRAIN_PATIENCE_S = 5.0
 KEEP_ALIVE_S = 180
 """Longer than pooled clients keep a connection: they would lose a race with a shorter one."""
 _WORKERS = 2
+_SAGEMAKERS = ("SAGEMAKER_SAFE_PORT_RANGE", "SAGEMAKER_BIND_TO_PORT")
+"""Variables that tell of SageMaker's own containers."""
 _REASONS: dict[Status, str] = {
     "starting": "the model is being loaded",
     "recovering": "the engine died and is being started again",
@@ -72,6 +80,8 @@ class Edge:
         self._model = model
         self._library_path = library_path
         self._directory = ""
+        self._files_digest = ""
+        self._jobs: Jobs | None = None
         self._engine: EngineClient | None = None
         self._admission: Admission | None = None
         self._tokenizer: Tokenizer | None = None
@@ -120,11 +130,17 @@ class Edge:
             raise Unavailable(f"the server is {status}; try again when /ping answers 200", code=code)
         return self.service
 
+    def release(self, lease: Lease, *, is_complete: bool) -> None:
+        assert self._jobs is not None, "it is a job's"
+        self._jobs.release(lease, is_complete=is_complete)
+
     async def load(self) -> None:
         """Fetch the model, then load tokenizer and engine side by side."""
         try:
+            await self._open_journal()
             directory = self._directory = await asyncio.to_thread(local_directory, self._model, self.settings)
             self._start_engine(directory)
+            self._files_digest = await asyncio.to_thread(model_identity, directory)
             self._defaults = await asyncio.to_thread(Defaults.load, directory)
             self._tokenizer = await asyncio.to_thread(self._load_tokenizer, directory)
         except (BadSetting, OSError, ValueError) as error:
@@ -147,6 +163,31 @@ class Edge:
         self._admission = Admission(self._engine)
         self._watch_gauges(self._engine, self._admission)
         self._engine.start()
+
+    async def _open_journal(self) -> None:
+        """Raises BadSetting where it can't be one, whatever becomes of disks and networks."""
+        settings = self.settings
+        try:
+            store = await asyncio.to_thread(
+                partial(open_store, settings.checkpoint_uri, kms_key=settings.checkpoint_kms_key)
+            )
+        except ValueError as error:
+            raise BadSetting(f"LONGHAUL_CHECKPOINT_URI is {settings.checkpoint_uri!r}: {error}") from None
+        if store.is_local and any(name in os.environ for name in _SAGEMAKERS):
+            logger.warning(
+                "the journal is a directory of this container and ends with it; give an s3:// address as"
+                " LONGHAUL_CHECKPOINT_URI to go on after the container's death",
+                extra={"action": "journal_is_local"},
+            )
+        self._jobs = Jobs(
+            store,
+            self.metrics,
+            interval_s=settings.checkpoint_interval_s,
+            lifetime_s=settings.checkpoint_days * 86_400,
+            max_bytes=settings.checkpoint_max_bytes,
+            replay_dir=settings.spool_dir,
+        )
+        self._jobs.start()
 
     def _load_tokenizer(self, directory: str) -> Tokenizer:
         return Tokenizer.load(
@@ -180,16 +221,27 @@ class Edge:
         await self._end.wait()
         self.metrics.ready.set(0)
         await self._drained()
+        await self._save_jobs(SAVE_S)
         self._abort_exchanges()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._exchanges_ended(), ANSWERS_S)
+        await self._save_jobs(ANSWERS_S)
         return 0 if self._failure is None else 1
 
     async def stop(self) -> None:
         if self._engine is not None:
             await self._engine.stop()
+        if self._jobs is not None:
+            self._jobs.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
         self.writers.shutdown(wait=False, cancel_futures=True)
+
+    async def _save_jobs(self, within_s: float) -> None:
+        """Where somebody still waits, nothing is generated any more: what there is, is what can go on later."""
+        if self._jobs is not None:
+            self._jobs.freeze()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._jobs.save_all(), within_s)
 
     async def _drained(self) -> None:
         """Until all open work is done, but not past its time."""
@@ -203,11 +255,18 @@ class Edge:
             await asyncio.wait({exchange.ended for exchange in self.exchanges})
 
     def _abort_exchanges(self) -> None:
-        error = Unavailable("the server is shutting down; send the request again", code="shutting_down")
-        if self._failure is not None:
-            error = Unavailable(f"the server failed: {self._failure}", code="failed")
         for exchange in list(self.exchanges):
-            exchange.abort(error)
+            exchange.abort(self._verdict_of(exchange))
+
+    def _verdict_of(self, exchange: Exchange) -> Unavailable:
+        lease = exchange.lease
+        is_resumable = lease is not None and self._jobs is not None and self._jobs.is_saved(lease)
+        facts: dict[str, str | bool | None] = {"job": exchange.job_name, "resumable": is_resumable}
+        if self._failure is not None:
+            return Unavailable(f"the server failed: {self._failure}", code="failed", facts=facts)
+        what = "goes on where it was" if is_resumable else "begins anew"
+        message = f"the server is shutting down; the same request, sent again, {what}"
+        return Unavailable(message, code="shutting_down", facts=facts)
 
     def _engine_changed(self) -> None:
         engine, admission = self._engine, self._admission
@@ -216,6 +275,7 @@ class Edge:
             admission.fail_all(EngineError("engine_failed", engine.reason or "unknown"))
             self.fail(engine.reason or "the engine failed")
         elif engine.state == "ready" and engine.info is not None and self._tokenizer is not None:
+            assert self._jobs is not None, "opened before the engine is started"
             logger.info("ready", extra={"action": "ready", "engine": msgspec.structs.asdict(engine.info)})
             self.service = Service(
                 tokenizer=self._tokenizer,
@@ -228,10 +288,12 @@ class Edge:
                 readers=Readers(self._reader_config(engine.info), self._reader_places),
                 info=engine.info,
                 admission=admission,
+                jobs=self._jobs,
                 metrics=self.metrics,
                 workers=self.workers,
                 writers=self.writers,
                 name=self.settings.name,
+                identity=f"{self._files_digest} {engine.info.dtype} {self.settings.max_new_tokens}",
             )
             admission.pump()
         self.metrics.ready.set(self.takes_work)

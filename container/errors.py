@@ -19,6 +19,7 @@ Messages carry the numbers and never quote the user's text: SageMaker copies err
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -29,15 +30,30 @@ class RequestError(Exception):
     type = "server_error"
     code = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        facts: Mapping[str, str | bool | None] | None = None,
+    ) -> None:
+        """`facts` are further fields of the error object."""
         super().__init__(message)
+        self.facts = dict(facts or {})
         self.message = message
         self.param = param
         self.code = code or type(self).code
 
     def body(self) -> dict[str, Any]:
         """The error object of every dialect: `{"error": {"message", "type", "param", "code"}}`."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        fields: dict[str, str | bool | None] = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": fields | self.facts}
 
 
 class InvalidRequest(RequestError):

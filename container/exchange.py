@@ -17,12 +17,17 @@ from starlette.types import Receive, Scope, Send
 
 from .deadline import Deadline
 from .dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
+from .dialects.attributes import Attributes
 from .errors import ClientTimeout, DeadlineExceeded, RequestError, Unavailable
+from .seeds import Seeds
 from .telemetry import invocation_id, outcome_of
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .edge import Edge
+    from .fingerprint import Fingerprint
+    from .invocation import Invocation
+    from .job import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +56,10 @@ class Exchange(Response):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.deadline: Deadline | None = None
         """Once it is known: a server that takes no work doesn't ask for it."""
+        self.job_name: str | None = None
+        self.lease: Lease | None = None
+        self.unfinished = 0
+        """Texts that the answer is without."""
         self._edge = edge
         self._do = work
         self._work: asyncio.Task[Response] | None = None
@@ -80,6 +89,9 @@ class Exchange(Response):
             status = 500
             raise
         finally:
+            if self.lease is not None:
+                has_all = status < _CLIENT_GONE and not self.unfinished
+                self._edge.release(self.lease, is_complete=has_all)
             self._edge.exchanges.discard(self)
             self.ended.set_result(None)
             self._count(status, time.monotonic() - self._started)
@@ -91,12 +103,20 @@ class Exchange(Response):
         return self._edge.settings.max_body_bytes
 
     def read_deadline(self) -> Deadline:
-        """Counted from the request's first byte. Raises InvalidRequest."""
+        """Counted from the request's first byte. The job's name is read with it. Raises InvalidRequest."""
         arrived = self.request.scope.get("state", {}).get("arrived", self._started)
         attributes = self.request.headers.get(CUSTOM_ATTRIBUTES)
         self.deadline = deadline = Deadline.of(self._edge.settings, attributes, arrived)
+        self.job_name = Attributes.parse(attributes).job()
         self.fields |= {"timeout_s": deadline.timeout_s, "timeout_source": deadline.source}
         return deadline
+
+    async def attach(self, invocation: Invocation, fingerprint: Fingerprint) -> Seeds:
+        """Take part in the request's job, until the client has its answer. Raises Conflict, DeadlineExceeded."""
+        try:
+            return (await invocation.attach(self.job_name, fingerprint.hexdigest())).seeds
+        finally:
+            self.lease = invocation.lease
 
     async def read_body(self) -> AsyncIterator[bytes]:
         """The request's body as it comes. A client that waits to be asked for it is asked.

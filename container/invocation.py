@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +15,17 @@ from typing import Any, TypeVar
 from . import logprobs
 from .admission import Admission
 from .deadline import Deadline
-from .engine import sequence as engine
 from .engine.messages import EngineInfo
-from .engine.sequence import EngineError, Sampling
-from .errors import DeadlineExceeded, EngineFailure, RequestError, SequenceFailure, Unavailable
-from .generation import Completion, FinishReason, Result, TokenLogprob
+from .engine.sequence import Sampling
+from .errors import DeadlineExceeded
+from .generation import Completion, Result
+from .job import Lease
+from .jobs import Jobs
 from .preparation import Prepared, Preparer, seed_of, unstarted
 from .reader.client import Reader, Readers
-from .stop_strings import StopStrings
 from .telemetry import Metrics
 from .tokenizer import Tokenizer
+from .track import Generation
 
 T = TypeVar("T")
 _AHEAD = 2
@@ -42,6 +42,7 @@ class Service:
     readers: Readers
     info: EngineInfo
     admission: Admission
+    jobs: Jobs
     metrics: Metrics
     workers: ThreadPoolExecutor
     """Parses and tokenizes, so that the event loop never waits for a large document."""
@@ -49,6 +50,8 @@ class Service:
     """Writes answers: at a deadline nobody has the time to wait behind documents that are read."""
     name: str
     """The served model's."""
+    identity: str
+    """What decides, beside the request, what is generated."""
 
 
 @dataclass(slots=True)
@@ -65,9 +68,13 @@ class Tally:
 
 
 class Invocation:
-    """Owns the sequences of one request; `close` frees them, however the request ended."""
+    """Owns the generations of one request; `close` frees them, however the request ended.
+
+    Before anything is generated it is attached to the request's job.
+    """
 
     def __init__(self, service: Service, deadline: Deadline) -> None:
+        self.lease: Lease | None = None
         self._service = service
         self._deadline = deadline
         self._generations: set[Generation] = set()
@@ -93,8 +100,8 @@ class Invocation:
             self._cut()
 
     def _bytes_of_answer(self) -> int:
-        running = (_size(len(one.sequence.output_ids), one.sequence.sampling) for one in self._generations)
-        return self._answer_bytes + sum(running)
+        running = (one.track.sequence for one in self._generations)
+        return self._answer_bytes + sum(_size(len(one.output_ids), one.sampling) for one in running)
 
     def _cut(self) -> None:
         self.is_cut = True
@@ -102,6 +109,7 @@ class Invocation:
             generation.cut()
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())
+        self._service.jobs.save_soon()
 
     def exceeded(self) -> DeadlineExceeded:
         return self._deadline.exceeded()
@@ -123,6 +131,15 @@ class Invocation:
                 raise self.exceeded() from None
             raise
 
+    async def attach(self, name: str | None, digest: str) -> Lease:
+        """Take part in the request's job; who owns the invocation gives the lease back.
+
+        Raises Conflict, DeadlineExceeded.
+        """
+        async with self.before_deadline():
+            self.lease = await self._service.jobs.attach(name, digest)
+        return self.lease
+
     async def in_worker(self, function: Callable[[], T]) -> T:
         return await _in_thread(self._service.workers, function)
 
@@ -134,12 +151,14 @@ class Invocation:
         """How many items to have under way: enough that the engine never waits for one."""
         return _AHEAD * self._service.info.max_running
 
-    async def run_all(self, prepared: Sequence[Prepared]) -> list[Result]:
+    async def run_all(self, prepared: Sequence[Prepared], place: int = 0) -> list[Result]:
         """Results in the items' order. If one fails, the others are ended and its error is raised.
 
-        DeadlineExceeded where it leaves nothing worth to be shown.
+        `place` is the items' line in a batch, counted from 0. DeadlineExceeded where it leaves nothing worth to be
+        shown.
         """
-        results = await gather_bounded((self.run(one) for one in prepared), self.work_ahead)
+        work = (self.run(one, place, item) for item, one in enumerate(prepared))
+        results = await gather_bounded(work, self.work_ahead)
         tally = Tally()
         for result in results:
             tally.add(result)
@@ -150,13 +169,13 @@ class Invocation:
         if tally.has_unfinished and (not tally.has_tokens or self._deadline.on_deadline == "error"):
             raise self.exceeded()
 
-    async def run_read(self, reader: Reader) -> None:
+    async def run_read(self, reader: Reader, place: int = 0) -> None:
         """Every item of a large document, each result back to its reader. The first error ends the others.
 
         Of items that the deadline leaves no time for, the reader hears nothing. DeadlineExceeded as in `run_all`.
         """
         tally = Tally()
-        work = (self._run_one_read(reader, index, tally) for index in range(reader.opened.items))
+        work = (self._run_one_read(reader, place, index, tally) for index in range(reader.opened.items))
         running = asyncio.create_task(gather_bounded(work, self.work_ahead))
         checking = asyncio.create_task(reader.check())
         try:
@@ -170,19 +189,21 @@ class Invocation:
             checking.cancel()
             await asyncio.gather(running, checking, return_exceptions=True)
 
-    async def _run_one_read(self, reader: Reader, index: int, tally: Tally) -> None:
+    async def _run_one_read(self, reader: Reader, place: int, index: int, tally: Tally) -> None:
         if self.is_cut:
             self.unfinished += 1
             tally.has_unfinished = True
             return
         item = await reader.item(index)
         ids = array("I", item.prompt_ids)
-        prepared = Prepared(prompt_ids=ids, prompt_text="", samplings=item.samplings, stop=item.stop)
-        result = await self.run(prepared)
+        prepared = Prepared(
+            prompt_ids=ids, prompt_text="", samplings=item.samplings, stop=item.stop, is_drawn=item.is_drawn
+        )
+        result = await self.run(prepared, place, index)
         tally.add(result)
         await reader.put(index, result)
 
-    async def run(self, prepared: Prepared) -> Result:
+    async def run(self, prepared: Prepared, place: int, item: int) -> Result:
         """Generate one item's choices. Raises RequestError. After the deadline nothing begins."""
         if self.is_cut:
             self.unfinished += len(prepared.samplings)
@@ -191,26 +212,47 @@ class Invocation:
                 prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions
             )
         self.prompt_tokens += len(prepared.prompt_ids)
-        work = (self._generate(prepared, sampling) for sampling in prepared.samplings)
+        choices = range(len(prepared.samplings))
+        work = (self._generate(prepared, place, item, choice) for choice in choices)
         completions = tuple(await gather_bounded(work, len(prepared.samplings)))
         return Result(prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions)
 
-    async def _generate(self, prepared: Prepared, sampling: Sampling) -> Completion:
-        generation = Generation(self._service, self, prepared, sampling)
+    async def _generate(self, prepared: Prepared, place: int, item: int, choice: int) -> Completion:
+        assert self.lease is not None, "a job comes first"
+        generation = self.lease.generate(self._service, prepared, place, item, choice)
         self._generations.add(generation)
         if self.is_cut:  # since this item's first sampling began
             generation.cut()
         try:
-            before_stop = await generation.done
+            await generation.done
         finally:
             self._generations.discard(generation)
-            self._service.admission.withdraw(generation.sequence)
-        generation.drop_late_tokens()
-        output_ids = generation.sequence.output_ids
-        self.completion_tokens += len(output_ids)
-        self._answer_bytes += _size(len(output_ids), sampling)
-        self.unfinished += generation.finish_reason == "deadline"
-        text, scored = await self.in_writer(lambda: self._told(generation.sequence, before_stop))
+            self.lease.leave(generation)
+        sampling = prepared.samplings[choice]
+        self.completion_tokens += generation.tokens
+        self._answer_bytes += _size(generation.tokens, sampling)
+        if generation.finish_reason == "deadline":
+            self.unfinished += 1
+            self._service.metrics.sequences.labels("deadline").inc()
+        return await self.in_writer(lambda: self._told(generation, sampling))
+
+    def _told(self, generation: Generation, sampling: Sampling) -> Completion:
+        """For a writer."""
+        tokenizer, track = self._service.tokenizer, generation.track
+        output_ids = track.sequence.output_ids[: generation.tokens]
+        is_cut = generation.finish_reason == "deadline"
+        text = tokenizer.decode(output_ids)
+        scored = None
+        if not is_cut:
+            text = track.text_before_stop(text)
+        if sampling.logprobs is not None:
+            scored = logprobs.of_text(
+                tokenizer.vocabulary,
+                output_ids,
+                track.sequence.logprobs[: generation.tokens],
+                is_stopped=not is_cut and track.end == "stop",
+                characters=None if is_cut or track.stop_chars is None else len(text),
+            )
         return Completion(
             text=text,
             token_ids=tuple(output_ids),
@@ -219,113 +261,30 @@ class Invocation:
             logprobs=scored,
         )
 
-    def _told(self, sequence: engine.Sequence, before_stop: str | None) -> tuple[str, tuple[TokenLogprob, ...] | None]:
-        """A sequence's text, which a stop string may already have cut, and its log probabilities. For a writer."""
-        tokenizer = self._service.tokenizer
-        text = tokenizer.decode(sequence.output_ids) if before_stop is None else before_stop
-        if sequence.sampling.logprobs is None:
-            return text, None
-        characters = None if before_stop is None else len(before_stop)
-        return text, logprobs.of_text(tokenizer.vocabulary, sequence, characters=characters)
-
     def counts(self) -> dict[str, object]:
-        return {
+        counts: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "deadline": "cut" if self.is_cut and self.unfinished else "met",
             "unfinished": self.unfinished,
         }
+        if self.lease is not None:
+            counts |= {"job": self.lease.job.label, "resumed_tokens": self.lease.resumed_tokens}
+        return counts
 
     def close(self) -> None:
         """Free whatever is still queued or running."""
         self._clock.cancel()
         generations, self._generations = self._generations, set()
         for generation in generations:
-            self._service.admission.withdraw(generation.sequence)
-
-
-class Generation:
-    """One sequence on its way. `done` gives the text if a stop string ended it, else None, or raises RequestError."""
-
-    def __init__(self, service: Service, owner: Invocation, prepared: Prepared, sampling: Sampling) -> None:
-        self.done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._metrics = service.metrics
-        self._sampling = sampling
-        self._stop = StopStrings(prepared.stop, service.tokenizer.decode) if prepared.stop else None
-        self._stopped = self._was_cut = False
-        self._tokens = 0  # when it ended
-        self._last_token_at = time.monotonic()
-        self.sequence = engine.Sequence(
-            prepared.prompt_ids, sampling, owner=owner, on_tokens=self._on_tokens, on_error=self._on_error
-        )
-        service.admission.enqueue(self.sequence)
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """A stop string is a `stop`, even where it is complete with the last token allowed."""
-        if self._was_cut:
-            return "deadline"
-        reason = self.sequence.finish_reason
-        assert self._stopped or reason is not None
-        return "stop" if self._stopped or reason is None else reason
-
-    def cut(self) -> None:
-        """The deadline has come: the text so far is the text."""
-        if not self.done.done():
-            self._was_cut = True
-            self._tokens = len(self.sequence.output_ids)
-            self._metrics.sequences.labels(self.finish_reason).inc()
-            self.done.set_result(None)
-
-    def drop_late_tokens(self) -> None:
-        """Stop strings and deadlines end a sequence here, of which the engine learns later: what comes meanwhile is
-        not its."""
-        del self.sequence.output_ids[self._tokens :]
-        del self.sequence.logprobs[self._tokens :]
-
-    def _on_tokens(self, new: int) -> None:
-        if self.done.done():
-            return
-        self._measure(new)
-        text = None
-        # As in vLLM, stop strings don't count before min_new_tokens.
-        if self._stop is not None and len(self.sequence.output_ids) > self._sampling.min_new_tokens:
-            text = self._stop.find(self.sequence.output_ids)
-        self._stopped = text is not None
-        if self._stopped or self.sequence.finish_reason is not None:
-            self._tokens = len(self.sequence.output_ids)
-            self._metrics.sequences.labels(self.finish_reason).inc()
-            self.done.set_result(text)
-
-    def _measure(self, new: int) -> None:
-        now = time.monotonic()
-        since, self._last_token_at = now - self._last_token_at, now
-        if len(self.sequence.output_ids) == new:
-            self._metrics.time_to_first_token.observe(since)
-            self._metrics.prompt_tokens.inc(len(self.sequence.prompt_ids))
-        else:
-            self._metrics.inter_token_latency.observe(since / new)
-        self._metrics.generation_tokens.inc(new)
-
-    def _on_error(self, error: EngineError) -> None:
-        if not self.done.done():
-            self._metrics.sequences.labels("error").inc()
-            self.done.set_exception(_request_error(error))
+            assert self.lease is not None
+            self.lease.leave(generation)
 
 
 def _size(tokens: int, sampling: Sampling) -> int:
     """About what they take in an answer."""
     scored = 0 if sampling.logprobs is None else 1 + sampling.logprobs
     return tokens * (_BYTES_PER_TOKEN + _BYTES_PER_LOGPROB * scored)
-
-
-def _request_error(error: EngineError) -> RequestError:
-    match error.code:
-        case "engine_stopped":
-            return Unavailable(str(error), code="shutting_down")
-        case "sequence_failed" | "engine_killed_by_item":
-            return SequenceFailure(str(error), code=error.code)
-    return EngineFailure(str(error))
 
 
 async def _in_thread(threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:

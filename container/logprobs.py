@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterator
 
 from .detokenizer import Detokenizer
-from .engine.sequence import Sequence, TokenLogprobs
+from .engine.sequence import TokenLogprobs
 from .generation import TokenLogprob
 from .vocabulary import Vocabulary
 
@@ -14,14 +14,21 @@ UNLIKELY = -9999.0
 """OpenAI's number for what JSON has none for: the logarithm of 0."""
 
 
-def of_text(vocabulary: Vocabulary, sequence: Sequence, *, characters: int | None) -> tuple[TokenLogprob, ...]:
-    """One for each token of the sequence's text, of which a stop string left that many characters (None: all).
+def of_text(
+    vocabulary: Vocabulary,
+    ids: list[int],
+    scores: list[TokenLogprobs],
+    *,
+    is_stopped: bool,
+    characters: int | None,
+) -> tuple[TokenLogprob, ...]:
+    """One for each token of an output's text, of which a stop string left that many characters (None: all).
 
-    As OpenAI has it, what ended the text is left out: the tokens that begin at a stop string or behind it, and a stop
-    token that is special. A token that begins before a stop string is whole, though its end is no part of the text.
+    `is_stopped` says that the last token is a stop token. As OpenAI has it, what ended the text is left out: the tokens
+    that begin at a stop string or behind it, and a stop token that is special. A token that begins before a stop string
+    is whole, though its end is no part of the text.
     """
-    ids, scores = list(sequence.output_ids), sequence.logprobs
-    if characters is None and sequence.finish_reason == "stop" and vocabulary.token(ids[-1]).bytes is None:
+    if is_stopped and vocabulary.token(ids[-1]).bytes is None:
         ids, scores = ids[:-1], scores[:-1]
     return tuple(
         _token_logprob(vocabulary, token_id, score, offset)

@@ -22,6 +22,8 @@ class Prepared:
     """The prompt as the model sees it, chat template applied."""
     samplings: tuple[Sampling, ...]
     stop: tuple[str, ...]
+    is_drawn: bool = False
+    """Whether it is sampled with a seed that the request doesn't give: then it has no equal."""
 
 
 def unstarted(samplings: Iterable[Sampling]) -> tuple[Completion, ...]:
@@ -52,18 +54,23 @@ class Preparer:
     max_sequence_tokens: int
     default_max_new_tokens: int
 
-    def prepare(self, item: Item) -> Prepared:
+    def prepare(self, item: Item, drawn_seed: int) -> Prepared:
         """Takes as long as the prompt: for a worker thread. Raises InvalidRequest."""
         limit = self.max_sequence_tokens
         prompt = self.tokenizer.encode(
             item.prompt, param=item.param, max_tokens=limit, tools_param=item.name_of("tools")
         )
         samplings = self.defaults.resolve(
-            item, len(prompt.ids), limit_tokens=limit, default_max_new_tokens=self.default_max_new_tokens
+            item,
+            len(prompt.ids),
+            limit_tokens=limit,
+            default_max_new_tokens=self.default_max_new_tokens,
+            drawn_seed=drawn_seed,
         )
         return Prepared(
             prompt_ids=array("I", prompt.ids),
             prompt_text=prompt.text,
             samplings=samplings,
             stop=item.parameters.stop,
+            is_drawn=samplings[0].temperature > 0 and item.parameters.seed is None,
         )

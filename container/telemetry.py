@@ -93,6 +93,14 @@ class Metrics:
             "Sequences that went on in a new engine; they lose nothing",
             registry=registry,
         )
+        self.resumed_tokens = Counter(
+            "longhaul_tokens_resumed", "Tokens taken from the journal instead of being generated", registry=registry
+        )
+        self.journal_bytes = Counter("longhaul_journal_bytes", "Bytes written to the journal", registry=registry)
+        self.journal_errors = Counter("longhaul_journal_errors", "Failures of the journal's store", registry=registry)
+        self.journal_broken = Gauge(
+            "longhaul_journal_broken", "1 while the journal's store fails; work goes on", registry=registry
+        )
         self.ready = Gauge("longhaul_ready", "1 while /ping answers 200", registry=registry)
 
     def render(self) -> bytes:

@@ -22,10 +22,15 @@ def item(*, sample_by_default: bool = False, **given: Any) -> Item:
     )
 
 
+DRAWN = 77
+
+
 def resolve(
     defaults: Defaults | None = None, asked: Item | None = None, *, prompt_tokens: int = 10
 ) -> tuple[Sampling, ...]:
-    return (defaults or Defaults()).resolve(asked or item(), prompt_tokens, limit_tokens=100, default_max_new_tokens=50)
+    return (defaults or Defaults()).resolve(
+        asked or item(), prompt_tokens, limit_tokens=100, default_max_new_tokens=50, drawn_seed=DRAWN
+    )
 
 
 def load(at: Path, generation: Any = None, config: Any = None) -> Defaults:
@@ -180,10 +185,9 @@ def test_each_choice_has_the_next_seed() -> None:
     assert [sampling.seed for sampling in choices] == [2**64 - 1, 0, 1]
 
 
-def test_a_seed_is_drawn_where_none_is_given() -> None:
-    first, second = (resolve(asked=item(temperature=1.0))[0].seed for _ in range(2))
-    assert first != second
-    assert 0 <= first < 2**53
+def test_the_drawn_seed_is_taken_where_none_is_given() -> None:
+    assert [sampling.seed for sampling in resolve(asked=item(temperature=1.0, n=2))] == [DRAWN, DRAWN + 1]
+    assert resolve(asked=item(temperature=1.0, seed=5))[0].seed == 5
 
 
 def test_greedy_choices_are_alike() -> None:

@@ -142,7 +142,9 @@ def goes_through(call: Call) -> bool:
             encoded = TOKENIZER.encode(
                 item.prompt, param=item.param, max_tokens=MOST_TOKENS, tools_param=item.name_of("tools")
             )
-            samplings = DEFAULTS.resolve(item, len(encoded.ids), limit_tokens=MOST_TOKENS, default_max_new_tokens=9)
+            samplings = DEFAULTS.resolve(
+                item, len(encoded.ids), limit_tokens=MOST_TOKENS, default_max_new_tokens=9, drawn_seed=1
+            )
         except RequestError as error:
             if not is_the_callers(error):
                 return False

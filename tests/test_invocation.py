@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,8 @@ from container.engine.messages import EngineInfo
 from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
 from container.generation import Completion, Item, Parameters, Text
 from container.invocation import Invocation, Service
+from container.jobs import Jobs
+from container.journal.directory import DirectoryStore
 from container.preparation import Preparer
 from container.telemetry import Metrics
 from container.tokenizer import Tokenizer
@@ -77,7 +80,7 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> Any:
+def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) -> Any:
     """What becomes of a prompt when the engine generates a text's tokens, and perhaps an end token."""
 
     async def run(said: str, finish: FinishReason | None, **parameters: Any) -> Completion:
@@ -89,21 +92,31 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> Any:
             max_sequence_tokens=100,
             default_max_new_tokens=50,
         )
+        metrics = Metrics()
+        store = DirectoryStore(str(tmp_path / "checkpoints"))
+        jobs = Jobs(store, metrics, interval_s=10, lifetime_s=60, max_bytes=1 << 20, replay_dir=str(tmp_path))
         service = Service(
             tokenizer=tokenizer,
             preparer=preparer,
             readers=cast(Any, None),
             info=INFO,
             admission=Admission(cast(Any, engine)),
-            metrics=Metrics(),
+            jobs=jobs,
+            metrics=metrics,
             workers=workers,
             writers=workers,
             name="scripted",
+            identity="scripted",
         )
         deadline = Deadline(arrived=time.monotonic(), timeout_s=900, source="setting")
         invocation = Invocation(service, deadline)
         item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
-        (completion,) = (await invocation.run(preparer.prepare(item))).completions
+        lease = await invocation.attach(None, "digest")
+        prepared = preparer.prepare(item, lease.seeds.of(0, 0))
+        (completion,) = (await invocation.run(prepared, 0, 0)).completions
+        invocation.close()
+        jobs.release(lease, is_complete=True)
+        jobs.close()
         return completion
 
     return lambda *script, **parameters: asyncio.run(run(*script, **parameters))

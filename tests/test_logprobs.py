@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from container import logprobs
-from container.engine.sequence import FinishReason, Sampling, Sequence, TokenLogprobs
+from container.engine.sequence import FinishReason, TokenLogprobs
 from container.generation import TokenLogprob
 from container.vocabulary import Vocabulary
 
@@ -25,20 +24,12 @@ def real(model_dir: str) -> Any:
     return AutoTokenizer.from_pretrained(model_dir)
 
 
-def generated(ids: list[int], finish: FinishReason | None, score: TokenLogprobs | None = None) -> Sequence:
-    sequence = Sequence(
-        array("I", [1]), Sampling(max_new_tokens=9), owner=1, on_tokens=lambda new: None, on_error=lambda error: None
-    )
-    sequence.output_ids = ids
-    sequence.logprobs = [score or TokenLogprobs(-0.5)] * len(ids)
-    sequence.finish_reason = finish
-    return sequence
-
-
 def of_text(
     tokenizer: Any, ids: list[int], *, finish: FinishReason | None = "length", characters: int | None = None
 ) -> tuple[TokenLogprob, ...]:
-    return logprobs.of_text(Vocabulary(tokenizer), generated(ids, finish), characters=characters)
+    scores = [TokenLogprobs(-0.5)] * len(ids)
+    is_stopped = finish == "stop" and characters is None
+    return logprobs.of_text(Vocabulary(tokenizer), ids, scores, is_stopped=is_stopped, characters=characters)
 
 
 def texts(tokens: tuple[TokenLogprob, ...]) -> list[str]:
@@ -80,7 +71,7 @@ def test_a_stop_string_within_a_run_of_byte_tokens_leaves_those_before_it() -> N
 
 def test_the_likeliest_tokens_are_named_like_the_chosen_one(real: Any) -> None:
     score = TokenLogprobs(-1.5, [(END, -0.25), (345, -1.5)])
-    (token,) = logprobs.of_text(Vocabulary(real), generated([345], "length", score), characters=None)
+    (token,) = logprobs.of_text(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
     assert token.logprob == -1.5
     assert [(rival.id, rival.logprob, rival.utf8 is None) for rival in token.top] == [
         (END, -0.25, True),
@@ -91,7 +82,7 @@ def test_the_likeliest_tokens_are_named_like_the_chosen_one(real: Any) -> None:
 @pytest.mark.parametrize("logprob", [-math.inf, math.nan])
 def test_what_json_has_no_number_for_is_openais_unlikeliest(real: Any, logprob: float) -> None:
     score = TokenLogprobs(logprob, [(345, logprob)])
-    (token,) = logprobs.of_text(Vocabulary(real), generated([345], "length", score), characters=None)
+    (token,) = logprobs.of_text(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
     assert (token.logprob, token.top[0].logprob) == (-9999.0, -9999.0)
 
 

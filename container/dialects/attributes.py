@@ -39,6 +39,14 @@ class Attributes:
             raise InvalidRequest(f"{PREFIX}{key} is given {len(values)} times; give it once", param=PREFIX + key)
         return values[0] if values else None
 
+    def job(self) -> str | None:
+        """The name under which the request can be sent again, to go on where it was. InvalidRequest if malformed."""
+        given = self.one("job")
+        if given is None or re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given):
+            return given
+        message = f"{PREFIX}job must be a name of 1 to 128 letters, digits, dots, underscores and hyphens"
+        raise InvalidRequest(message, param=f"{PREFIX}job")
+
     def timeout_s(self) -> float | None:
         """When the caller gives up, in seconds from the request's arrival, if it says. InvalidRequest if malformed."""
         given = self.one("timeout")

@@ -16,6 +16,7 @@ from typing import TypeVar
 from ..engine.messages import HEADER, encode
 from ..errors import RequestError
 from ..generation import Result
+from ..seeds import Seeds
 from ..spool import Spool
 from .messages import (
     Broken,
@@ -82,13 +83,15 @@ class Readers:
         self._places = places
 
     @asynccontextmanager
-    async def read(self, what: ReadDocument | ReadLine, body: Spool, answer: Spool) -> AsyncIterator[Reader]:
+    async def read(
+        self, what: ReadDocument | ReadLine, body: Spool, answer: Spool, seeds: Seeds, place: int = 0
+    ) -> AsyncIterator[Reader]:
         """A reader that has read the document in `body`, for as long as the context lasts. Raises RequestError."""
         async with self._places.open:
             reader = Reader(body, answer, self._places)
             try:
                 await reader.start(self._config)
-                await reader.open(what)
+                await reader.open(Open(what, seeds, place))
                 yield reader
             finally:
                 await reader.close()
@@ -135,9 +138,9 @@ class Reader:
             env={name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | _ENVIRONMENT,
         )
 
-    async def open(self, what: ReadDocument | ReadLine) -> None:
+    async def open(self, question: Open) -> None:
         async with self._places.reading:
-            self.opened = await self._ask(Open(what), Opened)
+            self.opened = await self._ask(question, Opened)
 
     async def item(self, index: int) -> Item:
         return await self._ask(Get(index), Item)

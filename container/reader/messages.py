@@ -10,6 +10,7 @@ from ..dialects.document import Route
 from ..engine.sequence import Sampling
 from ..errors import OutOfSpace, RequestError, TooLarge
 from ..generation import Completion
+from ..seeds import Seeds
 
 
 class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,9 +47,11 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
-    """The second: read it."""
+    """The second: read it. `place` is a line's in its batch, counted from 0: with `seeds` it gives the items theirs."""
 
     what: ReadDocument | ReadLine
+    seeds: Seeds
+    place: int = 0
 
 
 class Get(msgspec.Struct, frozen=True, tag="get"):
@@ -119,6 +122,7 @@ class Item(msgspec.Struct, frozen=True, tag="item"):
     prompt_ids: list[int]
     samplings: tuple[Sampling, ...]
     stop: tuple[str, ...]
+    is_drawn: bool
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

@@ -29,6 +29,7 @@ from ..engine.process import die_with_parent
 from ..errors import RequestError
 from ..generation import Completion, Result
 from ..preparation import Preparer, unstarted
+from ..seeds import Seeds
 from ..spool import naming_a_full_disk
 from ..tokenizer import Tokenizer
 from .messages import (
@@ -62,7 +63,7 @@ _MEMORY_PER_BYTE = 16
 class Document:
     """Owns the items of the document and the completions that have come so far."""
 
-    def __init__(self, call: Call, preparer: Preparer, name: str) -> None:
+    def __init__(self, call: Call, preparer: Preparer, name: str, seeds: Seeds, place: int) -> None:
         """Raises InvalidRequest if an item can't be served: all are checked before any runs."""
         self._call = call
         self._name = name
@@ -70,10 +71,11 @@ class Document:
         self._items: list[bytes] = []  # encoded: a list of ids would take ten times the memory
         self._completions: dict[int, list[Completion]] = defaultdict(list)
         self._prompt_tokens: dict[int, int] = {}
-        for item in call.items:
-            prepared = preparer.prepare(item)
+        for index, item in enumerate(call.items):
+            prepared = preparer.prepare(item, seeds.of(place, index))
             self._texts.append(prepared.prompt_text)
-            self._items.append(encode(Item(prepared.prompt_ids.tolist(), prepared.samplings, prepared.stop)))
+            encoded = Item(prepared.prompt_ids.tolist(), prepared.samplings, prepared.stop, prepared.is_drawn)
+            self._items.append(encode(encoded))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -166,7 +168,7 @@ class Reader:
                 self._config, self._preparer = message.config, _preparer(message.config)
                 return Done()
             case Open():
-                return self._open(message.what)
+                return self._open(message)
             case Get():
                 return self._opened.item(message.index)
             case Put():
@@ -185,32 +187,33 @@ class Reader:
         assert self._document is not None, "it is opened first"
         return self._document
 
-    def _open(self, what: ReadDocument | ReadLine) -> Opened:
+    def _open(self, message: Open) -> Opened:
+        what = message.what
         size = what.size if isinstance(what, ReadLine) else os.fstat(self._body).st_size
         with _memory_limit(_MEMORY_BYTES + _MEMORY_PER_BYTE * size):
             match what:
                 case ReadDocument():
                     body = self._read(0, size)
-                    self._prepare(read_call(what.route, what.content_type, body, what.custom_attributes))
+                    self._prepare(read_call(what.route, what.content_type, body, what.custom_attributes), message)
                     return Opened(len(self._opened))
                 case ReadLine():
-                    return self._open_line(read_line(self._read(what.offset, size), what.number))
+                    return self._open_line(read_line(self._read(what.offset, size), what.number), message)
 
-    def _open_line(self, line: Line) -> Opened:
+    def _open_line(self, line: Line, message: Open) -> Opened:
         self._line = line
         error = line.error
         try:
             if line.call is not None:
-                self._prepare(line.call)
+                self._prepare(line.call, message)
         except RequestError as refusal:
             error = refusal
         if error is not None:
             return Opened(0, line.form, line.custom_id, Failure.of(error))
         return Opened(len(self._opened), line.form, line.custom_id)
 
-    def _prepare(self, call: Call) -> None:
+    def _prepare(self, call: Call, message: Open) -> None:
         assert self._config is not None and self._preparer is not None, "Load comes first"
-        self._document = Document(call, self._preparer, self._config.name)
+        self._document = Document(call, self._preparer, self._config.name, message.seeds, message.place)
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []

@@ -1,0 +1,257 @@
+"""The jobs at work, and their journal's health: it may fail, and generation goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from .errors import Conflict
+from .job import Job, Lease
+from .journal.log import DigestConflict, JobLog, job_id
+from .journal.replay import Replay
+from .journal.store import Store, StoreError
+from .journal.sweep import sweep
+from .telemetry import Metrics
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_THREADS = 8
+_PATIENCE_S = 5.0
+"""For what the journal has of a job. Then it begins anew, rather than to be late."""
+_RETRY_S = 5.0
+_SOON_BYTES = 1 << 20
+"""Not yet in the journal: then it is written at once."""
+_MOST_UNSAVED_BYTES = 256 << 20
+"""Of all jobs, while the store fails. The job that goes beyond is no longer journalled."""
+_SWEEP_S = 3600.0
+
+
+class Jobs:
+    """Owns the jobs that have requests attached or something that is not in the journal yet.
+
+    Every `interval_s` all that was generated since is written. A store that fails costs no request anything: it is
+    tried again until it takes everything.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        interval_s: float,
+        lifetime_s: float,
+        max_bytes: int,
+        replay_dir: str,
+    ) -> None:
+        self.store = store
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._lifetime_s = lifetime_s
+        self._max_bytes = max_bytes
+        self._replay_dir = replay_dir
+        self._writer = f"{socket.gethostname()}:{os.getpid()}"
+        self._jobs: dict[str, Job] = {}
+        self._openings: dict[str, asyncio.Task[None]] = {}
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="journal")
+        self._broken_by: Literal["reading", "writing"] | None = None
+        self._unsaved_bytes = 0
+        self._soon = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """From now on it writes, and forgets what is too old."""
+        self._run(self._save_forever())
+        self._run(self._sweep_forever())
+
+    async def attach(self, name: str | None, digest: str) -> Lease:
+        """The request's part in its job, to be given back with `release`.
+
+        Raises Conflict where the name is another request's.
+        """
+        id = job_id(name, digest)
+        job = self._jobs.get(id)
+        if is_new := job is None:
+            job = self._jobs[id] = self._new_job(id, name, digest)
+            self._openings[id] = asyncio.create_task(self._open(job))
+        assert job is not None
+        if job.digest != digest:
+            raise _conflict()
+        lease = job.lease()
+        try:
+            if (opening := self._openings.get(id)) is not None:
+                await asyncio.shield(opening)
+            if not is_new:
+                await job.remember()
+        except BaseException:
+            self.release(lease, is_complete=True)
+            raise
+        return lease
+
+    def release(self, lease: Lease, *, is_complete: bool) -> None:
+        """`is_complete`: the client has all of its answer."""
+        job = lease.job
+        job.release(lease, is_complete=is_complete)
+        if not job.leases and self._jobs.get(job.id) is job:
+            self._run(self._retire(job))
+
+    def save_soon(self) -> None:
+        self._soon.set()
+
+    def freeze(self) -> None:
+        """Nothing more is generated, whoever waits for it: all that there is can be saved."""
+        for job in self._jobs.values():
+            job.freeze()
+
+    async def save_all(self) -> None:
+        """What was generated until now. Where the store fails, the rest waits for the next time."""
+        jobs = [job for job in self._jobs.values() if job.is_worth_saving or job.leases]
+        if self._broken_by is not None and jobs:
+            await self._save(jobs.pop(0))
+            if self._broken_by is not None:
+                return
+        await asyncio.gather(*map(self._save, jobs))
+
+    def is_saved(self, lease: Lease) -> bool:
+        """Whether the journal has all that was generated for it."""
+        job = lease.job
+        return job.is_stored and not job.is_given_up and not job.has_unsaved
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _new_job(self, id: str, name: str | None, digest: str) -> Job:
+        return Job(
+            id,
+            name,
+            digest,
+            new_log=lambda: self._new_log(id, digest),
+            new_replay=lambda: Replay(self._replay_dir),
+            in_thread=self._in_thread,
+            on_note=partial(self._noted, id),
+        )
+
+    def _new_log(self, id: str, digest: str) -> JobLog:
+        return JobLog(
+            self.store, id, digest, writer=self._writer, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes
+        )
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    async def _open(self, job: Job) -> None:
+        """Raises Conflict. Whatever else happens, the job can begin."""
+        opening = asyncio.create_task(job.open())
+        opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may come too late
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await asyncio.shield(opening)
+            self._healed("reading")
+        except DigestConflict:
+            self._jobs.pop(job.id, None)
+            raise _conflict() from None
+        except (StoreError, TimeoutError) as error:
+            job.go_ahead()
+            self._broke("reading", error if isinstance(error, StoreError) else f"no answer in {_PATIENCE_S:g} s")
+        finally:
+            self._openings.pop(job.id, None)
+
+    async def _save_forever(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                pause_s = self._interval_s if self._broken_by is None else min(_RETRY_S, self._interval_s)
+                async with asyncio.timeout(pause_s):
+                    await self._soon.wait()
+            self._soon.clear()
+            try:
+                await self.save_all()
+                for job in list(self._jobs.values()):
+                    await self._forget(job)
+            except Exception:
+                logger.exception("the journal was not written, and will be at the next time")
+            if self._broken_by is not None:  # whatever is due soon
+                await asyncio.sleep(min(_RETRY_S, self._interval_s))
+
+    async def _save(self, job: Job) -> None:
+        try:
+            written = await job.save()
+        except StoreError as error:
+            self._broke("writing", error)
+            return
+        if written:
+            self._metrics.journal_bytes.inc(written)
+            self._healed("writing")
+
+    async def _retire(self, job: Job) -> None:
+        """Nobody is attached any more."""
+        if job.is_worth_saving and self._broken_by is None:
+            await self._save(job)
+        await self._forget(job)
+
+    async def _forget(self, job: Job) -> None:
+        """If there is no more to do for it. Else the next turns see to it."""
+        is_due = job.is_worth_saving and job.has_unsaved
+        if not job.leases and not is_due and self._jobs.get(job.id) is job:
+            del self._jobs[job.id]
+            self._count_unsaved()
+            await self._in_thread(job.close)
+
+    def _noted(self, id: str, size: int) -> None:
+        self._unsaved_bytes += size
+        if self._unsaved_bytes < _SOON_BYTES:
+            return
+        self._count_unsaved()
+        if self._unsaved_bytes >= _SOON_BYTES and self._broken_by is None:
+            self._soon.set()
+        if self._unsaved_bytes > _MOST_UNSAVED_BYTES:
+            self._jobs[id].give_up("the store has failed for too long, and there is no memory for more")
+
+    def _count_unsaved(self) -> None:
+        self._unsaved_bytes = sum(job.unsaved_bytes for job in self._jobs.values())
+
+    def _broke(self, by: Literal["reading", "writing"], error: object) -> None:
+        self._metrics.journal_errors.inc()
+        if self._broken_by is None:
+            message = "the journal can't be used, work goes on without it: %s"
+            logger.warning(message, error, extra={"action": "journal_broken"})
+        if self._broken_by != "writing":
+            self._broken_by = by
+        self._metrics.journal_broken.set(1)
+
+    def _healed(self, by: Literal["reading", "writing"]) -> None:
+        """What can be written can be read."""
+        if self._broken_by == by or (by == "writing" and self._broken_by is not None):
+            self._broken_by = None
+            self._metrics.journal_broken.set(0)
+            logger.warning("the journal can be used again", extra={"action": "journal_healed"})
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            keep = set(self._jobs)
+            try:
+                await self._in_thread(
+                    partial(sweep, self.store, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes, keep=keep)
+                )
+            except StoreError as error:
+                self._broke("reading", error)
+            await asyncio.sleep(_SWEEP_S)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _conflict() -> Conflict:
+    message = "a job of this name has another request; send the same request again, or choose another name"
+    return Conflict(message, param="job", code="job_conflict")

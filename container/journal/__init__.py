@@ -1,0 +1,1 @@
+"""What outlives the container: the output of jobs, in a directory or on S3. Blocking: for worker threads."""

@@ -1,0 +1,310 @@
+"""One job's journal in a store: heads and segments under epochs. Knows no tokens' meaning and no requests.
+
+    jobs/<job id>/<epoch>/head, jobs/<job id>/<epoch>/<number>
+
+The highest epoch with an intact head is the journal. Its head says how many segments of each earlier epoch count;
+what an earlier writer adds after the takeover is ignored.
+
+StoreError
+└── JournalGone   the job's objects were deleted by somebody else
+DigestConflict    the job is of another request
+EpochLost         another writer has taken the job
+JournalFull       the job is over its limit
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+
+from .replay import Replay
+from .segment import CorruptFile, Entry, Head, LaneClosed, Segment, encoded, opened, sealed_head, sealed_segment
+from .store import Store, StoreError
+
+_SEGMENT_BYTES = 8 << 20
+"""About the most that one object holds: it is read as a whole."""
+_READ_AT_ONCE = 8
+_MOST_NUMBERS_TAKEN = 100
+"""Numbers tried before a store that says all exist is not believed."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class DigestConflict(Exception):
+    """The job's name is known, with another digest."""
+
+
+class EpochLost(Exception):
+    """Another writer has taken the job. This one writes no more."""
+
+
+class JournalFull(Exception):
+    """The job's journal would be over its limit."""
+
+
+class JournalGone(StoreError):
+    """The job's objects are gone: another one's sweep, or an operator. Open, take and append all again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """`created`: Unix seconds. `segments` and `bytes`: those that count and are intact."""
+
+    secret: bytes
+    created: float
+    closed_lanes: frozenset[int]
+    segments: int
+    bytes: int
+
+
+def job_id(name: str | None, digest: str) -> str:
+    """Of a named job, or of one known by its digest alone. Fit for a key, and tells nothing of the name."""
+    return hashlib.sha256((f"digest:{digest}" if name is None else f"name:{name}").encode()).hexdigest()
+
+
+def head_key(job_id: str, epoch: int) -> str:
+    return f"jobs/{job_id}/{epoch:08d}/head"
+
+
+def segment_key(job_id: str, epoch: int, number: int) -> str:
+    return f"jobs/{job_id}/{epoch:08d}/{number:08d}"
+
+
+class JobLog:
+    """Owns which epoch and which number comes next. One caller at a time.
+
+    `open`, then `take`, then `append`. After EpochLost or JournalGone it starts again with `open`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        job_id: str,
+        digest: str,
+        *,
+        writer: str,
+        lifetime_s: float,
+        max_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._job_id = job_id
+        self._digest = digest
+        self._writer = f"{writer}-{secrets.token_hex(8)}"  # one's own head is known again by it
+        self._lifetime_s = lifetime_s
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._forget()
+
+    def _forget(self) -> None:
+        self._highest = 0  # epoch that has been seen, intact or not
+        self._epoch = 0  # that is ours; 0: none
+        self._last = 0  # number that may exist in it
+        self._takes: list[tuple[int, int]] = []
+        self._created: float | None = None
+        self.bytes = 0
+
+    def open(self, replay: Replay) -> Found | None:
+        """What the journal holds; its records go to `replay`. None if there is none, or it has expired.
+
+        Raises DigestConflict, StoreError, OutOfSpace (of `replay`).
+        """
+        self._forget()
+        epochs = self._listed()
+        self._highest = max(epochs, default=0)
+        head = self._newest_head(epochs)
+        if head is None:
+            return None
+        if self._clock() - head.created > self._lifetime_s:
+            self._delete_epochs(epochs)
+            return None
+        if head.digest != self._digest:
+            raise DigestConflict
+        own = (head.epoch, max(epochs[head.epoch], default=0))
+        self._takes = [taken for taken in (*head.takes, own) if taken[1]]
+        self._created = head.created
+        return self._read(head, epochs, replay)
+
+    def take(self, secret: bytes, *, fresh: bool = False) -> None:
+        """Makes the job this writer's, with what `open` saw of it, or where it is `fresh`, with nothing.
+
+        Raises EpochLost if another took it since, and StoreError, after which it may be called again.
+        """
+        if fresh:
+            self._takes, self._created, self.bytes = [], None, 0
+        if self._created is None:
+            self._created = self._clock()
+        epoch = self._highest + 1
+        head = Head(
+            digest=self._digest,
+            secret=secret,
+            epoch=epoch,
+            created=self._created,
+            writer=self._writer,
+            takes=self._takes,
+        )
+        if not self._store.create(head_key(self._job_id, epoch), sealed_head(head)):
+            # A put whose answer was lost finds its own head at the next try.
+            there = self._head(epoch)
+            if there is None or msgspec.structs.replace(there, created=head.created) != head:
+                raise EpochLost
+            self._created = there.created
+        self._epoch, self._last = epoch, 0
+        if fresh:
+            self._delete_useless(epoch)
+
+    def append(self, entries: Sequence[Entry]) -> int:
+        """Durable on return. The bytes written. After StoreError the same entries may come again: some may be there.
+
+        Raises EpochLost, JournalGone and other StoreErrors, JournalFull.
+        """
+        assert self._epoch, "not taken"
+        written = 0
+        for group in _groups(encoded(entry) for entry in entries):
+            written += self._write(group)
+        if written:
+            self._check_epoch()
+        return written
+
+    def delete(self) -> None:
+        """Raises StoreError."""
+        self._store.delete(f"jobs/{self._job_id}/")
+        self._forget()
+
+    # Writing
+
+    def _write(self, group: list[msgspec.Raw]) -> int:
+        for _ in range(_MOST_NUMBERS_TAKEN):
+            number = self._last + 1
+            data = sealed_segment(number, group)
+            if self.bytes + len(data) > self._max_bytes:
+                raise JournalFull(f"a segment of {len(data)} bytes would follow {self.bytes}; {self._max_bytes} may be")
+            # Before the attempt: one that seems to have failed may yet come to be.
+            self._last = number
+            if self._store.create(segment_key(self._job_id, self._epoch, number), data):
+                self.bytes += len(data)
+                return len(data)
+        raise StoreError(
+            f"{self._store.describe}: says that {_MOST_NUMBERS_TAKEN} segments exist that it was not given"
+        )
+
+    def _check_epoch(self) -> None:
+        if self._store.exists(head_key(self._job_id, self._epoch + 1)):
+            self._lose()
+        if self._store.exists(head_key(self._job_id, self._epoch)):
+            return
+        # A fresh take, or one after the job had expired, deletes the epochs before it.
+        if max(self._listed(), default=0) > self._epoch:
+            self._lose()
+        self._epoch = 0
+        raise JournalGone(f"{self._store.describe}: the job's journal has been deleted")
+
+    def _lose(self) -> None:
+        self._epoch = 0
+        raise EpochLost
+
+    # Reading
+
+    def _listed(self) -> dict[int, list[int]]:
+        """The numbers of the segments of every epoch of which anything is there."""
+        prefix = f"jobs/{self._job_id}/"
+        epochs: dict[int, list[int]] = {}
+        for key in self._store.keys(prefix):
+            found = re.fullmatch(r"(\d{8,})/(head|\d{8,})", key[len(prefix) :])
+            if found:
+                numbers = epochs.setdefault(int(found[1]), [])
+                if found[2] != "head":
+                    numbers.append(int(found[2]))
+        return epochs
+
+    def _newest_head(self, epochs: Iterable[int]) -> Head | None:
+        heads = map(self._head, sorted(epochs, reverse=True))
+        return next((head for head in heads if head is not None), None)
+
+    def _head(self, epoch: int) -> Head | None:
+        """If it is there and intact."""
+        data = self._store.get(head_key(self._job_id, epoch))
+        if data is None:
+            return None
+        try:
+            head = opened(Head, data)
+            if head.epoch != epoch:
+                raise CorruptFile(f"it is epoch {head.epoch}'s")
+        except CorruptFile as error:
+            _LOG.warning("The head of a job's epoch %d is dropped: %s", epoch, error)
+            return None
+        return head
+
+    def _read(self, head: Head, epochs: dict[int, list[int]], replay: Replay) -> Found:
+        closed: set[int] = set()
+        segments = dropped = 0
+        places = [
+            (epoch, number) for epoch, last in self._takes for number in sorted(epochs.get(epoch, ())) if number <= last
+        ]
+        for (_, number), data in self._fetched(places):
+            try:
+                segment = opened(Segment, data or b"")
+                if segment.number != number:
+                    raise CorruptFile(f"number {segment.number}")
+            except CorruptFile:
+                dropped += 1
+                continue
+            segments += 1
+            self.bytes += len(data or b"")
+            closed |= {entry.lane for entry in segment.entries if isinstance(entry, LaneClosed)}
+            replay.load(segment.entries)
+        if dropped:
+            _LOG.warning("%d of a job's %d segments are torn, changed or missing: dropped", dropped, len(places))
+        return Found(
+            secret=head.secret,
+            created=head.created,
+            closed_lanes=frozenset(closed),
+            segments=segments,
+            bytes=self.bytes,
+        )
+
+    def _fetched(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], bytes | None]]:
+        """In order, and a few at once where each is a round trip."""
+        keys = [segment_key(self._job_id, *place) for place in places]
+        if self._store.is_local:
+            yield from zip(places, map(self._store.get, keys), strict=True)
+            return
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            for first in range(0, len(keys), _READ_AT_ONCE):
+                some = slice(first, first + _READ_AT_ONCE)
+                yield from zip(places[some], pool.map(self._store.get, keys[some]), strict=True)
+
+    # Deleting
+
+    def _delete_epochs(self, epochs: Iterable[int]) -> None:
+        """Only these: a writer that comes meanwhile has a higher one. The newest last, as it says what they are."""
+        for epoch in sorted(epochs):
+            self._store.delete(f"jobs/{self._job_id}/{epoch:08d}/")
+
+    def _delete_useless(self, before: int) -> None:
+        try:
+            self._delete_epochs(epoch for epoch in self._listed() if epoch < before)
+        except StoreError as error:
+            _LOG.warning("What a job's fresh start made useless is left behind: %s", error)
+
+
+def _groups(entries: Iterable[msgspec.Raw]) -> Iterator[list[msgspec.Raw]]:
+    group: list[msgspec.Raw] = []
+    size = 0
+    for entry in entries:
+        length = len(memoryview(entry))
+        if group and size + length > _SEGMENT_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += length
+    if group:
+        yield group
