@@ -1,4 +1,4 @@
-"""`scripts/soak container|endpoint`: everything at once, for long, with faults drawn from a seed."""
+"""`scripts/soak container|endpoint|faults`: everything at once, for long, with faults drawn from a seed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from soaking import container, endpoint
+from soaking.faults import campaign
 
-SOAKS = {"container": container, "endpoint": endpoint}
+SOAKS = {"container": container, "endpoint": endpoint, "faults": campaign}
 
 
 def main() -> None:
@@ -24,6 +25,8 @@ def main() -> None:
         module.add_options(soaks.add_parser(name, description=module.__doc__, formatter_class=plain, parents=[common]))
     given = sys.argv[1:]
     options = parser.parse_args(given if given and given[0] in {*SOAKS, "-h", "--help"} else ["container", *given])
+    if options.seed is None and options.soak == "faults":
+        options.seed = campaign.seed_of(options)
     if options.seed is None:
         options.seed = secrets.randbelow(10**6)
     print(f"seed {options.seed}", flush=True)

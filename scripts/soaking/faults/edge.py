@@ -1,0 +1,52 @@
+"""The edge alone is killed, its engine at work, idle or just starting: no process of the container outlives it."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+from server import Server, eventually
+
+from .call import Call
+from .ground import TOKENS, Run, engine_of
+from .work import Shape
+from .wrong import expect
+
+RUNS = 9
+GONE_S = 2.0
+
+
+def play(run: Run) -> None:
+    moment = ("at work", "idle", "starting")[run.number % 3]
+    server = run.start()
+    if moment == "at work":
+        Call(server.port, run.work(Shape(longest=2000)))
+        eventually(lambda: server.metric(TOKENS) >= run.draw.randrange(1, 1000))
+    if moment == "starting":
+        _wait_for_another(server)
+        time.sleep(run.draw.uniform(0, 3))
+    engine_of(server)
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    expect(bool(processes), "there is no engine that could be left")
+    server.process.kill()
+    killed = time.monotonic()
+    server.process.wait()
+    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < killed + GONE_S:
+        time.sleep(0.01)
+    run.facts |= {"engine": moment, "processes": len(processes), "gone after": f"{time.monotonic() - killed:.2f} s"}
+    for process in left:
+        process.kill()
+    expect(not left, f"{len(left)} of {len(processes)} processes live {GONE_S:.0f} s after the edge")
+
+
+def _lives(process: psutil.Process) -> bool:
+    """One that only waits to be buried, which whoever is process 1 does in its own time, is gone."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_for_another(server: Server) -> None:
+    dead = server.kill_engine()
+    eventually(lambda: (new := server.engine) is not None and new.pid != dead)

@@ -1,0 +1,123 @@
+"""The server that is left in peace, and what it answered: what every other answer is held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exactness import DISTINCT, SHARE_OF_TIES
+from server import Server, eventually
+
+from .call import Call
+from .oracle import Oracle
+from .told import Choice, Told
+from .work import FEWEST_TOKENS, Work
+from .wrong import expect
+
+MAX_MODEL_LEN = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peace:
+    """Of one batch in peace."""
+
+    lines: tuple[Told, ...]
+    tokens: int
+    """That the server counted, those behind a stop string among them."""
+
+
+class Undisturbed:
+    """Owns one model's server, started when it is first asked, its answers, and the count of ties against them."""
+
+    def __init__(self, model_dir: Path, directory: Path, settings: dict[str, Any]) -> None:
+        self._model_dir = model_dir
+        self._directory = directory
+        self._settings = settings
+        self._server: Server | None = None
+        self._peace: dict[Work, Peace] = {}
+        self._oracle: Oracle | None = None
+        self.rows = 0
+        self.ties = 0
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    @property
+    def has_too_many_ties(self) -> bool:
+        return self.ties > max(1, SHARE_OF_TIES * self.rows)
+
+    def of(self, work: Work) -> Peace:
+        if work not in self._peace:
+            self._peace[work] = self._ask(work)
+        return self._peace[work]
+
+    def _ask(self, work: Work) -> Peace:
+        if self._server is None:
+            settings = self._settings | {"LONGHAUL_CHECKPOINT_URI": self._directory / "journal"}
+            self._server = Server(self._model_dir, self._directory / "log", **settings)
+            self._server.wait_until_ready()
+        before = self._server.metric("longhaul_generation_tokens_total")
+        lines = Call(self._server.port, work).answer().lines
+        server = self._server
+        eventually(lambda: not server.metric("longhaul_sequences_running"))
+        tokens = int(server.metric("longhaul_generation_tokens_total") - before)
+        for number, line in enumerate(lines):
+            expect(not line.error, f"in peace, item {number} is an error: {line.error}")
+            for choice in line.choices:
+                self._check_varied(number, choice, line.generated)
+        return Peace(lines=tuple(lines), tokens=tokens)
+
+    def _check_varied(self, number: int, choice: Choice, generated: int) -> None:
+        """A model that repeats itself would show nothing."""
+        ids = self.oracle.ids_of(choice.text)
+        short = choice.finish_reason == "stop" or generated < FEWEST_TOKENS
+        expect(short or len(set(ids)) >= DISTINCT, f"in peace, item {number} repeats itself")
+
+    @property
+    def oracle(self) -> Oracle:
+        if self._oracle is None:
+            self._oracle = Oracle(self._model_dir, MAX_MODEL_LEN)
+        return self._oracle
+
+    def check(self, work: Work, lines: list[Told], *, but: frozenset[int] = frozenset()) -> None:
+        """Raises Wrong unless the answer is whole and says what was said in peace. `but`: lines not to look at."""
+        expect(len(lines) == len(work.lines), f"{len(lines)} lines for {len(work.lines)} items")
+        for number, line in enumerate(lines):
+            if number not in but:
+                expect(line.error is None, f"item {number} is an error: {line.error}")
+                cut = sum(choice.is_cut for choice in line.choices)
+                expect(not cut, f"item {number} is cut, and the answer should be whole")
+                self.check_line(work, number, line)
+
+    def check_line(self, work: Work, number: int, line: Told) -> None:
+        """Raises Wrong unless each choice is that of the undisturbed run, or where it is cut, its beginning."""
+        due = self.of(work).lines[number]
+        found = f"item {number} has {len(line.choices)} choices instead of {len(due.choices)}"
+        expect(len(line.choices) == len(due.choices), found)
+        for index, (got, other) in enumerate(zip(line.choices, due.choices, strict=True)):
+            self.rows += 1
+            if got.equals(other) or (got.is_cut and _begins(other, got)):
+                continue
+            where = f"item {number}, choice {index}: {_difference(got, other)}"
+            expect(got.text != other.text, where)
+            expect(self.oracle.admits(work.lines[number], index, got), f"{where}, and it is no tie")
+            self.ties += 1
+
+
+def _begins(whole: Choice, cut: Choice) -> bool:
+    return whole.text.startswith(cut.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def _difference(got: Choice, due: Choice) -> str:
+    if got.finish_reason != due.finish_reason and not got.is_cut:
+        reasons = f"finish reason {got.finish_reason} instead of {due.finish_reason}, "
+    else:
+        reasons = ""
+    if got.text == due.text:
+        return f"{reasons}the same text with other log probabilities"
+    pairs = zip(got.text, due.text, strict=False)
+    same = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+    same = min(len(got.text), len(due.text)) if same is None else same
+    return f"{reasons}{len(got.text)} characters instead of {len(due.text)}, the same up to {same}"
