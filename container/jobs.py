@@ -52,7 +52,7 @@ class Jobs:
         max_bytes: int,
         replay_dir: str,
     ) -> None:
-        self.store = store
+        self._store = store
         self._metrics = metrics
         self._interval_s = interval_s
         self._lifetime_s = lifetime_s
@@ -125,6 +125,10 @@ class Jobs:
         job = lease.job
         return job.is_stored and not job.is_given_up and not job.has_unsaved
 
+    async def write_beside(self, id: str, data: bytes) -> None:
+        """What is told of a job's progress, over what was told before. Raises StoreError."""
+        await self._in_thread(partial(self._store.put, f"jobs/{id}/progress.json", data))
+
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -143,7 +147,7 @@ class Jobs:
 
     def _new_log(self, id: str, digest: str) -> JobLog:
         return JobLog(
-            self.store, id, digest, writer=self._writer, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes
+            self._store, id, digest, writer=self._writer, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes
         )
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
@@ -240,7 +244,7 @@ class Jobs:
             keep = set(self._jobs)
             try:
                 await self._in_thread(
-                    partial(sweep, self.store, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes, keep=keep)
+                    partial(sweep, self._store, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes, keep=keep)
                 )
             except StoreError as error:
                 self._broke("reading", error)

@@ -54,7 +54,7 @@ class Oracle:
         """Whether `got` is a text of that choice of an item's, or where it is cut, the beginning of one."""
         call = read_line(line.encode(), 1).call
         assert call is not None and len(call.items) == 1
-        prepared = self._preparer.prepare(call.items[0])
+        prepared = self._preparer.prepare(call.items[0], 0)
         return self._admits(prepared, prepared.samplings[choice], got)
 
     @torch.inference_mode()
