@@ -1,4 +1,4 @@
-"""`scripts/bench throughput|fairness|memory|journal|acceptance|payloads`: measures of a quiet machine, as ratios in one run."""
+"""`scripts/bench throughput|fairness|memory|journal|acceptance|payloads`: ratios, measured on a quiet machine."""
 
 from __future__ import annotations
 
