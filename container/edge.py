@@ -250,8 +250,8 @@ class Edge:
         """Where somebody still waits, nothing is generated any more: what there is, is what can go on later."""
         if self._jobs is not None:
             self._jobs.freeze()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._jobs.save_all(), within_s)
+            # Not cancelled at its end: a thread may be writing.
+            await asyncio.wait([asyncio.create_task(self._jobs.save_all())], timeout=within_s)
 
     async def _drained(self) -> None:
         """Until all open work is done, but not past its time."""

@@ -117,7 +117,6 @@ class Invocation:
             generation.cut()
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())
-        self._service.jobs.save_soon()
 
     @property
     def job(self) -> str | None:
@@ -312,9 +311,12 @@ class Invocation:
         self._clock.cancel()
         self._service.progress.close(self)
         generations, self._generations = self._generations, set()
+        if self.lease is None:
+            return
         for generation in generations:
-            assert self.lease is not None
             self.lease.leave(generation)
+        if self.unfinished:
+            self._service.jobs.save_soon(self.lease)
 
 
 def _size(tokens: int, sampling: Sampling) -> int:

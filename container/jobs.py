@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from .errors import Conflict
+from .errors import Conflict, OutOfSpace
 from .job import Job, Lease
 from .journal.log import DigestConflict, JobLog, job_id
 from .journal.replay import Replay
@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 _THREADS = 8
 _PATIENCE_S = 5.0
-"""For what the journal has of a job. Then it begins anew, rather than to be late."""
+_BROKEN_PATIENCE_S = 0.5
+"""For the store's next answer when a job is looked up. Then it begins anew, rather than to wait for ever."""
 _RETRY_S = 5.0
 _SOON_BYTES = 1 << 20
 """Not yet in the journal: then it is written at once."""
@@ -103,8 +104,10 @@ class Jobs:
         if not job.leases and self._jobs.get(job.id) is job:
             self._run(self._retire(job))
 
-    def save_soon(self) -> None:
-        self._soon.set()
+    def save_soon(self, lease: Lease) -> None:
+        """What the request leaves unfinished, even while its answer is still on its way."""
+        if self._broken_by is None:
+            self._run(self._save(lease.job))
 
     def freeze(self) -> None:
         """Nothing more is generated, whoever waits for it: all that there is can be saved."""
@@ -157,16 +160,24 @@ class Jobs:
         """Raises Conflict. Whatever else happens, the job can begin."""
         opening = asyncio.create_task(job.open())
         opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may come too late
+        patience_s = _PATIENCE_S if self._broken_by is None else _BROKEN_PATIENCE_S
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                await asyncio.shield(opening)
+            while not opening.done():
+                heard = job.answers_heard
+                await asyncio.wait({opening}, timeout=patience_s)
+                if not opening.done() and heard == job.answers_heard:
+                    raise TimeoutError
+            opening.result()
             self._healed("reading")
         except DigestConflict:
             self._jobs.pop(job.id, None)
             raise _conflict() from None
-        except (StoreError, TimeoutError) as error:
+        except (StoreError, OutOfSpace) as error:
             job.go_ahead()
-            self._broke("reading", error if isinstance(error, StoreError) else f"no answer in {_PATIENCE_S:g} s")
+            self._broke("reading", error)
+        except TimeoutError:
+            job.go_ahead()
+            self._broke("reading", f"{self._store.describe}: no answer in {patience_s:g} s")
         finally:
             self._openings.pop(job.id, None)
 
