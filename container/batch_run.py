@@ -184,6 +184,7 @@ class BatchRun:
         except RequestError as error:
             await self._fail(entry, line, error)
         else:
+            self._invocation.items_done += 1
             name, answers = self._service.name, self._answers
             await self._invocation.in_writer(lambda: answers.put(entry.place, line.success(results, name)))
 
@@ -191,6 +192,7 @@ class BatchRun:
         if isinstance(error, _ENDS_ALL):
             raise error
         self._failed += 1
+        self._invocation.items_done += 1
         await self._invocation.in_writer(lambda: self._answers.put(entry.place, line.failure(error)))
 
     async def _answer_large(self, entry: _Entry, body: Spool, opened: asyncio.Event) -> None:
@@ -207,6 +209,7 @@ class BatchRun:
                 await reader.render(refusal)
             await self._invocation.in_writer(lambda: self._answers.put_file(entry.place, answer))
             self._failed += refusal is not None
+            self._invocation.items_done += 1
         except DeadlineExceeded as error:
             self._invocation.unfinished += 1
             line = await self._invocation.in_writer(lambda: self._only_named(entry.spooled, body))

@@ -35,6 +35,7 @@ from .journal.store import open_store
 from .model_source import local_directory
 from .orphans import bury_orphans
 from .preparation import Preparer
+from .progress import Progress
 from .reader.client import Places, Readers
 from .reader.messages import ReaderConfig
 from .settings import BadSetting, Settings
@@ -82,6 +83,7 @@ class Edge:
         self._directory = ""
         self._files_digest = ""
         self._jobs: Jobs | None = None
+        self._progress: Progress | None = None
         self._engine: EngineClient | None = None
         self._admission: Admission | None = None
         self._tokenizer: Tokenizer | None = None
@@ -192,6 +194,8 @@ class Edge:
             replay_dir=settings.spool_dir,
         )
         self._jobs.start()
+        self._progress = Progress.of(settings, self.metrics, self._jobs.write_beside)
+        self._progress.start()
 
     def _load_tokenizer(self, directory: str) -> Tokenizer:
         return Tokenizer.load(
@@ -235,6 +239,8 @@ class Edge:
     async def stop(self) -> None:
         if self._engine is not None:
             await self._engine.stop()
+        if self._progress is not None:
+            await self._progress.stop()
         if self._jobs is not None:
             self._jobs.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
@@ -244,8 +250,8 @@ class Edge:
         """Where somebody still waits, nothing is generated any more: what there is, is what can go on later."""
         if self._jobs is not None:
             self._jobs.freeze()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._jobs.save_all(), within_s)
+            # Not cancelled at its end: a thread may be writing.
+            await asyncio.wait([asyncio.create_task(self._jobs.save_all())], timeout=within_s)
 
     async def _drained(self) -> None:
         """Until all open work is done, but not past its time."""
@@ -279,7 +285,7 @@ class Edge:
             admission.fail_all(EngineError("engine_failed", engine.reason or "unknown"))
             self.fail(engine.reason or "the engine failed")
         elif engine.state == "ready" and engine.info is not None and self._tokenizer is not None:
-            assert self._jobs is not None, "opened before the engine is started"
+            assert self._jobs is not None and self._progress is not None, "opened before the engine is started"
             logger.info("ready", extra={"action": "ready", "engine": msgspec.structs.asdict(engine.info)})
             self.service = Service(
                 tokenizer=self._tokenizer,
@@ -293,6 +299,7 @@ class Edge:
                 info=engine.info,
                 admission=admission,
                 jobs=self._jobs,
+                progress=self._progress,
                 metrics=self.metrics,
                 workers=self.workers,
                 writers=self.writers,

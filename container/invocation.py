@@ -22,8 +22,9 @@ from .generation import Completion, Result
 from .job import Lease
 from .jobs import Jobs
 from .preparation import Prepared, Preparer, seed_of, unstarted
+from .progress import Progress
 from .reader.client import Reader, Readers
-from .telemetry import Metrics
+from .telemetry import Metrics, invocation_id
 from .tokenizer import Tokenizer
 from .track import Generation
 
@@ -43,6 +44,7 @@ class Service:
     info: EngineInfo
     admission: Admission
     jobs: Jobs
+    progress: Progress
     metrics: Metrics
     workers: ThreadPoolExecutor
     """Parses and tokenizes, so that the event loop never waits for a large document."""
@@ -80,16 +82,22 @@ class Invocation:
         self._generations: set[Generation] = set()
         self._limits: set[asyncio.Timeout] = set()
         self._answer_bytes = 0
+        self.id = invocation_id.get() or ""
         self.prompt_tokens = 0
-        self.completion_tokens = 0
+        self.done_tokens = 0
+        """Of the texts that have ended."""
+        self.most_completion_tokens: int | None = None
+        """What all items may generate, where it is known."""
         self.unfinished = 0
         """Texts that the deadline cut or never let begin, and lines of a batch that were not even read."""
         self.body_bytes = 0
         self.items = 0
         """As far as they are known: they, too, tell how long the answer takes."""
+        self.items_done = 0
         self.is_cut = False
         """The deadline has come: nothing is generated any more. Any thread may ask."""
         self._clock = asyncio.get_running_loop().call_soon(self._look_at_clock)
+        service.progress.open(self)
 
     def _look_at_clock(self) -> None:
         """Once a second, because an answer that grows needs more time."""
@@ -109,7 +117,32 @@ class Invocation:
             generation.cut()
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())
-        self._service.jobs.save_soon()
+
+    @property
+    def job(self) -> str | None:
+        return None if self.lease is None else self.lease.job.name
+
+    @property
+    def job_id(self) -> str | None:
+        return None if self.lease is None else self.lease.job.id
+
+    @property
+    def has_all_items(self) -> bool:
+        """The body has come, of which the job is made."""
+        return self.lease is not None
+
+    @property
+    def completion_tokens(self) -> int:
+        """Of the texts that have ended, and of those under way."""
+        return self.done_tokens + sum(len(one.track.sequence.output_ids) for one in self._generations)
+
+    @property
+    def resumed_tokens(self) -> int:
+        return 0 if self.lease is None else self.lease.resumed_tokens
+
+    @property
+    def deadline_left_s(self) -> float:
+        return self._deadline.left_s()
 
     def exceeded(self) -> DeadlineExceeded:
         return self._deadline.exceeded()
@@ -151,11 +184,11 @@ class Invocation:
         """How many items to have under way: enough that the engine never waits for one."""
         return _AHEAD * self._service.info.max_running
 
-    async def run_all(self, prepared: Sequence[Prepared], place: int = 0) -> list[Result]:
+    async def run_all(self, prepared: Sequence[Prepared], place: int | None = None) -> list[Result]:
         """Results in the items' order. If one fails, the others are ended and its error is raised.
 
-        `place` is the items' line in a batch, counted from 0. DeadlineExceeded where it leaves nothing worth to be
-        shown.
+        `place` is their line in a batch, counted from 0; without one they are a document's. DeadlineExceeded where it
+        leaves nothing worth to be shown.
         """
         work = (self.run(one, place, item) for item, one in enumerate(prepared))
         results = await gather_bounded(work, self.work_ahead)
@@ -169,7 +202,7 @@ class Invocation:
         if tally.has_unfinished and (not tally.has_tokens or self._deadline.on_deadline == "error"):
             raise self.exceeded()
 
-    async def run_read(self, reader: Reader, place: int = 0) -> None:
+    async def run_read(self, reader: Reader, place: int | None = None) -> None:
         """Every item of a large document, each result back to its reader. The first error ends the others.
 
         Of items that the deadline leaves no time for, the reader hears nothing. DeadlineExceeded as in `run_all`.
@@ -189,7 +222,7 @@ class Invocation:
             checking.cancel()
             await asyncio.gather(running, checking, return_exceptions=True)
 
-    async def _run_one_read(self, reader: Reader, place: int, index: int, tally: Tally) -> None:
+    async def _run_one_read(self, reader: Reader, place: int | None, index: int, tally: Tally) -> None:
         if self.is_cut:
             self.unfinished += 1
             tally.has_unfinished = True
@@ -203,7 +236,7 @@ class Invocation:
         tally.add(result)
         await reader.put(index, result)
 
-    async def run(self, prepared: Prepared, place: int, item: int) -> Result:
+    async def run(self, prepared: Prepared, place: int | None, item: int) -> Result:
         """Generate one item's choices. Raises RequestError. After the deadline nothing begins."""
         if self.is_cut:
             self.unfinished += len(prepared.samplings)
@@ -213,8 +246,9 @@ class Invocation:
             )
         self.prompt_tokens += len(prepared.prompt_ids)
         choices = range(len(prepared.samplings))
-        work = (self._generate(prepared, place, item, choice) for choice in choices)
+        work = (self._generate(prepared, place or 0, item, choice) for choice in choices)
         completions = tuple(await gather_bounded(work, len(prepared.samplings)))
+        self.items_done += place is None
         return Result(prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions)
 
     async def _generate(self, prepared: Prepared, place: int, item: int, choice: int) -> Completion:
@@ -229,7 +263,7 @@ class Invocation:
             self._generations.discard(generation)
             self.lease.leave(generation)
         sampling = prepared.samplings[choice]
-        self.completion_tokens += generation.tokens
+        self.done_tokens += generation.tokens
         self._answer_bytes += _size(generation.tokens, sampling)
         if generation.finish_reason == "deadline":
             self.unfinished += 1
@@ -264,21 +298,25 @@ class Invocation:
     def counts(self) -> dict[str, object]:
         counts: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
+            "completion_tokens": self.done_tokens,
             "deadline": "cut" if self.is_cut and self.unfinished else "met",
             "unfinished": self.unfinished,
         }
         if self.lease is not None:
-            counts |= {"job": self.lease.job.label, "resumed_tokens": self.lease.resumed_tokens}
+            counts |= {"job": self.lease.job.label, "resumed_tokens": self.resumed_tokens}
         return counts
 
     def close(self) -> None:
         """Free whatever is still queued or running."""
         self._clock.cancel()
+        self._service.progress.close(self)
         generations, self._generations = self._generations, set()
+        if self.lease is None:
+            return
         for generation in generations:
-            assert self.lease is not None
             self.lease.leave(generation)
+        if self.unfinished:
+            self._service.jobs.save_soon(self.lease)
 
 
 def _size(tokens: int, sampling: Sampling) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import OutOfSpace
-from .journal.log import EpochLost, JobLog, JournalFull, JournalGone
+from .journal.log import DigestConflict, EpochLost, Found, JobLog, JournalFull, JournalGone
 from .journal.replay import Replay, Saved
 from .journal.segment import Entry, LaneClosed, TrackKey
 from .journal.store import StoreError
@@ -34,13 +34,18 @@ _MOST_RIVALS = 8
 """Servers that take the same job at the same moment, before one that wants it, too, goes on without a journal."""
 
 
+_LOST: dict[type[Exception], str] = {
+    EpochLost: "another server has taken it",
+    DigestConflict: "its name is another request's",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Past:
     """What a worker thread found in the journal."""
 
     log: JobLog
     seeds: Seeds
-    is_taken: bool
     replay: Replay | None = None
     closed_lanes: frozenset[int] = frozenset()
 
@@ -77,6 +82,8 @@ class Job:
         self.is_given_up = False
         """Whether it is no longer journalled: another server has taken it, or it has grown too large."""
         self.unsaved_bytes = 0
+        self.answers_heard = 0
+        """Of the store, while it is opened."""
         self._new_log = new_log
         self._new_replay = new_replay
         self._in_thread = in_thread
@@ -96,7 +103,8 @@ class Job:
     async def open(self) -> None:
         """Learn from the journal what there is. Raises DigestConflict, StoreError; then it begins anew.
 
-        One with a name is taken from whoever else is writing it; so is one that has a past.
+        One that has a past is taken from whoever else is writing it. A new one is not taken before there is something
+        to write: a request that is refused leaves the name to others.
         """
         async with self._using_log:
             past = await self._in_thread(self._take_past)
@@ -110,18 +118,19 @@ class Job:
         """It does not wait for the journal any longer. If there is a past, it is too late for it."""
         self._went_ahead = True
 
+    def _heard(self) -> None:
+        self.answers_heard += 1
+
     def _take_past(self) -> _Past:
         for _ in range(_MOST_RIVALS):
             log, replay = self._new_log(), self._new_replay()
             try:
-                found = log.open(replay)
+                found = log.open(replay, self._heard)
                 if found is None:
                     replay.close()
-                    if self.name is not None:  # else nothing is written of what takes no time
-                        log.take(self._seeds.secret)
-                    return _Past(log, self._seeds, is_taken=self.name is not None)
+                    return _Past(log, self._seeds)
                 log.take(found.secret)
-                return _Past(log, Seeds(found.secret), True, replay, found.closed_lanes)
+                return _Past(log, Seeds(found.secret), replay, found.closed_lanes)
             except EpochLost:
                 replay.close()
             except BaseException:
@@ -132,8 +141,9 @@ class Job:
     def _adopt(self, past: _Past) -> None:
         self._log, self._seeds, self._replay = past.log, past.seeds, past.replay
         self._closed_lanes |= past.closed_lanes
-        self._knows_past, self._is_taken, self.is_stored = True, past.is_taken, past.is_taken
+        self._knows_past = True
         if past.replay is not None:
+            self._is_taken = self.is_stored = True
             finished, unfinished, tokens = past.replay.counts()
             counts = {"finished": finished, "unfinished": unfinished, "tokens": tokens}
             extra = {"action": "job_resumed", "job": self.label, **counts}
@@ -142,7 +152,11 @@ class Job:
     async def remember(self) -> None:
         """For a request that comes later than others: what they have had already."""
         if self._remembering is None and self._replay is None:
-            self._replay = self._new_replay()
+            try:
+                self._replay = self._new_replay()
+            except OutOfSpace as error:
+                self._forget_all(error)
+                return
             self._put([*self._writing, *self._unsaved])
             self._remembering = asyncio.create_task(self._load(self._replay))
         if self._remembering is not None:
@@ -151,7 +165,9 @@ class Job:
     async def _load(self, replay: Replay) -> None:
         if self.is_stored:
             try:
-                await self._in_thread(lambda: self._new_log().open(replay))
+                found = await self._in_thread(lambda: self._new_log().open(replay))
+                if isinstance(found, Found) and found.secret != self._seeds.secret:
+                    self._forget_all("another server has begun the job anew")
             except (StoreError, OutOfSpace) as error:
                 logger.warning("what is journalled can't be read, and may be generated again: %s", error)
 
@@ -226,8 +242,8 @@ class Job:
         except OutOfSpace as error:
             self._forget_all(error)
 
-    def _forget_all(self, error: OutOfSpace) -> None:
-        logger.warning("no room for what is journalled, which may be generated again: %s", error)
+    def _forget_all(self, cause: OutOfSpace | str) -> None:
+        logger.warning("what is journalled is of no use, and may be generated again: %s", cause)
         if self._replay is not None:
             self._replay.close()
             self._replay = None
@@ -251,8 +267,8 @@ class Job:
             self._writing, self._unsaved = self._unsaved, []
             try:
                 written = await self._in_thread(self._write)
-            except (EpochLost, JournalFull) as error:
-                self.give_up(str(error))
+            except (EpochLost, DigestConflict, JournalFull) as error:
+                self.give_up(str(error) or _LOST[type(error)])
                 return 0
             except BaseException as error:
                 self._unsaved = self._writing + self._unsaved
@@ -282,12 +298,15 @@ class Job:
         return self._log.append(self._writing)
 
     def _forget_past(self) -> None:
-        replay = self._new_replay()
         try:
-            self._log = self._new_log()
-            self._log.open(replay)
-        finally:
-            replay.close()
+            replay = self._new_replay()
+            try:
+                self._log = self._new_log()
+                self._log.open(replay)
+            finally:
+                replay.close()
+        except OutOfSpace as error:
+            raise StoreError(str(error)) from error
 
     def give_up(self, reason: str) -> None:
         """It goes on without a journal."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from .errors import Conflict
+from .errors import Conflict, OutOfSpace
 from .job import Job, Lease
 from .journal.log import DigestConflict, JobLog, job_id
 from .journal.replay import Replay
@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 _THREADS = 8
 _PATIENCE_S = 5.0
-"""For what the journal has of a job. Then it begins anew, rather than to be late."""
+_BROKEN_PATIENCE_S = 0.5
+"""For the store's next answer when a job is looked up. Then it begins anew, rather than to wait for ever."""
 _RETRY_S = 5.0
 _SOON_BYTES = 1 << 20
 """Not yet in the journal: then it is written at once."""
@@ -52,7 +53,7 @@ class Jobs:
         max_bytes: int,
         replay_dir: str,
     ) -> None:
-        self.store = store
+        self._store = store
         self._metrics = metrics
         self._interval_s = interval_s
         self._lifetime_s = lifetime_s
@@ -103,8 +104,10 @@ class Jobs:
         if not job.leases and self._jobs.get(job.id) is job:
             self._run(self._retire(job))
 
-    def save_soon(self) -> None:
-        self._soon.set()
+    def save_soon(self, lease: Lease) -> None:
+        """What the request leaves unfinished, even while its answer is still on its way."""
+        if self._broken_by is None:
+            self._run(self._save(lease.job))
 
     def freeze(self) -> None:
         """Nothing more is generated, whoever waits for it: all that there is can be saved."""
@@ -125,6 +128,10 @@ class Jobs:
         job = lease.job
         return job.is_stored and not job.is_given_up and not job.has_unsaved
 
+    async def write_beside(self, id: str, data: bytes) -> None:
+        """What is told of a job's progress, over what was told before. Raises StoreError."""
+        await self._in_thread(partial(self._store.put, f"jobs/{id}/progress.json", data))
+
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -143,7 +150,7 @@ class Jobs:
 
     def _new_log(self, id: str, digest: str) -> JobLog:
         return JobLog(
-            self.store, id, digest, writer=self._writer, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes
+            self._store, id, digest, writer=self._writer, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes
         )
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
@@ -153,16 +160,24 @@ class Jobs:
         """Raises Conflict. Whatever else happens, the job can begin."""
         opening = asyncio.create_task(job.open())
         opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may come too late
+        patience_s = _PATIENCE_S if self._broken_by is None else _BROKEN_PATIENCE_S
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                await asyncio.shield(opening)
+            while not opening.done():
+                heard = job.answers_heard
+                await asyncio.wait({opening}, timeout=patience_s)
+                if not opening.done() and heard == job.answers_heard:
+                    raise TimeoutError
+            opening.result()
             self._healed("reading")
         except DigestConflict:
             self._jobs.pop(job.id, None)
             raise _conflict() from None
-        except (StoreError, TimeoutError) as error:
+        except (StoreError, OutOfSpace) as error:
             job.go_ahead()
-            self._broke("reading", error if isinstance(error, StoreError) else f"no answer in {_PATIENCE_S:g} s")
+            self._broke("reading", error)
+        except TimeoutError:
+            job.go_ahead()
+            self._broke("reading", f"{self._store.describe}: no answer in {patience_s:g} s")
         finally:
             self._openings.pop(job.id, None)
 
@@ -240,7 +255,7 @@ class Jobs:
             keep = set(self._jobs)
             try:
                 await self._in_thread(
-                    partial(sweep, self.store, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes, keep=keep)
+                    partial(sweep, self._store, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes, keep=keep)
                 )
             except StoreError as error:
                 self._broke("reading", error)

@@ -33,6 +33,8 @@ class ServerMetrics:
             Metric("SequencesWaiting", _value(metrics.sequences_waiting), "Count"),
             Metric("KVCacheUsage", 100 * _value(metrics.kv_cache_usage), "Percent"),
             Metric("EngineRestarts", self._growth("EngineRestarts", _total(metrics.engine_restarts)), "Count"),
+            Metric("TokensResumed", self._growth("TokensResumed", _total(metrics.resumed_tokens)), "Count"),
+            Metric("JournalBroken", _value(metrics.journal_broken), "Count"),
             Metric("Invocations", self._growth("Invocations", _total(metrics.requests)), "Count"),
             Metric("InvocationsOpen", _value(metrics.requests_running), "Count"),
             Metric("InvocationErrors", self._growth("InvocationErrors", self._errors()), "Count"),

@@ -1,4 +1,4 @@
-"""`scripts/bench throughput|fairness|memory|acceptance|payloads`: measures of a quiet machine, as ratios in one run."""
+"""`scripts/bench throughput|fairness|memory|journal|acceptance|payloads`: ratios, measured on a quiet machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks import acceptance, fairness, memory, payloads, throughput
+from benchmarks import acceptance, fairness, journal, memory, payloads, throughput
 from benchmarks.serving import ROOT
 
 BUSY_PERCENT = 10.0
@@ -21,6 +21,7 @@ MEASURES = {
     "throughput": throughput,
     "fairness": fairness,
     "memory": memory,
+    "journal": journal,
     "acceptance": acceptance,
     "payloads": payloads,
 }

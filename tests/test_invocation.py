@@ -21,6 +21,7 @@ from container.invocation import Invocation, Service
 from container.jobs import Jobs
 from container.journal.directory import DirectoryStore
 from container.preparation import Preparer
+from container.progress import Progress
 from container.telemetry import Metrics
 from container.tokenizer import Tokenizer
 
@@ -102,6 +103,7 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) 
             info=INFO,
             admission=Admission(cast(Any, engine)),
             jobs=jobs,
+            progress=Progress(None, metrics, dimensions={}),
             metrics=metrics,
             workers=workers,
             writers=workers,

@@ -112,13 +112,15 @@ class JobLog:
         self._created: float | None = None
         self.bytes = 0
 
-    def open(self, replay: Replay) -> Found | None:
+    def open(self, replay: Replay, on_answer: Callable[[], None] = lambda: None) -> Found | None:
         """What the journal holds; its records go to `replay`. None if there is none, or it has expired.
 
+        `on_answer` is called after each answer of the store: of a large journal there are many.
         Raises DigestConflict, StoreError, OutOfSpace (of `replay`).
         """
         self._forget()
         epochs = self._listed()
+        on_answer()
         self._highest = max(epochs, default=0)
         head = self._newest_head(epochs)
         if head is None:
@@ -131,7 +133,7 @@ class JobLog:
         own = (head.epoch, max(epochs[head.epoch], default=0))
         self._takes = [taken for taken in (*head.takes, own) if taken[1]]
         self._created = head.created
-        return self._read(head, epochs, replay)
+        return self._read(head, epochs, replay, on_answer)
 
     def take(self, secret: bytes, *, fresh: bool = False) -> None:
         """Makes the job this writer's, with what `open` saw of it, or where it is `fresh`, with nothing.
@@ -243,13 +245,14 @@ class JobLog:
             return None
         return head
 
-    def _read(self, head: Head, epochs: dict[int, list[int]], replay: Replay) -> Found:
+    def _read(self, head: Head, epochs: dict[int, list[int]], replay: Replay, on_answer: Callable[[], None]) -> Found:
         closed: set[int] = set()
         segments = dropped = 0
         places = [
             (epoch, number) for epoch, last in self._takes for number in sorted(epochs.get(epoch, ())) if number <= last
         ]
         for (_, number), data in self._fetched(places):
+            on_answer()
             try:
                 segment = opened(Segment, data or b"")
                 if segment.number != number:

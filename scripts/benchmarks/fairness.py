@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
@@ -71,7 +72,9 @@ class Visited:
         return self._threads.submit(self._post, body, "application/jsonlines")
 
     def _visit(self, new_tokens: int) -> float:
-        return self._post(json.dumps(_request(self._visitor, new_tokens)).encode(), "application/json")
+        # Of the same request again there might be nothing left to generate.
+        request = _request(self._visitor, new_tokens) | {"user": str(uuid.uuid4())}
+        return self._post(json.dumps(request).encode(), "application/json")
 
     def _post(self, body: bytes, content_type: str) -> float:
         connection = self._served.connect()

@@ -9,6 +9,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,13 +24,15 @@ _EVERY_S = 0.02
 
 
 class Served:
-    """Started at once; `close` ends it."""
+    """Started at once; `close` ends it. It has a journal of its own: nothing that another measured goes on in it."""
 
     def __init__(self, model_dir: Path, **settings: object) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
+        self._checkpoints = tempfile.TemporaryDirectory(prefix="longhaul-bench-")
         environment = os.environ | {
+            "LONGHAUL_CHECKPOINT_URI": f"{self._checkpoints.name}/journal",
             "LONGHAUL_MODEL": str(model_dir),
             "LONGHAUL_PORT": str(self.port),
             "LONGHAUL_LOG_LEVEL": "WARNING",
@@ -91,6 +94,7 @@ class Served:
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
+        self._checkpoints.cleanup()
 
 
 @dataclass(slots=True)
