@@ -130,9 +130,10 @@ def _play(ground: Ground, scenario: str, number: int, seed: int) -> Verdict:
 def _ties(ground: Ground, faults: list[str]) -> str:
     told = []
     for model, one in ground.all_undisturbed.items():
-        told.append(f"{model}: {one.rows} rows compared, {one.ties} diverged at ties")
+        told.append(f"{model}: {one.rows} rows compared, {len(one.ties)} diverged at ties")
         if one.has_too_many_ties:
             faults.append(f"{told[-1]}, more than {SHARE_OF_TIES:.0%}")
+        told += [f"  {tie}" for tie in one.ties]
     return "\n".join(told)
 
 

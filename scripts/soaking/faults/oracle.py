@@ -51,10 +51,13 @@ class Oracle:
         return self.tokenizer.encode(Text(text=text), param="text", max_tokens=len(text) + 1).ids if text else []
 
     def admits(self, line: str, choice: int, got: Choice) -> bool:
-        """Whether `got` is a text of that choice of an item's, or where it is cut, the beginning of one."""
+        """Whether `got` is a text of that choice of an item's, or where it is cut, the beginning of one.
+
+        The item has a seed or needs none.
+        """
         call = read_line(line.encode(), 1).call
         assert call is not None and len(call.items) == 1
-        prepared = self._preparer.prepare(call.items[0], 0)
+        prepared = self._preparer.prepare(call.items[0], drawn_seed=0)
         return self._admits(prepared, prepared.samplings[choice], got)
 
     @torch.inference_mode()

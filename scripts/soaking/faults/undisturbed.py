@@ -38,7 +38,7 @@ class Undisturbed:
         self._peace: dict[Work, Peace] = {}
         self._oracle: Oracle | None = None
         self.rows = 0
-        self.ties = 0
+        self.ties: list[str] = []
 
     def close(self) -> None:
         if self._server is not None:
@@ -46,7 +46,7 @@ class Undisturbed:
 
     @property
     def has_too_many_ties(self) -> bool:
-        return self.ties > max(1, SHARE_OF_TIES * self.rows)
+        return len(self.ties) > max(1, SHARE_OF_TIES * self.rows)
 
     def of(self, work: Work) -> Peace:
         if work not in self._peace:
@@ -103,11 +103,17 @@ class Undisturbed:
             where = f"item {number}, choice {index}: {_difference(got, other)}"
             expect(got.text != other.text, where)
             expect(self.oracle.admits(work.lines[number], index, got), f"{where}, and it is no tie")
-            self.ties += 1
+            if not _may_be_longer(other, got):
+                self.ties.append(f"{work.name}, {where}")
 
 
 def _begins(whole: Choice, cut: Choice) -> bool:
     return whole.text.startswith(cut.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def _may_be_longer(whole: Choice, cut: Choice) -> bool:
+    """A stop string that does not count yet, for `min_tokens`, ends the text all the same once one does."""
+    return cut.is_cut and whole.finish_reason == "stop" and cut.text.startswith(whole.text)
 
 
 def _difference(got: Choice, due: Choice) -> str:

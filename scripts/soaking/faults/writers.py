@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from server import Server, eventually
@@ -46,7 +47,10 @@ def play(run: Run) -> None:
         run.check(work, call.answer())
     _check_loser(run, way, first, second)
     for server in (first, second):
-        kill_container(server)
+        # The last of a job is journalled at latest then.
+        server.send(signal.SIGTERM)
+        if way != "takeover, killed" or server is first:
+            expect(server.exit_status() == 0, f"exit status {server.process.returncode} after SIGTERM")
     third = run.start(**settings)
     if way == "takeover, killed":
         check_continued(run, work, third, before=before, may_be_lost=may_be_lost)
