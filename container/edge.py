@@ -46,10 +46,12 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["starting", "ready", "recovering", "draining", "failed"]
 
-DRAIN_S = 20.0
+DRAIN_S = 19.0
 """From SIGTERM until open work is given up. SageMaker kills 30 s after it: journal and answers need their share."""
 SAVE_S = 3.0
 """For what was generated to reach the journal."""
+LAST_SAVE_S = 1.0
+"""For what was still open when the answers were given."""
 ANSWERS_S = 2.0
 """For the answers of given-up work to reach the wire."""
 DRAIN_PATIENCE_S = 5.0
@@ -233,12 +235,13 @@ class Edge:
         self._abort_exchanges()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._exchanges_ended(), ANSWERS_S)
-        await self._save_jobs(ANSWERS_S)
         return 0 if self._failure is None else 1
 
     async def stop(self) -> None:
+        ends = [self._save_jobs(LAST_SAVE_S)]
         if self._engine is not None:
-            await self._engine.stop()
+            ends.append(self._engine.stop())
+        await asyncio.gather(*ends)
         if self._progress is not None:
             await self._progress.stop()
         if self._jobs is not None:
