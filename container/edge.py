@@ -29,9 +29,9 @@ from .errors import Unavailable
 from .exchange import Exchange
 from .fingerprint import model_identity
 from .invocation import Service
-from .job import Lease
 from .jobs import Jobs
 from .journal.store import open_store
+from .lease import Lease
 from .model_source import local_directory
 from .orphans import bury_orphans
 from .preparation import Preparer
@@ -181,7 +181,8 @@ class Edge:
             )
         except ValueError as error:
             raise BadSetting(f"LONGHAUL_CHECKPOINT_URI is {settings.checkpoint_uri!r}: {error}") from None
-        if store.is_local and any(name in os.environ for name in _SAGEMAKERS):
+        ends_with_container = store.is_local and any(name in os.environ for name in _SAGEMAKERS)
+        if ends_with_container:
             logger.warning(
                 "the journal is a directory of this container and ends with it; give an s3:// address as"
                 " LONGHAUL_CHECKPOINT_URI to go on after the container's death",
@@ -194,6 +195,7 @@ class Edge:
             lifetime_s=settings.checkpoint_days * 86_400,
             max_bytes=settings.checkpoint_max_bytes,
             replay_dir=settings.spool_dir,
+            ends_with_container=ends_with_container,
         )
         self._jobs.start()
         self._progress = Progress.of(settings, self.metrics, self._jobs.write_beside)

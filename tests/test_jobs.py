@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from array import array
 from collections.abc import Callable
@@ -17,13 +18,14 @@ from container.edge import Edge
 from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.errors import Conflict
 from container.fingerprint import model_identity
-from container.job import SHARED_LANE, Lease
 from container.jobs import Jobs
 from container.journal.directory import DirectoryStore
 from container.journal.log import JobLog
 from container.journal.replay import Replay
 from container.journal.segment import Record, TrackKey, packed
 from container.journal.store import StoreError
+from container.lanes import SHARED
+from container.lease import Lease
 from container.preparation import Prepared
 from container.settings import Settings
 from container.telemetry import Metrics
@@ -136,7 +138,7 @@ async def begun(jobs: Jobs, engine: Engine, name: str | None = "a-job", items: i
 
 async def finished_items(jobs: Jobs, items: int = 3) -> int:
     lease = await jobs.attach("a-job", DIGEST)
-    saved = [lease.job.saved(TrackKey(SHARED_LANE, 0, item, 0)) for item in range(items)]
+    saved = [lease.job.saved(TrackKey(SHARED, 0, item, 0)) for item in range(items)]
     return sum(one is not None and one.end == "length" for one in saved)
 
 
@@ -255,7 +257,7 @@ def test_identical_requests_that_overlap_for_months_leave_nothing_behind(
             jobs.release(lease, is_complete=True)
             lease = successor
         job = lease.job
-        assert len(job._closed_lanes) < 10
+        assert len(job._lanes._left) < 10
         assert job._replay is not None
         assert sum(job._replay.counts()[:2]) < 10
 
@@ -276,7 +278,7 @@ def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_b
         store.answers.clear()
         left = asyncio.create_task(jobs.attach(None, DIGEST))
         await asyncio.sleep(0)
-        (its_opening,) = jobs._openings.values()
+        its_opening = next(iter(jobs._jobs.values())).opening
         left.cancel()
         await asyncio.wait({left})
         for _ in range(20):
@@ -284,14 +286,14 @@ def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_b
         second = asyncio.create_task(jobs.attach(None, DIGEST))
         await asyncio.sleep(0)
         job = next(iter(jobs._jobs.values()))
-        in_thread, go_on = job._in_thread, asyncio.Event()
+        in_thread, go_on = job._access.reading, asyncio.Event()
 
         async def held(function: Callable[[], object]) -> object:
             result = await in_thread(function)
             await go_on.wait()
             return result
 
-        job._in_thread = held
+        job._access = dataclasses.replace(job._access, reading=held)
         store.answers.set()
         await asyncio.wait({its_opening})
         third = asyncio.create_task(jobs.attach(None, DIGEST))
