@@ -93,6 +93,7 @@ class Job:
         self._keeps_drawn = True
         self._unsaved: list[Entry] = []
         self._writing: list[Entry] = []
+        self._late: list[Entry] | None = None
 
     # Its past
 
@@ -155,20 +156,21 @@ class Job:
             except OutOfSpace as error:
                 self._forget_all(error)
                 return None
-            self._put([*self._writing, *self._unsaved])
+            self._late = [*self._writing, *self._unsaved]
             self._remembering = asyncio.create_task(self._load(self._replay))
         return self._remembering
 
     async def _load(self, replay: Replay) -> None:
-        if not self.is_stored:
-            return
         try:
-            found = await self._access.reading(lambda: self._access.new_log().open(replay))
+            if self.is_stored:
+                found = await self._access.reading(lambda: self._access.new_log().open(replay))
+                if isinstance(found, Found) and found.secret != self._seeds.secret:
+                    self._forget_all("another server has begun the job anew")
         except (StoreError, OutOfSpace, DigestConflict) as error:
             logger.warning("what is journalled can't be read, and may be generated again: %s", error)
-        else:
-            if isinstance(found, Found) and found.secret != self._seeds.secret:
-                self._forget_all("another server has begun the job anew")
+        finally:
+            late, self._late = self._late, None
+            self._put(late or [])
 
     # Its present
 
@@ -326,7 +328,10 @@ class Job:
         self._on_note(size)
 
     def _put(self, entries: list[Entry]) -> None:
-        """So that it can be had again, by another request."""
+        """So that it can be had again, by another request. Not before what came before them."""
+        if self._late is not None:
+            self._late += entries
+            return
         try:
             if self._replay is not None:
                 self._replay.put(entries)
