@@ -104,9 +104,14 @@ class JobLog:
         self._clock = clock
         self._forget()
 
+    @property
+    def epoch(self) -> int:
+        """That is this writer's; 0: none."""
+        return self._epoch
+
     def _forget(self) -> None:
         self._highest = 0  # epoch that has been seen, intact or not
-        self._epoch = 0  # that is ours; 0: none
+        self._epoch = 0
         self._last = 0  # number that may exist in it
         self._takes: list[tuple[int, int]] = []
         self._former = (0, 0)  # the epoch that is taken over, and its last number that counts

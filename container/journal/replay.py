@@ -63,6 +63,7 @@ class Replay:
     """Owns the file, which is gone with the process. Any thread may, also `load` beside `put`.
 
     Loaded records come in the journal's order, and all count as older than those that are put, whichever comes first.
+    A sequence that goes on from what `get` told before all was loaded is to be put from its first token on.
     Raises OutOfSpace when the disk is full, and from then on: nothing in the file can be relied on any more.
     """
 
