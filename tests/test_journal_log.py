@@ -140,16 +140,22 @@ def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, 
     assert read(store, replays()) == {1: [5, 7, 8]}
 
 
-def test_what_an_earlier_writer_adds_between_the_look_and_the_takeover_does_not_count(
+def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(
     store: Store, replays: Replays
 ) -> None:
+    """It was told that the former is durable, and is told that the latter is not."""
     old = taken(store, replays())
     old.append([record(1, 0, 5)])
-    new = job_log(store)
-    new.open(replays())
+    new, seen = job_log(store), replays()
+    new.open(seen)
     old.append([record(1, 1, 66)])
-    new.take(SECRET)
-    assert read(store, replays()) == {1: [5]}
+    old.append([record(1, 2, 67)])
+    new.take(SECRET, seen)
+    with pytest.raises(EpochLost):
+        old.append([record(1, 3, 68)])
+    new.append([record(2, 0, 7)])
+    assert outputs(seen) == {1: [5, 66, 67]}
+    assert read(store, replays()) == {1: [5, 66, 67], 2: [7]}
 
 
 def test_of_two_who_saw_the_same_one_takes_it(store: Store, replays: Replays) -> None:
@@ -361,19 +367,6 @@ def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(s
     assert read(store, replays()) == {1: [5]}
 
 
-def test_a_fresh_start_takes_nothing_and_leaves_nothing_behind(store: Store, replays: Replays) -> None:
-    old = taken(store, replays())
-    old.append([record(1, 0, 5)])
-    log = job_log(store)
-    log.open(replays())
-    log.take(SECRET, fresh=True)
-    assert store.keys("") == [head_key(JOB, 2)]
-    with pytest.raises(EpochLost):
-        old.append([record(1, 1, 6)])
-    log.append([record(2, 0, 7)])
-    assert read(store, replays()) == {2: [7]}
-
-
 def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, replays: Replays) -> None:
     log = taken(store, replays(), max_bytes=500)
     with pytest.raises(JournalFull, match="500 may be"):
@@ -472,15 +465,6 @@ def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: Fa
         log.take(SECRET)
     log.take(SECRET)
     assert log.append([record(1, 0, 1)])
-    s3.will(["lost"])
-    again = job_log(faulty)
-    s3.will(["none"])
-    again.open(replays())
-    s3.faults.clear()
-    s3.will(["lost"])
-    again.take(SECRET, fresh=True)
-    again.append([record(2, 0, 2)])
-    assert read(faulty, replays()) == {2: [2]}
 
 
 def test_a_job_that_can_not_be_read_is_a_failure_and_not_an_empty_one(
@@ -502,7 +486,8 @@ from container.journal.replay import Replay
 from container.journal.segment import Record, packed
 from container.journal.store import open_store
 
-log = JobLog(open_store(sys.argv[1]), job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
+store, options = open_store(sys.argv[1]), {"writer": "w", "lifetime_s": 1e9, "max_bytes": 1 << 30}
+log = JobLog(store, job_id("my-job", "digest"), "digest", **options)
 replay = Replay(tempfile.gettempdir())
 log.open(replay)
 log.take(bytes(16))

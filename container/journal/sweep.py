@@ -14,7 +14,7 @@ from .log import head_key
 from .segment import CorruptFile, Head, opened
 from .store import Store
 
-_ID = re.compile(r"[0-9a-f]{64}")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _JOBS = "jobs/"
 
 _LOG = logging.getLogger(__name__)
