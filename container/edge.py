@@ -29,9 +29,9 @@ from .errors import Unavailable
 from .exchange import Exchange
 from .fingerprint import model_identity
 from .invocation import Service
-from .job import Lease
 from .jobs import Jobs
 from .journal.store import open_store
+from .lease import Lease
 from .model_source import local_directory
 from .orphans import bury_orphans
 from .preparation import Preparer
@@ -46,10 +46,12 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["starting", "ready", "recovering", "draining", "failed"]
 
-DRAIN_S = 20.0
+DRAIN_S = 19.0
 """From SIGTERM until open work is given up. SageMaker kills 30 s after it: journal and answers need their share."""
 SAVE_S = 3.0
 """For what was generated to reach the journal."""
+LAST_SAVE_S = 1.0
+"""For what was still open when the answers were given."""
 ANSWERS_S = 2.0
 """For the answers of given-up work to reach the wire."""
 DRAIN_PATIENCE_S = 5.0
@@ -179,7 +181,8 @@ class Edge:
             )
         except ValueError as error:
             raise BadSetting(f"LONGHAUL_CHECKPOINT_URI is {settings.checkpoint_uri!r}: {error}") from None
-        if store.is_local and any(name in os.environ for name in _SAGEMAKERS):
+        ends_with_container = store.is_local and any(name in os.environ for name in _SAGEMAKERS)
+        if ends_with_container:
             logger.warning(
                 "the journal is a directory of this container and ends with it; give an s3:// address as"
                 " LONGHAUL_CHECKPOINT_URI to go on after the container's death",
@@ -192,6 +195,7 @@ class Edge:
             lifetime_s=settings.checkpoint_days * 86_400,
             max_bytes=settings.checkpoint_max_bytes,
             replay_dir=settings.spool_dir,
+            ends_with_container=ends_with_container,
         )
         self._jobs.start()
         self._progress = Progress.of(settings, self.metrics, self._jobs.write_beside)
@@ -233,12 +237,13 @@ class Edge:
         self._abort_exchanges()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._exchanges_ended(), ANSWERS_S)
-        await self._save_jobs(ANSWERS_S)
         return 0 if self._failure is None else 1
 
     async def stop(self) -> None:
+        ends = [self._save_jobs(LAST_SAVE_S)]
         if self._engine is not None:
-            await self._engine.stop()
+            ends.append(self._engine.stop())
+        await asyncio.gather(*ends)
         if self._progress is not None:
             await self._progress.stop()
         if self._jobs is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .edge import Edge
     from .fingerprint import Fingerprint
     from .invocation import Invocation
-    from .job import Lease
+    from .lease import Lease
 
 logger = logging.getLogger(__name__)
 

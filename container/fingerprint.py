@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
 
 from .dialects.attributes import Attributes
 from .dialects.document import Route, media_type
@@ -12,16 +15,17 @@ from .dialects.text import Options
 
 _FORMAT = b"longhaul 1"
 """Another one where the same seed no longer gives the same tokens, or items are numbered in another way."""
-_WHOLE_BYTES = 64 << 20
-_SAMPLES = 16
-_SAMPLE_BYTES = 64 << 10
+_WHOLE_BYTES = 1 << 30
+"""A second."""
+_SAMPLE_BYTES = 4 << 10
+_SAMPLES = 4096
+"""Of a large file that does not say where its tensors are."""
+_LONGEST_HEADER = 100 << 20
 
 
 def model_identity(directory: str) -> str:
-    """Of a model's files; of a large one, weights, only its size and some samples are read. For a worker thread.
-
-    Raises OSError.
-    """
+    """Of a model's files: small ones as a whole, and of large ones, weights, a piece of every tensor, as no training
+    leaves one as it was. For a worker thread. Raises OSError."""
     digest = hashlib.sha256(_FORMAT)
     for path in sorted(Path(directory).iterdir()):
         if path.is_file() and not path.name.startswith("."):
@@ -66,6 +70,28 @@ def _add_file(digest: hashlib._Hash, path: Path) -> None:
         if size <= _WHOLE_BYTES:
             digest.update(file.read())
             return
-        for sample in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+        for offset in _offsets(file, size):
+            file.seek(offset)
             digest.update(file.read(_SAMPLE_BYTES))
+
+
+def _offsets(file: BinaryIO, size: int) -> list[int]:
+    """Where to look: the header and every tensor of a safetensors file, its start and its middle, else all along."""
+    length = int.from_bytes(file.read(8), "little")
+    if 8 + length <= min(size, _LONGEST_HEADER):
+        try:
+            tensors = msgspec.json.decode(file.read(length))
+            places = [entry["data_offsets"] for name, entry in tensors.items() if name != "__metadata__"]
+            starts = [8 + length + start for first, end in places for start in (first, (first + end) // 2)]
+            return [*range(0, 8 + length, _SAMPLE_BYTES), *sorted(starts)]
+        except (
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ):
+            pass
+    return [(size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)]

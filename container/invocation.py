@@ -19,8 +19,8 @@ from .engine.messages import EngineInfo
 from .engine.sequence import Sampling
 from .errors import DeadlineExceeded
 from .generation import Completion, Result
-from .job import Lease
 from .jobs import Jobs
+from .lease import Lease
 from .preparation import Prepared, Preparer, seed_of, unstarted
 from .progress import Progress
 from .reader.client import Reader, Readers

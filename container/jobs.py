@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from .errors import Conflict, OutOfSpace
-from .job import Job, Lease
+from .job import Access, Job
 from .journal.log import DigestConflict, JobLog, job_id
 from .journal.replay import Replay
 from .journal.store import Store, StoreError
 from .journal.sweep import sweep
+from .lease import Lease
 from .telemetry import Metrics
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _THREADS = 8
-_PATIENCE_S = 5.0
-_BROKEN_PATIENCE_S = 0.5
-"""For the store's next answer when a job is looked up. Then it begins anew, rather than to wait for ever."""
+_PATIENCE_S = 15.0
+_BROKEN_PATIENCE_S = 1.0
+"""For the store's next answer when a job is looked up, and while it fails: longer than one hung connection to S3 takes.
+Then the job begins anew, rather than to wait for ever. What the store has of it stays."""
 _RETRY_S = 5.0
 _SOON_BYTES = 1 << 20
 """Not yet in the journal: then it is written at once."""
@@ -40,7 +42,7 @@ class Jobs:
     """Owns the jobs that have requests attached or something that is not in the journal yet.
 
     Every `interval_s` all that was generated since is written. A store that fails costs no request anything: it is
-    tried again until it takes everything.
+    tried again until it takes everything. `ends_with_container`: the store does, so that nothing can be promised.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Jobs:
         lifetime_s: float,
         max_bytes: int,
         replay_dir: str,
+        ends_with_container: bool = False,
     ) -> None:
         self._store = store
+        self._ends_with_container = ends_with_container
         self._metrics = metrics
         self._interval_s = interval_s
         self._lifetime_s = lifetime_s
@@ -61,12 +65,13 @@ class Jobs:
         self._replay_dir = replay_dir
         self._writer = f"{socket.gethostname()}:{os.getpid()}"
         self._jobs: dict[str, Job] = {}
-        self._openings: dict[str, asyncio.Task[None]] = {}
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="journal")
+        self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="journal reader")
+        self._writers = ThreadPoolExecutor(_THREADS, thread_name_prefix="journal writer")
+        self._lookups = 0
         self._broken_by: Literal["reading", "writing"] | None = None
         self._unsaved_bytes = 0
         self._soon = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     def start(self) -> None:
         """From now on it writes, and forgets what is too old."""
@@ -79,22 +84,26 @@ class Jobs:
         Raises Conflict where the name is another request's.
         """
         id = job_id(name, digest)
-        job = self._jobs.get(id)
-        if is_new := job is None:
+        while (job := self._jobs.get(id)) is not None and job.digest != digest:
+            if job.opening.done():
+                raise _conflict()
+            await asyncio.wait({job.opening})  # it may be the one that is in the wrong
+        is_new = job is None
+        if job is None:
             job = self._jobs[id] = self._new_job(id, name, digest)
-            self._openings[id] = asyncio.create_task(self._open(job))
-        assert job is not None
-        if job.digest != digest:
-            raise _conflict()
-        lease = job.lease()
+            job.opening = asyncio.create_task(self._open(job))
+            job.opening.add_done_callback(_seen)
+        lease = Lease(job)
+        job.leases.add(lease)
         try:
-            if (opening := self._openings.get(id)) is not None:
-                await asyncio.shield(opening)
-            if not is_new:
-                await job.remember()
+            if not job.opening.done():
+                await asyncio.shield(job.opening)
+            if not is_new and (remembering := job.remember()) is not None:
+                await asyncio.wait({remembering}, timeout=self._patience_s)
         except BaseException:
             self.release(lease, is_complete=True)
             raise
+        job.place(lease)
         return lease
 
     def release(self, lease: Lease, *, is_complete: bool) -> None:
@@ -117,69 +126,94 @@ class Jobs:
     async def save_all(self) -> None:
         """What was generated until now. Where the store fails, the rest waits for the next time."""
         jobs = [job for job in self._jobs.values() if job.is_worth_saving or job.leases]
-        if self._broken_by is not None and jobs:
-            await self._save(jobs.pop(0))
-            if self._broken_by is not None:
-                return
-        await asyncio.gather(*map(self._save, jobs))
+        if self._broken_by is None or await self._is_back(jobs):
+            await asyncio.gather(*map(self._save, jobs))
+
+    async def _is_back(self, jobs: list[Job]) -> bool:
+        """Whether the store has taken the first thing that there is to write."""
+        for job in jobs:
+            if not await self._save(job):
+                return False
+            if self._broken_by is None:
+                return True
+        try:
+            await self._write(partial(self._store.put, "probe", b""))
+        except StoreError as error:
+            self._broke("writing", error)
+            return False
+        self._healed("writing")
+        return True
 
     def is_saved(self, lease: Lease) -> bool:
-        """Whether the journal has all that was generated for it."""
-        job = lease.job
-        return job.is_stored and not job.is_given_up and not job.has_unsaved
+        """Whether the store has all that was generated for it, and outlives this container."""
+        return lease.job.is_saved(lease) and not self._ends_with_container
 
     async def write_beside(self, id: str, data: bytes) -> None:
         """What is told of a job's progress, over what was told before. Raises StoreError."""
-        await self._in_thread(partial(self._store.put, f"jobs/{id}/progress.json", data))
+        await self._write(partial(self._store.put, f"jobs/{id}/progress.json", data))
 
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._writers.shutdown(wait=False, cancel_futures=True)
 
     def _new_job(self, id: str, name: str | None, digest: str) -> Job:
-        return Job(
-            id,
-            name,
-            digest,
+        access = Access(
             new_log=lambda: self._new_log(id, digest),
             new_replay=lambda: Replay(self._replay_dir),
-            in_thread=self._in_thread,
-            on_note=partial(self._noted, id),
+            reading=self._read,
+            writing=self._write,
         )
+        return Job(id, name, digest, access, on_note=partial(self._noted, id))
 
     def _new_log(self, id: str, digest: str) -> JobLog:
         return JobLog(
             self._store, id, digest, writer=self._writer, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes
         )
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+    async def _read(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
+
+    async def _write(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writers, function)
+
+    @property
+    def _patience_s(self) -> float:
+        return _PATIENCE_S if self._broken_by is None else _BROKEN_PATIENCE_S
 
     async def _open(self, job: Job) -> None:
         """Raises Conflict. Whatever else happens, the job can begin."""
-        opening = asyncio.create_task(job.open())
-        opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may come too late
-        patience_s = _PATIENCE_S if self._broken_by is None else _BROKEN_PATIENCE_S
         try:
-            while not opening.done():
-                heard = job.answers_heard
-                await asyncio.wait({opening}, timeout=patience_s)
-                if not opening.done() and heard == job.answers_heard:
-                    raise TimeoutError
-            opening.result()
+            await self._look_up(job)
             self._healed("reading")
         except DigestConflict:
-            self._jobs.pop(job.id, None)
+            if self._jobs.get(job.id) is job:
+                del self._jobs[job.id]
             raise _conflict() from None
         except (StoreError, OutOfSpace) as error:
             job.go_ahead()
             self._broke("reading", error)
-        except TimeoutError:
-            job.go_ahead()
-            self._broke("reading", f"{self._store.describe}: no answer in {patience_s:g} s")
         finally:
-            self._openings.pop(job.id, None)
+            if not job.leases and self._jobs.get(job.id) is job:  # who asked for it has left
+                self._run(self._retire(job))
+
+    async def _look_up(self, job: Job) -> None:
+        if self._broken_by is not None and self._lookups >= _THREADS:
+            raise StoreError(f"{self._store.describe}: as many jobs as can be wait for an answer already")
+        self._lookups += 1
+        opening = asyncio.create_task(job.open())
+        opening.add_done_callback(_seen)  # it may come too late
+        opening.add_done_callback(self._looked_up)
+        while not opening.done():
+            heard, patience_s = job.answers_heard, self._patience_s
+            await asyncio.wait({opening}, timeout=patience_s)
+            if not opening.done() and heard == job.answers_heard:
+                raise StoreError(f"{self._store.describe}: no answer in {patience_s:g} s")
+        opening.result()
+
+    def _looked_up(self, opening: asyncio.Task[None]) -> None:
+        self._lookups -= 1
 
     async def _save_forever(self) -> None:
         while True:
@@ -197,15 +231,17 @@ class Jobs:
             if self._broken_by is not None:  # whatever is due soon
                 await asyncio.sleep(min(_RETRY_S, self._interval_s))
 
-    async def _save(self, job: Job) -> None:
+    async def _save(self, job: Job) -> bool:
+        """False where the store failed."""
         try:
             written = await job.save()
         except StoreError as error:
             self._broke("writing", error)
-            return
+            return False
         if written:
             self._metrics.journal_bytes.inc(written)
             self._healed("writing")
+        return True
 
     async def _retire(self, job: Job) -> None:
         """Nobody is attached any more."""
@@ -216,23 +252,17 @@ class Jobs:
     async def _forget(self, job: Job) -> None:
         """If there is no more to do for it. Else the next turns see to it."""
         is_due = job.is_worth_saving and job.has_unsaved
-        if not job.leases and not is_due and self._jobs.get(job.id) is job:
+        if not job.leases and not is_due and job.opening.done() and self._jobs.get(job.id) is job:
             del self._jobs[job.id]
-            self._count_unsaved()
-            await self._in_thread(job.close)
+            self._unsaved_bytes -= job.unsaved_bytes
+            await self._read(job.close)
 
     def _noted(self, id: str, size: int) -> None:
         self._unsaved_bytes += size
-        if self._unsaved_bytes < _SOON_BYTES:
-            return
-        self._count_unsaved()
-        if self._unsaved_bytes >= _SOON_BYTES and self._broken_by is None:
+        if size > 0 and self._unsaved_bytes >= _SOON_BYTES and self._broken_by is None:
             self._soon.set()
-        if self._unsaved_bytes > _MOST_UNSAVED_BYTES:
+        if size > 0 and self._unsaved_bytes > _MOST_UNSAVED_BYTES:
             self._jobs[id].give_up("the store has failed for too long, and there is no memory for more")
-
-    def _count_unsaved(self) -> None:
-        self._unsaved_bytes = sum(job.unsaved_bytes for job in self._jobs.values())
 
     def _broke(self, by: Literal["reading", "writing"], error: object) -> None:
         self._metrics.journal_errors.inc()
@@ -254,17 +284,25 @@ class Jobs:
         while True:
             keep = set(self._jobs)
             try:
-                await self._in_thread(
+                await self._read(
                     partial(sweep, self._store, lifetime_s=self._lifetime_s, max_bytes=self._max_bytes, keep=keep)
                 )
             except StoreError as error:
                 self._broke("reading", error)
+            except Exception:
+                logger.exception("what is too old in the journal was not deleted, and will be at the next time")
             await asyncio.sleep(_SWEEP_S)
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Whoever waits for it has left: nobody else needs to know what it ended with."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _conflict() -> Conflict:

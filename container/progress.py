@@ -291,7 +291,8 @@ def _tokens_left(work: Work) -> tuple[float | None, Literal["mean", "bound"] | N
 
 def _rate(since: _Mark, now: _Mark) -> float | None:
     seconds = now.at - since.at
-    return (now.tokens - since.tokens) / seconds if seconds > 0 else None
+    # What a failed sequence had is no longer counted.
+    return max(now.tokens - since.tokens, 0) / seconds if seconds > 0 else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -54,7 +54,7 @@ class Track:
         self._service = service
         self._sampling = prepared.samplings[key.choice]
         self._stop = StopStrings(prepared.stop, service.tokenizer.decode) if prepared.stop else None
-        self._prompt_crc = zlib.crc32(prepared.prompt_ids.tobytes())
+        self._prompt_crc = zlib.crc32(repr(self._sampling.seed).encode(), zlib.crc32(prepared.prompt_ids.tobytes()))
         self._on_end = on_end
         self._is_started = False
         self._last_token_at = time.monotonic()
@@ -140,10 +140,12 @@ class Track:
             self._tell()
 
     def _tell(self) -> None:
-        self._on_end(self)
-        waiting, self.waiting = self.waiting, set()
-        for generation in waiting:
-            generation.settle()
+        try:
+            self._on_end(self)
+        finally:
+            waiting, self.waiting = self.waiting, set()
+            for generation in waiting:
+                generation.settle()
 
     def _measure(self, new: int) -> None:
         metrics = self._service.metrics

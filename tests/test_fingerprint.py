@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from container.dialects.document import Route
 from container.fingerprint import Fingerprint, model_identity
@@ -73,9 +75,19 @@ def test_a_models_identity_is_its_files(tmp_path: Path) -> None:
     assert model_identity(str(one)) != model_identity(str(two))
 
 
-def test_of_large_weights_samples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["first", "second", "last"])
+def test_of_large_weights_every_tensor_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("container.fingerprint._WHOLE_BYTES", 1 << 10)
+    tensors = {"first": torch.zeros(100_000), "second": torch.zeros(3), "last": torch.zeros(50_000)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    before = model_identity(str(tmp_path))
+    save_file(tensors | {name: tensors[name] + 1}, tmp_path / "model.safetensors")
+    assert model_identity(str(tmp_path)) != before
+
+
+def test_of_other_large_files_pieces_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("container.fingerprint._WHOLE_BYTES", 1 << 20)
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "weights.bin"
     path.write_bytes(bytes(4 << 20))
     before = model_identity(str(tmp_path))
     path.write_bytes(bytes((4 << 20) - 1) + b"a")

@@ -3,14 +3,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import pytest
 from emf_document import extracted
+from server import Server, eventually, lasting
 
+from container.dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
 from container.progress import Progress, Write
 from container.settings import Settings
 from container.telemetry import JSONFormatter, Metrics
@@ -425,3 +429,39 @@ async def test_progress_in_s3_needs_the_journal_there(log: Lines, progress: str,
     reporting.start()
     await reporting.stop()
     assert bool(log.of("progress_local")) is warns
+
+
+# End to end
+
+
+def test_a_server_tells_of_a_long_request_in_its_log_and_beside_its_journal(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    server = start(LONGHAUL_PROGRESS="s3", LONGHAUL_CHECKPOINT_URI=journal, LONGHAUL_SERVED_NAME="tiny")
+    server.wait_until_ready()
+    body = "".join(json.dumps(lasting(f"{number} is", 4 if number < 3 else 8000)) + "\n" for number in range(5))
+    headers = {"content-type": "application/jsonlines", CUSTOM_ATTRIBUTES: "job=novel"}
+    request = server.post_soon(content=body, headers=headers)
+    [running, *_] = eventually(lambda: [line for line in actions(server, "progress") if line["items_done"] == 3])
+    [place] = eventually(lambda: list(journal.glob("jobs/*/progress.json")))
+    server.send(signal.SIGTERM)
+    eventually(lambda: server.ping()[0] == 503)
+    server.send(signal.SIGTERM)
+    assert request.result().status_code == 503
+    assert server.exit_status() == 0
+
+    assert (running["job"], running["items"], running["items_done"], running["Model"]) == ("novel", 5, 3, "tiny")
+    assert running["completion_tokens"] > 12 and running["estimated_by"] == "mean"
+    assert extracted(running)["InvocationTokensPerSecond"] > 0
+    [*_, ended] = actions(server, "progress")
+    written = json.loads(place.read_bytes())
+    assert written["state"] == ended["state"] == "ended"
+    assert written["completion_tokens"] == ended["completion_tokens"] and place.stat().st_mode & 0o777 == 0o600
+    told = [extracted(line) for line in actions(server, "metrics")]
+    assert sum(each["GenerationTokens"] for each in told) >= ended["completion_tokens"]
+    assert actions(server, "progress_local")
+
+
+def actions(server: Server, action: str) -> list[dict[str, Any]]:
+    return [line for line in server.log_lines() if line.get("action") == action]

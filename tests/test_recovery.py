@@ -135,7 +135,7 @@ def reaches(server: Server, metric: str, value: float) -> None:
 def test_a_file_worked_on_by_four_engines_is_answered_as_if_there_had_been_one(start: Start) -> None:
     server = start().wait_until_ready()
     undisturbed = server.ask_lines(list(lines()))
-    body = "".join(json.dumps(line) + "\n" for line in lines())
+    body = "".join(json.dumps(line) + "\n" for line in lines()) + "\n"  # a line more: another job
     before = server.metric("longhaul_generation_tokens_total")
     answer = server.post_soon(content=body, headers={"content-type": "application/jsonlines"})
     for tokens in (100, 1000, 2000):

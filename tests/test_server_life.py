@@ -143,7 +143,7 @@ def test_sigterm_while_the_model_is_loaded_ends_the_server_with_status_0(start: 
 
 def test_sigterm_under_load_finishes_what_it_can_and_answers_the_rest(start: Start) -> None:
     server = start().wait_until_ready()
-    medium = [server.post_soon(json=lasting("The sea is", 300)) for _ in range(3)]
+    medium = [server.post_soon(json=lasting(f"{number} seas are", 300)) for number in range(3)]
     eventually(lambda: server.metric("longhaul_sequences_running") >= 3)
     hopeless = server.start_endless(3)
     server.send(signal.SIGTERM)

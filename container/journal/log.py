@@ -19,7 +19,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -104,11 +104,17 @@ class JobLog:
         self._clock = clock
         self._forget()
 
+    @property
+    def epoch(self) -> int:
+        """That is this writer's; 0: none."""
+        return self._epoch
+
     def _forget(self) -> None:
         self._highest = 0  # epoch that has been seen, intact or not
-        self._epoch = 0  # that is ours; 0: none
+        self._epoch = 0
         self._last = 0  # number that may exist in it
         self._takes: list[tuple[int, int]] = []
+        self._former = (0, 0)  # the epoch that is taken over, and its last number that counts
         self._created: float | None = None
         self.bytes = 0
 
@@ -130,18 +136,35 @@ class JobLog:
             return None
         if head.digest != self._digest:
             raise DigestConflict
-        own = (head.epoch, max(epochs[head.epoch], default=0))
+        self._former = own = (head.epoch, max(epochs[head.epoch], default=0))
         self._takes = [taken for taken in (*head.takes, own) if taken[1]]
         self._created = head.created
         return self._read(head, epochs, replay, on_answer)
 
-    def take(self, secret: bytes, *, fresh: bool = False) -> None:
-        """Makes the job this writer's, with what `open` saw of it, or where it is `fresh`, with nothing.
+    def take(self, secret: bytes, replay: Replay | None = None) -> None:
+        """Makes the job this writer's, with what `open` saw of it and what its former writer has added since.
 
-        Raises EpochLost if another took it since, and StoreError, after which it may be called again.
+        That goes to `replay`. Raises EpochLost if another took it since, and StoreError, after which it may be called
+        again.
         """
-        if fresh:
-            self._takes, self._created, self.bytes = [], None, 0
+        self._take(secret)
+        while added := self._added():
+            # Its writer was told that this is durable. From here on it is told that it has lost the job.
+            epoch, last = self._former
+            self._former, self._highest = added, self._epoch
+            self._takes = [*(taken for taken in self._takes if taken[0] != epoch), added]
+            self._read_into(replay, [(epoch, number) for number in range(last + 1, added[1] + 1)])
+            self._take(secret)
+
+    def _added(self) -> tuple[int, int] | None:
+        """The former epoch with its last number, if that is higher than when it was taken."""
+        epoch, last = self._former
+        if not epoch:
+            return None
+        now = max(self._listed().get(epoch, ()), default=0)
+        return (epoch, now) if now > last else None
+
+    def _take(self, secret: bytes) -> None:
         if self._created is None:
             self._created = self._clock()
         epoch = self._highest + 1
@@ -160,18 +183,18 @@ class JobLog:
                 raise EpochLost
             self._created = there.created
         self._epoch, self._last = epoch, 0
-        if fresh:
-            self._delete_useless(epoch)
 
-    def append(self, entries: Sequence[Entry]) -> int:
-        """Durable on return. The bytes written. After StoreError the same entries may come again: some may be there.
+    def append(self, entries: list[Entry]) -> int:
+        """Durable on return: how many bytes. After an error, `entries` are those that aren't known to be there.
 
         Raises EpochLost, JournalGone and other StoreErrors, JournalFull.
         """
         assert self._epoch, "not taken"
         written = 0
-        for group in _groups(encoded(entry) for entry in entries):
+        while entries:
+            group = _first_group(entries)
             written += self._write(group)
+            del entries[: len(group)]
         if written:
             self._check_epoch()
         return written
@@ -203,7 +226,7 @@ class JobLog:
             self._lose()
         if self._store.exists(head_key(self._job_id, self._epoch)):
             return
-        # A fresh take, or one after the job had expired, deletes the epochs before it.
+        # Who finds the job expired deletes its epochs.
         if max(self._listed(), default=0) > self._epoch:
             self._lose()
         self._epoch = 0
@@ -246,11 +269,24 @@ class JobLog:
         return head
 
     def _read(self, head: Head, epochs: dict[int, list[int]], replay: Replay, on_answer: Callable[[], None]) -> Found:
-        closed: set[int] = set()
-        segments = dropped = 0
         places = [
             (epoch, number) for epoch, last in self._takes for number in sorted(epochs.get(epoch, ())) if number <= last
         ]
+        closed, segments = self._read_into(replay, places, on_answer)
+        return Found(
+            secret=head.secret,
+            created=head.created,
+            closed_lanes=frozenset(closed),
+            segments=segments,
+            bytes=self.bytes,
+        )
+
+    def _read_into(
+        self, replay: Replay | None, places: list[tuple[int, int]], on_answer: Callable[[], None] = lambda: None
+    ) -> tuple[set[int], int]:
+        """The lanes that are closed there, and how many segments are intact."""
+        closed: set[int] = set()
+        segments = dropped = 0
         for (_, number), data in self._fetched(places):
             on_answer()
             try:
@@ -263,16 +299,11 @@ class JobLog:
             segments += 1
             self.bytes += len(data or b"")
             closed |= {entry.lane for entry in segment.entries if isinstance(entry, LaneClosed)}
-            replay.load(segment.entries)
+            if replay is not None:
+                replay.load(segment.entries)
         if dropped:
             _LOG.warning("%d of a job's %d segments are torn, changed or missing: dropped", dropped, len(places))
-        return Found(
-            secret=head.secret,
-            created=head.created,
-            closed_lanes=frozenset(closed),
-            segments=segments,
-            bytes=self.bytes,
-        )
+        return closed, segments
 
     def _fetched(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], bytes | None]]:
         """In order, and a few at once where each is a round trip."""
@@ -292,22 +323,15 @@ class JobLog:
         for epoch in sorted(epochs):
             self._store.delete(f"jobs/{self._job_id}/{epoch:08d}/")
 
-    def _delete_useless(self, before: int) -> None:
-        try:
-            self._delete_epochs(epoch for epoch in self._listed() if epoch < before)
-        except StoreError as error:
-            _LOG.warning("What a job's fresh start made useless is left behind: %s", error)
 
-
-def _groups(entries: Iterable[msgspec.Raw]) -> Iterator[list[msgspec.Raw]]:
+def _first_group(entries: list[Entry]) -> list[msgspec.Raw]:
+    """As many as make one object."""
     group: list[msgspec.Raw] = []
     size = 0
     for entry in entries:
-        length = len(memoryview(entry))
-        if group and size + length > _SEGMENT_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(entry)
-        size += length
-    if group:
-        yield group
+        raw = encoded(entry)
+        size += len(memoryview(raw))
+        if group and size > _SEGMENT_BYTES:
+            break
+        group.append(raw)
+    return group

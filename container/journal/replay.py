@@ -19,7 +19,6 @@ from .chain import Chain, better, of
 from .segment import End, Entry, Record, TrackKey, unpacked
 
 _CACHE_KIB = 8 << 10
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 _AT_ONCE = 64
 """Records merged while a reader waits."""
 _OLD, _NEW = 0, 1
@@ -64,6 +63,7 @@ class Replay:
     """Owns the file, which is gone with the process. Any thread may, also `load` beside `put`.
 
     Loaded records come in the journal's order, and all count as older than those that are put, whichever comes first.
+    A sequence that goes on from what `get` told before all was loaded is to be put from its first token on.
     Raises OutOfSpace when the disk is full, and from then on: nothing in the file can be relied on any more.
     """
 
@@ -72,7 +72,6 @@ class Replay:
         self._using = threading.Lock()
         self._is_full = False
         self._tracks = 0
-        self._finished = self._unfinished = self._tokens = 0
         self._file = _file(directory)
 
     def close(self) -> None:
@@ -101,9 +100,37 @@ class Replay:
         )
 
     def counts(self) -> tuple[int, int, int]:
-        """Finished sequences, unfinished ones, and the tokens of both."""
+        """Finished sequences, unfinished ones, and the tokens of both. Looks at each of them."""
+        finished = unfinished = tokens = 0
         with self._turn():
-            return self._finished, self._unfinished, self._tokens
+            keys = [
+                TrackKey(*key) for key in self._file.execute("SELECT DISTINCT lane, place, item, choice FROM tracks")
+            ]
+        for first in range(0, len(keys), _AT_ONCE):
+            with self._turn():
+                for key in keys[first : first + _AT_ONCE]:
+                    rows = self._rows(key)
+                    best: Chain | _Row | None = (
+                        self._best(key, rows) if len(rows) > 1 else next(iter(rows.values()), None)
+                    )
+                    if best is not None:
+                        tokens += best.tokens
+                        finished += best.end is not None
+                        unfinished += best.end is None
+        return finished, unfinished, tokens
+
+    def lanes(self) -> set[int]:
+        """Those of which anything is there."""
+        with self._turn():
+            return {lane for (lane,) in self._file.execute("SELECT DISTINCT lane FROM tracks")}
+
+    def drop(self, lane: int) -> None:
+        """Nobody will ask for it any more."""
+        with self._turn():
+            lines = self._file.execute("SELECT track FROM tracks WHERE lane = ?", (lane,)).fetchall()
+            for (track,) in lines:
+                self._file.execute("DELETE FROM pieces WHERE id >= ? AND id < ?", (track << 32, (track + 1) << 32))
+            self._file.execute("DELETE FROM tracks WHERE lane = ?", (lane,))
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -114,9 +141,7 @@ class Replay:
             if self._is_full:
                 raise full_disk()
             yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode not in _FULL:
-                raise
+        except sqlite3.Error as error:  # full, or broken: in either case it can't be relied on
             self._is_full = True
             raise full_disk() from error
         finally:
@@ -133,14 +158,12 @@ class Replay:
         key = record.key
         rows = self._rows(key)
         row = rows.get(whose)
-        self._count(key, rows, -1)
         if row is not None and row.is_followed_by(record):
             rows[whose] = self._add(key, row, record)
         else:
             chain = self._merged(key, rows, record, whose)
             if chain is not None:
                 rows[whose] = self._write(key, row, whose, chain)
-        self._count(key, rows, 1)
 
     def _merged(self, key: TrackKey, rows: dict[int, _Row], record: Record, whose: int) -> Chain | None:
         row = rows.get(whose)
@@ -151,17 +174,6 @@ class Replay:
         else:
             base = None
         return of(record) if base is None else base.then(record)
-
-    def _count(self, key: TrackKey, rows: dict[int, _Row], by: int) -> None:
-        if not rows:
-            return
-        best: Chain | _Row | None = self._best(key, rows) if len(rows) > 1 else next(iter(rows.values()))
-        assert best is not None
-        self._tokens += by * best.tokens
-        if best.end is None:
-            self._unfinished += by
-        else:
-            self._finished += by
 
     def _best(self, key: TrackKey, rows: dict[int, _Row]) -> Chain | None:
         old, new = (self._chain(rows[whose]) if whose in rows else None for whose in (_OLD, _NEW))

@@ -173,7 +173,7 @@ def _client(connect_timeout_s: float, read_timeout_s: float) -> Any:
             connect_timeout=connect_timeout_s,
             read_timeout=read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": _TRIES},
-            max_pool_connections=16,
+            max_pool_connections=64,
             s3={"addressing_style": addressing},
             # What is stored has its own checksum, and not all that speaks S3 knows the newer ones.
             request_checksum_calculation="when_required",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -13,6 +14,7 @@ from .log import head_key
 from .segment import CorruptFile, Head, opened
 from .store import Store
 
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _JOBS = "jobs/"
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +53,9 @@ def sweep(
         return Swept()
     leftovers = store.sweep()
     now = clock()
-    jobs = sorted((_job(store, name) for name in store.folders(_JOBS)), key=lambda job: job.created)
+    jobs = sorted(
+        (_job(store, name) for name in store.folders(_JOBS) if _ID.fullmatch(name)), key=lambda job: job.created
+    )
     left = sum(job.bytes for job in jobs)
     expired = evicted = 0
     for job in jobs:

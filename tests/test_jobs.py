@@ -1,0 +1,433 @@
+"""Jobs on a store that fails, hangs and is shared, without an engine or a server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from container import jobs as jobs_module
+from container.edge import Edge
+from container.engine.sequence import Sampling, Sequence, TokenLogprobs
+from container.errors import Conflict
+from container.fingerprint import model_identity
+from container.jobs import Jobs
+from container.journal.directory import DirectoryStore
+from container.journal.log import JobLog
+from container.journal.replay import Replay
+from container.journal.segment import Record, TrackKey, packed
+from container.journal.store import StoreError
+from container.lanes import SHARED
+from container.lease import Lease
+from container.preparation import Prepared
+from container.settings import Settings
+from container.telemetry import Metrics
+from container.track import Generation, Track
+
+DIGEST = "a" * 64
+
+
+class Store(DirectoryStore):
+    """A directory that fails or hangs when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.failing = False
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def _wait(self) -> None:
+        if self.failing:
+            raise StoreError("told to")
+        assert self.answers.wait(60)
+
+    def keys(self, prefix: str) -> list[str]:
+        self._wait()
+        return super().keys(prefix)
+
+    def create(self, key: str, data: bytes) -> bool:
+        self._wait()
+        return super().create(key, data)
+
+    def get(self, key: str) -> bytes | None:
+        self._wait()
+        return super().get(key)
+
+
+class Engine:
+    """Admission and engine in one: sequences stay until they are given tokens."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.service = cast(Any, SimpleNamespace(admission=self, metrics=self.metrics, tokenizer=None))
+        self.at_work: dict[int, Sequence] = {}
+
+    def enqueue(self, sequence: Sequence) -> None:
+        self.at_work[id(sequence)] = sequence
+
+    def withdraw(self, sequence: Sequence) -> None:
+        self.at_work.pop(id(sequence), None)
+
+    def say(self, tokens: int) -> None:
+        for sequence in list(self.at_work.values()):
+            for _ in range(tokens):
+                sequence.output_ids.append(len(sequence.output_ids))
+                if len(sequence.output_ids) == sequence.sampling.max_new_tokens:
+                    sequence.finish_reason = "length"
+                    self.withdraw(sequence)
+                sequence.on_tokens(1)
+                if sequence.finish_reason is not None:
+                    break
+
+    def generate(self, lease: Lease, item: int, *, is_drawn: bool = False) -> Generation:
+        sampling = Sampling(max_new_tokens=8, temperature=float(is_drawn), seed=lease.seeds.of(0, item))
+        prepared = Prepared(
+            prompt_ids=array("I", [1, item]), prompt_text="", samplings=(sampling,), stop=(), is_drawn=is_drawn
+        )
+        return lease.generate(self.service, prepared, 0, item, 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "journal")
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def new_jobs(store: Store, engine: Engine, tmp_path: Path) -> Callable[[], Jobs]:
+    """Of a server of its own each. Nothing is written but by `save_all` and when nobody is attached any more."""
+    return lambda: Jobs(
+        store, engine.metrics, interval_s=3600, lifetime_s=3600, max_bytes=1 << 30, replay_dir=str(tmp_path)
+    )
+
+
+def run(test: Any) -> Any:
+    async def bounded() -> Any:
+        async with asyncio.timeout(60):  # a hang is a failure
+            return await test
+
+    return asyncio.run(bounded())
+
+
+async def settled(jobs: Jobs) -> None:
+    """What was begun in the background is done."""
+    while jobs._tasks:
+        await asyncio.gather(*jobs._tasks)
+
+
+async def begun(jobs: Jobs, engine: Engine, name: str | None = "a-job", items: int = 3) -> None:
+    """A job whose items are generated, journalled, and left by their client."""
+    lease = await jobs.attach(name, DIGEST)
+    for item in range(items):
+        engine.generate(lease, item)
+    engine.say(8)
+    jobs.release(lease, is_complete=False)
+    await settled(jobs)
+
+
+async def finished_items(jobs: Jobs, items: int = 3) -> int:
+    lease = await jobs.attach("a-job", DIGEST)
+    saved = [lease.job.saved(TrackKey(SHARED, 0, item, 0)) for item in range(items)]
+    return sum(one is not None and one.end == "length" for one in saved)
+
+
+# A store that is slow or fails for a moment
+
+
+@pytest.mark.parametrize("way", ["fails", "is late"])
+def test_a_past_that_could_not_be_read_for_a_moment_is_not_deleted(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Hours of work would go because one LIST took 5 s (0.5 s while another job's write has failed)."""
+    monkeypatch.setattr(jobs_module, "_PATIENCE_S", 0.05)
+
+    async def test() -> None:
+        await begun(new_jobs(), engine)
+        assert await finished_items(new_jobs()) == 3
+        jobs = new_jobs()
+        if way == "fails":
+            store.failing = True
+        else:
+            store.answers.clear()
+        lease = await jobs.attach("a-job", DIGEST)
+        store.failing = False
+        store.answers.set()
+        engine.generate(lease, 3)
+        engine.say(1)
+        await jobs.save_all()
+        assert await finished_items(new_jobs()) == 3
+
+    run(test())
+
+
+def test_a_job_with_nothing_to_write_does_not_keep_a_healed_store_from_the_others(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    """Such as one that is given up, waits for the engine, or whose client is slow to take its answer."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        await jobs.attach("idle", DIGEST)
+        lease = await jobs.attach("a-job", DIGEST)
+        engine.generate(lease, 0)
+        engine.say(1)
+        store.failing = True
+        await jobs._save(lease.job)
+        store.failing = False
+        for _ in range(10):
+            await jobs.save_all()
+        assert jobs.is_saved(lease)
+        assert engine.metrics.journal_broken._value.get() == 0
+
+    run(test())
+
+
+def test_who_joins_a_running_job_does_not_wait_for_a_store_that_hangs(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request goes on; the second would wait until its deadline, and be a 504 without a token."""
+    monkeypatch.setattr(jobs_module, "_PATIENCE_S", 0.05)
+
+    async def test() -> None:
+        jobs = new_jobs()
+        lease = await jobs.attach("a-job", DIGEST)
+        engine.generate(lease, 0)
+        engine.say(1)
+        await jobs.save_all()
+        store.answers.clear()
+        joining = asyncio.create_task(jobs.attach("a-job", DIGEST))
+        done, _ = await asyncio.wait({joining}, timeout=5)
+        store.answers.set()
+        await joining
+        assert done, "it waited for the store"
+
+    run(test())
+
+
+# Lanes
+
+
+@pytest.mark.parametrize("is_same", [True, False], ids=["the same server", "its successor"])
+def test_a_lane_whose_answer_has_arrived_is_not_taken_again(
+    new_jobs: Callable[[], Jobs], engine: Engine, is_same: bool
+) -> None:
+    """The next unseeded request would have the same seeds and the same text, out of the journal, for a week."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        lease = await jobs.attach(None, DIGEST)
+        first = engine.generate(lease, 0, is_drawn=True)
+        engine.say(1)
+        await jobs.save_all()  # it takes longer than an interval
+        engine.say(8)
+        assert first.done.done()
+        jobs.release(lease, is_complete=True)
+        await settled(jobs)
+        lease = await (jobs if is_same else new_jobs()).attach(None, DIGEST)
+        again = engine.generate(lease, 0, is_drawn=True)
+        assert again.track.sequence.sampling.seed != first.track.sequence.sampling.seed
+        assert not again.track.resumed_tokens
+
+    run(test())
+
+
+def test_identical_requests_that_overlap_for_months_leave_nothing_behind(
+    new_jobs: Callable[[], Jobs], engine: Engine
+) -> None:
+    """Each has all of its answer before it leaves; at any moment one is attached, so that the job never ends."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        lease = await jobs.attach(None, DIGEST)
+        for _ in range(200):
+            engine.generate(lease, 0, is_drawn=True)
+            engine.say(8)
+            successor = await jobs.attach(None, DIGEST)
+            jobs.release(lease, is_complete=True)
+            lease = successor
+        job = lease.job
+        assert len(job._lanes._left) < 10
+        assert job._replay is not None
+        assert sum(job._replay.counts()[:2]) < 10
+
+    run(test())
+
+
+# Opening
+
+
+def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_before(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    """Its late answer is of a job that is forgotten. Else they begin anew, and their seeds change under them."""
+
+    async def test() -> None:
+        await begun(new_jobs(), engine, name=None)
+        jobs = new_jobs()
+        store.answers.clear()
+        left = asyncio.create_task(jobs.attach(None, DIGEST))
+        await asyncio.sleep(0)
+        its_opening = next(iter(jobs._jobs.values())).opening
+        left.cancel()
+        await asyncio.wait({left})
+        for _ in range(20):
+            await asyncio.sleep(0)
+        second = asyncio.create_task(jobs.attach(None, DIGEST))
+        await asyncio.sleep(0)
+        job = next(iter(jobs._jobs.values()))
+        in_thread, go_on = job._access.reading, asyncio.Event()
+
+        async def held(function: Callable[[], object]) -> object:
+            result = await in_thread(function)
+            await go_on.wait()
+            return result
+
+        job._access = dataclasses.replace(job._access, reading=held)
+        store.answers.set()
+        await asyncio.wait({its_opening})
+        third = asyncio.create_task(jobs.attach(None, DIGEST))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        did_not_wait = job._replay is not None and not job._knows_past
+        go_on.set()
+        await asyncio.wait({second, third})
+        assert not did_not_wait
+
+    run(test())
+
+
+def test_a_wrong_request_that_is_looked_up_is_no_conflict_to_the_right_one(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    """SageMaker never tries a 409 again."""
+
+    async def test() -> None:
+        await begun(new_jobs(), engine)
+        jobs = new_jobs()
+        store.answers.clear()
+        wrong = asyncio.create_task(jobs.attach("a-job", "b" * 64))
+        await asyncio.sleep(0)
+        right = asyncio.create_task(jobs.attach("a-job", DIGEST))
+        await asyncio.sleep(0)
+        store.answers.set()
+        await asyncio.wait({wrong, right})
+        assert isinstance(wrong.exception(), Conflict)
+        assert right.exception() is None
+
+    run(test())
+
+
+# Two servers
+
+
+def test_what_was_told_to_be_durable_counts_for_the_successor(store: Store, tmp_path: Path) -> None:
+    """The successor lists, the writer appends (and answers `resumable: true`), the successor takes."""
+
+    def log(writer: str) -> JobLog:
+        return JobLog(store, "a" * 64, DIGEST, writer=writer, lifetime_s=3600, max_bytes=1 << 20)
+
+    def record(item: int) -> Record:
+        return Record(0, 0, item, 0, prompt_crc=1, start=0, token_ids=packed([item]), end="stop")
+
+    first, successor = log("first"), log("successor")
+    assert first.open(Replay(str(tmp_path))) is None
+    first.take(b"s" * 16)
+    first.append([record(0)])
+    replay = Replay(str(tmp_path))
+    found = successor.open(replay)
+    assert found is not None
+    first.append([record(1)])  # raises nothing: it is durable
+    successor.take(found.secret)
+    last = Replay(str(tmp_path))
+    log("last").open(last)
+    assert last.get(TrackKey(0, 0, 1, 0)) is not None
+
+
+# What is said
+
+
+def test_on_sagemaker_a_journal_that_ends_with_the_container_is_not_resumable(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default setting there: the server warns of it at its start, and must not promise otherwise at its end."""
+    monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "8080")
+
+    async def test() -> None:
+        edge = Edge(Settings(checkpoint_uri=str(tmp_path / "journal"), spool_dir=str(tmp_path)), "model")
+        await edge._open_journal()
+        assert edge._jobs is not None
+        lease = await edge._jobs.attach("a-job", DIGEST)
+        engine.generate(lease, 0)
+        engine.say(1)
+        await edge._save_jobs(10)
+        verdict = edge._verdict_of(cast(Any, SimpleNamespace(lease=lease, job_name="a-job")))
+        edge._jobs.close()
+        assert verdict.facts["resumable"] is False
+
+    run(test())
+
+
+def test_a_model_that_differs_anywhere_is_another_model(tmp_path: Path) -> None:
+    """A merged adapter changes a few matrices of a file and not its size: the journal has the former model's tokens."""
+    identities = set()
+    for byte in (b"\1", b"\2"):
+        with (tmp_path / "model.safetensors").open("wb") as file:
+            file.truncate(256 << 20)
+            file.seek(10 << 20)
+            file.write(byte * (4 << 20))
+        identities.add(model_identity(str(tmp_path)))
+    assert len(identities) == 2
+
+
+# Costs
+
+
+def test_to_put_the_next_tokens_of_a_resumed_output_does_not_read_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done on the event loop, for each sequence at work, every interval."""
+
+    def record(start: int) -> Record:
+        scores = [TokenLogprobs(-0.5, [(1, -0.5)])] * 4
+        return Record(0, 0, 0, 0, prompt_crc=1, start=start, token_ids=packed([1] * 4), logprobs=scores)
+
+    replay = Replay(str(tmp_path))
+    replay.load(map(record, range(0, 400, 4)))
+    replay.put([record(400)])
+    read: list[object] = []
+    chain = Replay._chain
+    monkeypatch.setattr(Replay, "_chain", lambda replay, row: read.append(row) or chain(replay, row))
+    replay.put(map(record, range(404, 804, 4)))
+    assert not read
+
+
+def test_who_waits_is_told_of_the_end_whatever_becomes_of_the_journal(engine: Engine) -> None:
+    """A spool that fails (EIO is no full disk) would leave the request waiting until its deadline."""
+
+    def on_end(track: Track) -> None:
+        raise OSError("the spool's disk is gone")
+
+    async def test() -> None:
+        prepared = Prepared(
+            prompt_ids=array("I", [1]), prompt_text="", samplings=(Sampling(max_new_tokens=1),), stop=()
+        )
+        key = TrackKey(0, 0, 0, 0)
+        track = Track(key, prepared, service=engine.service, owner="a", on_end=on_end)
+        generation = Generation(track)
+        track.start()
+        with pytest.raises(OSError, match="disk is gone"):
+            engine.say(1)
+        assert generation.done.done()
+
+    run(test())

@@ -1,0 +1,515 @@
+from __future__ import annotations
+
+import logging
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulator import Emulator
+from faulty_s3 import FaultyS3
+from journal_stores import KINDS, closing_store, emulated, impatient, new_bucket, new_uri, set_environment
+
+from container.journal import log as log_module
+from container.journal.log import (
+    DigestConflict,
+    EpochLost,
+    Found,
+    JobLog,
+    JournalFull,
+    JournalGone,
+    head_key,
+    job_id,
+)
+from container.journal.replay import Replay
+from container.journal.segment import LaneClosed, Record, TrackKey, packed
+from container.journal.store import Store, StoreError
+
+SECRET = bytes(range(16))
+JOB = job_id("my-job", "digest")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    with emulated(tmp_path_factory) as emulator:
+        yield emulator
+
+
+@pytest.fixture(params=KINDS)
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_uri(request.param, tmp_path, request)
+
+
+@pytest.fixture
+def store(uri: str) -> Iterator[Store]:
+    with closing_store(uri) as store:
+        yield store
+
+
+@pytest.fixture
+def replays(tmp_path: Path) -> Iterator[Callable[[], Replay]]:
+    with ExitStack() as open_ones:
+        yield lambda: open_ones.enter_context(closing(Replay(str(tmp_path))))
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def job_log(store: Store, digest: str = "digest", **options: Any) -> JobLog:
+    limits: dict[str, Any] = {"lifetime_s": 100.0, "max_bytes": 1 << 30, "clock": Clock()}
+    return JobLog(store, JOB, digest, writer="w", **(limits | options))
+
+
+def record(item: int, start: int, *token_ids: int) -> Record:
+    return Record(0, 0, item, 0, 1, start, packed(token_ids))
+
+
+def taken(store: Store, replay: Replay, **options: Any) -> JobLog:
+    log = job_log(store, **options)
+    log.open(replay)
+    log.take(SECRET)
+    return log
+
+
+def outputs(replay: Replay, items: int = 10) -> dict[int, list[int]]:
+    saved = {item: replay.get(TrackKey(0, 0, item, 0)) for item in range(items)}
+    return {item: found.token_ids for item, found in saved.items() if found}
+
+
+def read(store: Store, replay: Replay) -> dict[int, list[int]]:
+    job_log(store).open(replay)
+    return outputs(replay)
+
+
+Replays = Callable[[], Replay]
+
+
+def test_where_nothing_is_nothing_is_found(store: Store, replays: Replays) -> None:
+    assert job_log(store).open(replays()) is None
+
+
+def test_what_was_appended_is_found_with_the_secret_and_the_closed_lanes(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    written = log.append([record(1, 0, 5, 6), LaneClosed(3)]) + log.append([record(1, 2, 7), LaneClosed(4)])
+    replay = replays()
+    found = job_log(store).open(replay)
+    assert found == Found(secret=SECRET, created=1000.0, closed_lanes=frozenset({3, 4}), segments=2, bytes=written)
+    assert outputs(replay) == {1: [5, 6, 7]}
+
+
+def test_nothing_appended_is_nothing_written(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    before = store.keys("")
+    assert log.append([]) == 0
+    assert store.keys("") == before
+
+
+def test_a_takeover_keeps_what_there_was_the_secret_and_the_age(store: Store, replays: Replays) -> None:
+    taken(store, replays()).append([record(1, 0, 5)])
+    clock = Clock()
+    for item in (2, 3):
+        clock.now += 40
+        log = job_log(store, clock=clock)
+        found = log.open(replays())
+        assert found and found.created == 1000.0
+        log.take(found.secret)
+        log.append([record(item, 0, item)])
+    assert read(store, replays()) == {1: [5], 2: [2], 3: [3]}
+
+
+def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, replays: Replays) -> None:
+    old = taken(store, replays())
+    old.append([record(1, 0, 5)])
+    new = taken(store, replays())
+    with pytest.raises(EpochLost):
+        old.append([record(1, 1, 66), record(2, 0, 66)])
+    new.append([record(1, 1, 7)])
+    assert read(store, replays()) == {1: [5, 7]}
+    assert taken(store, replays()).append([record(1, 2, 8)])
+    assert read(store, replays()) == {1: [5, 7, 8]}
+
+
+def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(
+    store: Store, replays: Replays
+) -> None:
+    """It was told that the former is durable, and is told that the latter is not."""
+    old = taken(store, replays())
+    old.append([record(1, 0, 5)])
+    new, seen = job_log(store), replays()
+    new.open(seen)
+    old.append([record(1, 1, 66)])
+    old.append([record(1, 2, 67)])
+    new.take(SECRET, seen)
+    with pytest.raises(EpochLost):
+        old.append([record(1, 3, 68)])
+    new.append([record(2, 0, 7)])
+    assert outputs(seen) == {1: [5, 66, 67]}
+    assert read(store, replays()) == {1: [5, 66, 67], 2: [7]}
+
+
+def test_of_two_who_saw_the_same_one_takes_it(store: Store, replays: Replays) -> None:
+    first, second = job_log(store), job_log(store)
+    for log in (first, second):
+        log.open(replays())
+    first.take(SECRET)
+    with pytest.raises(EpochLost):
+        second.take(SECRET)
+    assert first.append([record(1, 0, 1)])
+
+
+def test_of_many_threads_one_takes_it(store: Store, replays: Replays) -> None:
+    barrier = threading.Barrier(8)
+    replay = replays()
+
+    def take(_: int) -> bool:
+        log = job_log(store)
+        log.open(replay)
+        barrier.wait()
+        try:
+            log.take(SECRET)
+        except EpochLost:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(take, range(8))).count(True) == 1
+
+
+RACER = """
+import sys, tempfile
+from container.journal.log import EpochLost, JobLog, job_id
+from container.journal.replay import Replay
+from container.journal.segment import Record, packed
+from container.journal.store import open_store
+
+uri, mine = sys.argv[1], int(sys.argv[2])
+store = open_store(uri)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(6):
+    log = JobLog(store, job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
+    replay = Replay(tempfile.gettempdir())
+    log.open(replay)
+    try:
+        log.take(bytes(16))
+        saved = replay.get((0, 0, 0, 0))
+        at = len(saved.token_ids) if saved else 0
+        for _ in range(3):  # in its epoch it goes on with numbers that tell epoch and writer
+            piece = [mine * 1000 + log.epoch] * 2
+            log.append([Record(0, 0, 0, 0, 1, at, packed(piece))])
+            print(log.epoch, at, *piece, flush=True)
+            at += 2
+    except EpochLost:
+        pass
+    replay.close()
+store.close()
+"""
+
+
+def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays: Replays) -> None:
+    """Each epoch's pieces lie in one stretch, and no epoch has two writers."""
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, uri, str(number)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for number in range(1, 4)
+    ]  # fmt: skip
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor(3) as pool:
+        told = [
+            line.split()
+            for out, _ in pool.map(lambda racer: racer.communicate("\n"), racers)
+            for line in out.splitlines()
+        ]
+    assert all(racer.returncode == 0 for racer in racers)
+    writers = {}
+    for epoch, _, token_id, _ in told:
+        assert writers.setdefault(epoch, token_id) == token_id
+    with closing_store(uri) as store:
+        [token_ids] = read(
+            store,
+            replays(),
+        ).values()
+    assert token_ids[::2] == token_ids[1::2]
+    epochs = [token_id % 1000 for token_id in token_ids]
+    assert epochs == sorted(epochs)
+    assert all(
+        writers[str(token_id % 1000)] == str(token_id) for token_id in token_ids if str(token_id % 1000) in writers
+    )
+
+
+# What is not whole
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "journal" / "jobs" / JOB).rglob("0000000?/0*"))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Store]:
+    with closing_store(str(tmp_path / "journal")) as store:
+        yield store
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_torn_or_changed_segment_is_dropped_with_a_warning(
+    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    log = taken(local, replays())
+    for item in range(3):
+        log.append([record(item, 0, item), record(5, item, item)])
+    rng = random.Random(seed)
+    damaged = files(tmp_path)[1]
+    data = bytearray(damaged.read_bytes())
+    if seed % 2:
+        data = data[: rng.randrange(len(data))]
+    else:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    damaged.write_bytes(data)
+    assert read(local, replays()) == {0: [0], 2: [2], 5: [0]}
+    assert [r.message for r in caplog.records] == ["1 of a job's 3 segments are torn, changed or missing: dropped"]
+
+
+def test_segments_under_each_others_names_are_dropped(local: Store, replays: Replays, tmp_path: Path) -> None:
+    log = taken(local, replays())
+    for item in range(2):
+        log.append([record(item, 0, item)])
+    files(tmp_path)[1].write_bytes(files(tmp_path)[0].read_bytes())
+    assert read(local, replays()) == {0: [0]}
+
+
+def test_a_torn_head_gives_way_to_the_epoch_before_and_its_epoch_is_not_used_again(
+    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken(local, replays()).append([record(1, 0, 5)])
+    taken(local, replays()).append([record(2, 0, 6)])
+    (tmp_path / "journal" / head_key(JOB, 2)).write_bytes(b"LHJL")
+    log = taken(local, replays())
+    assert log.epoch == 3 and "head of a job's epoch 2 is dropped" in caplog.text
+    log.append([record(3, 0, 7)])
+    assert read(local, replays()) == {1: [5], 3: [7]}
+
+
+def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, replays: Replays, tmp_path: Path) -> None:
+    taken(local, replays()).append([record(1, 0, 5)])
+    (tmp_path / "journal" / head_key(JOB, 1)).unlink()
+    log = job_log(local)
+    assert log.open(replays()) is None
+    log.take(SECRET)
+    log.append([record(2, 0, 6)])
+    assert read(local, replays()) == {2: [6]}
+
+
+def test_other_objects_beside_the_journal_do_not_disturb_it(store: Store, replays: Replays) -> None:
+    taken(store, replays()).append([record(1, 0, 5)])
+    store.put(f"jobs/{JOB}/progress", b"{}")
+    store.put(f"jobs/{JOB}/00000001/note", b"{}")
+    assert read(store, replays()) == {1: [5]}
+
+
+# Whose it is, how old and how large
+
+
+def test_a_name_with_another_digest_is_a_conflict(store: Store, replays: Replays) -> None:
+    taken(store, replays()).append([record(1, 0, 5)])
+    with pytest.raises(DigestConflict):
+        job_log(store, "another").open(replays())
+    assert read(store, replays()) == {1: [5]}
+
+
+def test_an_expired_job_is_deleted_and_begins_anew_in_a_later_epoch(store: Store, replays: Replays) -> None:
+    taken(store, replays()).append([record(1, 0, 5)])
+    clock = Clock()
+    clock.now += 100
+    assert job_log(store, clock=clock).open(replays()) is not None
+    clock.now += 1
+    log = job_log(store, "another", clock=clock)
+    assert log.open(replays()) is None
+    assert store.keys("") == []
+    log.take(SECRET)
+    assert log.epoch == 2
+
+
+def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(store: Store, replays: Replays) -> None:
+    taken(store, replays())
+    clock = Clock()
+    clock.now += 101
+    late = job_log(store, clock=clock)
+
+    class Overtaken:
+        """The store, in which another begins anew between the look and the deletion."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def delete(self, prefix: str) -> None:
+            if late is not None and store.exists(head_key(JOB, 1)):
+                taken(store, replays(), clock=clock).append([record(1, 0, 5)])
+            store.delete(prefix)
+
+    late._store = Overtaken()  # type: ignore[assignment]
+    assert late.open(replays()) is None
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    assert read(store, replays()) == {1: [5]}
+
+
+def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, replays: Replays) -> None:
+    log = taken(store, replays(), max_bytes=500)
+    with pytest.raises(JournalFull, match="500 may be"):
+        for item in range(20):
+            log.append([record(item, 0, 1)])
+    assert 0 < log.bytes <= 500
+    with pytest.raises(JournalFull):
+        taken(store, replays(), max_bytes=500).append([record(1, 0, *range(100))])
+
+
+def test_a_deleted_job_is_gone_for_its_writer_who_can_begin_again(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    job_log(store).delete()
+    with pytest.raises(JournalGone):
+        log.append([record(1, 0, 5)])
+    log.open(replays())
+    log.take(SECRET)
+    log.append([record(1, 0, 5)])
+    assert read(store, replays()) == {1: [5]}
+
+
+def test_much_at_once_becomes_several_segments(store: Store, replays: Replays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "_SEGMENT_BYTES", 1000)
+    log = taken(store, replays())
+    log.append([record(item, 0, *range(100)) for item in range(9)])
+    assert len(store.keys(f"jobs/{JOB}/00000001/0")) == 5
+    assert read(store, replays()) == {item: list(range(100)) for item in range(9)}
+
+
+def test_more_segments_than_are_read_at_once_keep_their_order(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    for at in range(20):
+        log.append([record(1, at, at)])
+    assert read(store, replays()) == {1: list(range(20))}
+
+
+def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
+    ids = {job_id("a", "b"), job_id(None, "b"), job_id("b", "c"), job_id(None, "a")}
+    assert len(ids) == 4 and all(len(one) == 64 and set(one) <= set("0123456789abcdef") for one in ids)
+    assert job_id("a", "b") == job_id("a", "c")
+
+
+def test_no_log_line_and_no_file_tells_names(
+    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    taken(local, replays()).append([record(1, 0, 5)])
+    files(tmp_path)[0].write_bytes(b"")
+    read(local, replays())
+    everything = caplog.text + "".join(str(path) for path in tmp_path.rglob("*"))
+    assert "dropped" in everything and "my-job" not in everything
+
+
+# A store that fails
+
+
+@pytest.fixture
+def s3(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    with closing(FaultyS3(emulator.port)) as s3:
+        set_environment(monkeypatch, s3.url)
+        yield s3
+
+
+@pytest.fixture
+def faulty(s3: FaultyS3, emulator: Emulator) -> Iterator[Store]:
+    with impatient(f"s3://{new_bucket(emulator)}") as store:
+        yield store
+
+
+def test_an_append_that_failed_comes_again_and_is_whole(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
+    log = taken(faulty, replays())
+    log.append([record(1, 0, 1)])
+    s3.will(["503"] * 3)
+    with pytest.raises(StoreError):
+        log.append([record(1, 1, 2)])
+    log.append([record(1, 1, 2, 3)])
+    assert read(faulty, replays()) == {1: [1, 2, 3]}
+
+
+def test_an_append_that_happened_though_it_failed_does_no_harm(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
+    log = taken(faulty, replays())
+    s3.will(["lost", "503", "503"])
+    with pytest.raises(StoreError):
+        log.append([record(1, 0, 1)])
+    log.append([record(1, 0, 1, 2)])
+    s3.will(["lost"])
+    log.append([record(1, 2, 3)])
+    assert read(faulty, replays()) == {1: [1, 2, 3]}
+
+
+def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
+    log = job_log(faulty)
+    log.open(replays())
+    s3.will(["lost", "503", "503"])
+    with pytest.raises(StoreError):
+        log.take(SECRET)
+    log.take(SECRET)
+    assert log.append([record(1, 0, 1)])
+
+
+def test_a_job_that_can_not_be_read_is_a_failure_and_not_an_empty_one(
+    faulty: Store, s3: FaultyS3, replays: Replays
+) -> None:
+    taken(faulty, replays()).append([record(1, 0, 1)])
+    for answered in range(3):  # the list, the head, the segment
+        s3.will(["none"] * answered)
+        s3.will(["503"] * 3)
+        with pytest.raises(StoreError, match="SlowDown"):
+            job_log(faulty).open(replays())
+    assert read(faulty, replays()) == {1: [1]}
+
+
+WRITER = """
+import sys, tempfile
+from container.journal.log import JobLog, job_id
+from container.journal.replay import Replay
+from container.journal.segment import Record, packed
+from container.journal.store import open_store
+
+store, options = open_store(sys.argv[1]), {"writer": "w", "lifetime_s": 1e9, "max_bytes": 1 << 30}
+log = JobLog(store, job_id("my-job", "digest"), "digest", **options)
+replay = Replay(tempfile.gettempdir())
+log.open(replay)
+log.take(bytes(16))
+saved = replay.get((0, 0, 0, 0))
+at = len(saved.token_ids) if saved else 0
+while True:
+    log.append([Record(0, 0, 0, 0, 1, at, packed([at, at + 1]))])
+    at += 2
+    print(at, flush=True)
+"""
+
+
+def test_a_writer_killed_anywhere_has_what_it_called_durable(uri: str, replays: Replays) -> None:
+    """Again and again on one job, each going on where the last one was killed."""
+    rng = random.Random(7)
+    for _ in range(4):
+        command = [sys.executable, "-c", WRITER, uri]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            durable = [int(writer.stdout.readline()) for _ in range(rng.randrange(1, 20))][-1]
+            writer.kill()
+            durable = max([durable, *map(int, writer.stdout.read().splitlines()[:-1])])
+        with closing_store(uri) as store:
+            token_ids = read(store, replays())[0]
+        assert token_ids == list(range(len(token_ids))) and len(token_ids) >= durable

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from container.journal.directory import DirectoryStore
+from container.journal.log import JobLog, head_key
+from container.journal.replay import Replay
+from container.journal.segment import LaneClosed
+from container.journal.sweep import Swept, sweep
+
+NOBODY: frozenset[str] = frozenset()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(str(tmp_path / "journal"))
+
+
+def make(store: DirectoryStore, job: str, created: float) -> int:
+    """The bytes that it takes."""
+    log = JobLog(store, job, "d", writer="w", lifetime_s=1e9, max_bytes=1 << 30, clock=lambda: created)
+    with closing(Replay(tempfile.gettempdir())) as replay:
+        log.open(replay)
+    log.take(bytes(16))
+    log.append([LaneClosed(lane) for lane in range(500)])
+    return sum(store.sizes(f"jobs/{job}/").values())
+
+
+def swept(store: DirectoryStore, max_bytes: int = 1 << 30, keep: frozenset[str] = NOBODY) -> Swept:
+    return sweep(store, lifetime_s=100, max_bytes=max_bytes, keep=keep, clock=lambda: 1000.0)
+
+
+def test_an_empty_directory_has_nothing_to_sweep(store: DirectoryStore) -> None:
+    assert swept(store) == Swept()
+
+
+def test_expired_jobs_go_but_for_those_in_use(store: DirectoryStore) -> None:
+    sizes = {job: make(store, job, created) for job, created in {"a": 899.0, "b": 900.0, "c": 800.0}.items()}
+    assert swept(store, keep=frozenset("c")) == Swept(expired=1, bytes=sizes["b"] + sizes["c"])
+    assert store.folders("jobs/") == ["b", "c"]
+
+
+def test_the_oldest_go_until_all_are_under_the_limit_but_for_those_in_use(store: DirectoryStore) -> None:
+    sizes = {
+        job: make(store, job, created) for job, created in {"d": 910.0, "a": 920.0, "c": 930.0, "b": 940.0}.items()
+    }
+    limit = sizes["d"] + sizes["b"]
+    assert swept(store, limit, frozenset("d")) == Swept(evicted=2, bytes=limit)
+    assert store.folders("jobs/") == ["b", "d"]
+
+
+def test_a_job_whose_head_is_torn_has_its_folders_age(store: DirectoryStore, tmp_path: Path) -> None:
+    for job, changed in {"old": 899.0, "young": 950.0}.items():
+        make(store, job, 0)
+        folder = tmp_path / "journal" / "jobs" / job
+        (tmp_path / "journal" / head_key(job, 1)).write_bytes(b"LHJL")
+        os.utime(folder, (changed, changed))
+    assert swept(store).expired == 1
+    assert store.folders("jobs/") == ["young"]
+
+
+def test_a_job_whose_newest_head_is_torn_has_the_age_of_the_one_before(store: DirectoryStore, tmp_path: Path) -> None:
+    make(store, "a", 950.0)
+    make(store, "a", 960.0)
+    (tmp_path / "journal" / head_key("a", 2)).write_bytes(b"LHJL")
+    assert swept(store).expired == 0
+    assert sweep(store, lifetime_s=40, max_bytes=1 << 30, keep=NOBODY, clock=lambda: 1000.0).expired == 1
+
+
+def test_what_killed_writers_left_is_swept_with_them(store: DirectoryStore, tmp_path: Path) -> None:
+    make(store, "a", 950.0)
+    (tmp_path / "journal" / "jobs" / "a" / ".new-0").touch()
+    assert swept(store).leftovers == 1
