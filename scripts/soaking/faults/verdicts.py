@@ -52,6 +52,8 @@ def read(path: Path | None) -> list[Verdict]:
 
 
 def table(verdicts: list[Verdict]) -> str:
+    """Of a run that was repeated, the last verdict counts."""
+    verdicts = list({(each.scenario, each.run): each for each in verdicts}.values())
     rows = [["scenario", "runs", "right", "wrong", "skipped", "minutes"]]
     for scenario in dict.fromkeys(each.scenario for each in verdicts):
         own = [each for each in verdicts if each.scenario == scenario]
