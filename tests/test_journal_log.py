@@ -223,11 +223,8 @@ def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays
     for racer in racers:
         assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
     with ThreadPoolExecutor(3) as pool:
-        told = [
-            line.split()
-            for out, _ in pool.map(lambda racer: racer.communicate("\n"), racers)
-            for line in out.splitlines()
-        ]
+        outs = [out for out, _ in pool.map(lambda racer: racer.communicate("\n"), racers)]
+    told = [line.split() for out in outs for line in out.splitlines()]
     assert all(racer.returncode == 0 for racer in racers)
     writers = {}
     for epoch, _, token_id, _ in told:
@@ -240,9 +237,8 @@ def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays
     assert token_ids[::2] == token_ids[1::2]
     epochs = [token_id % 1000 for token_id in token_ids]
     assert epochs == sorted(epochs)
-    assert all(
-        writers[str(token_id % 1000)] == str(token_id) for token_id in token_ids if str(token_id % 1000) in writers
-    )
+    # A writer that lost its epoch in its first append told of none.
+    assert all(writers.get(str(token_id % 1000), str(token_id)) == str(token_id) for token_id in token_ids)
 
 
 # What is not whole
@@ -374,6 +370,18 @@ def test_a_fresh_start_takes_nothing_and_leaves_nothing_behind(store: Store, rep
     assert read(store, replays()) == {2: [7]}
 
 
+def test_a_writer_that_was_away_for_two_takeovers_stops(store: Store, replays: Replays) -> None:
+    """The second one was fresh, and has deleted both heads that it might look for."""
+    old = taken(store, replays())
+    taken(store, replays())
+    log = job_log(store)
+    log.open(replays())
+    log.take(SECRET, fresh=True)
+    with pytest.raises(EpochLost):
+        old.append([record(1, 0, 66)])
+    assert read(store, replays()) == {}
+
+
 def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, replays: Replays) -> None:
     log = taken(store, replays(), max_bytes=500)
     with pytest.raises(JournalFull, match="500 may be"):
@@ -472,11 +480,8 @@ def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: Fa
         log.take(SECRET)
     log.take(SECRET)
     assert log.append([record(1, 0, 1)])
-    s3.will(["lost"])
     again = job_log(faulty)
-    s3.will(["none"])
     again.open(replays())
-    s3.faults.clear()
     s3.will(["lost"])
     again.take(SECRET, fresh=True)
     again.append([record(2, 0, 2)])
@@ -502,7 +507,8 @@ from container.journal.replay import Replay
 from container.journal.segment import Record, packed
 from container.journal.store import open_store
 
-log = JobLog(open_store(sys.argv[1]), job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
+store = open_store(sys.argv[1])
+log = JobLog(store, job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
 replay = Replay(tempfile.gettempdir())
 log.open(replay)
 log.take(bytes(16))
