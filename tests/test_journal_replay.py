@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from server import eventually
 
 from container.engine.sequence import TokenLogprobs
 from container.journal.replay import Replay, Saved
@@ -181,18 +182,33 @@ replay.close()
     assert answer.stdout == "disk_full\n" * 4
 
 
-def test_readers_have_their_turn_while_much_is_loaded(replay: Replay) -> None:
-    """Not measured: a reader that starved would leave the loop only when the load is over."""
-    much: list[Entry] = [record(0, [1], "stop", key=TrackKey(0, 0, item, 0)) for item in range(100_000)]
+def test_who_waits_has_its_turn_before_who_had_the_last_one(replay: Replay) -> None:
+    """A load that takes turn after turn would otherwise keep readers out for half a second."""
+    turns = []
+
+    def wait() -> None:
+        with replay._turn():
+            turns.append("reader")
+
+    reader = threading.Thread(target=wait)
+    with replay._turn():
+        reader.start()
+        eventually(replay._next.locked)
+    with replay._turn():
+        turns.append("load")
+    reader.join()
+    assert turns == ["reader", "load"]
+
+
+def test_reading_beside_a_load_sees_what_is_there_so_far(replay: Replay) -> None:
+    much: list[Entry] = [record(0, [1], "stop", key=TrackKey(0, 0, item, 0)) for item in range(20_000)]
     loading = threading.Thread(target=replay.load, args=(much,))
     loading.start()
-    seen = turns = 0
-    while loading.is_alive():
-        turns += 1
-        seen += replay.get(TrackKey(0, 0, seen, 0)) is not None
+    finished = [0]
+    while finished[-1] < len(much):
+        finished.append(replay.counts()[0])
     loading.join()
-    assert turns > 100
-    assert replay.counts() == (100_000, 0, 100_000)
+    assert finished == sorted(finished) and replay.counts() == (20_000, 0, 20_000)
 
 
 # Against the rules in their simplest form

@@ -101,9 +101,14 @@ def test_a_conflict_with_a_write_under_way_is_tried_again(store: S3Store, s3: Fa
         store.create("b", b"one")
 
 
-def test_buckets_are_in_the_path_at_an_endpoint_of_ones_own(store: S3Store, s3: FaultyS3) -> None:
-    store.create("b", b"")
-    assert s3.forwarded == [f"PUT /{store.describe.removeprefix('s3://')}/b"]
+def test_buckets_are_in_the_path_at_an_endpoint_of_ones_own(
+    s3: FaultyS3, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(monkeypatch, s3.url.replace("127.0.0.1", "localhost"))
+    bucket = new_bucket(emulator)
+    with impatient(f"s3://{bucket}/a") as store:
+        store.create("b", b"")
+    assert s3.forwarded == [f"PUT /{bucket}/a/b"]
 
 
 def test_an_endpoint_that_is_not_there_is_a_failure(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
