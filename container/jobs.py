@@ -70,6 +70,7 @@ class Jobs:
         self._lookups = 0
         self._broken_by: Literal["reading", "writing"] | None = None
         self._unsaved_bytes = 0
+        metrics.journal_unsaved.set_function(lambda: self._unsaved_bytes)
         self._soon = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
 

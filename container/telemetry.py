@@ -97,6 +97,9 @@ class Metrics:
             "longhaul_tokens_resumed", "Tokens taken from the journal instead of being generated", registry=registry
         )
         self.journal_bytes = Counter("longhaul_journal_bytes", "Bytes written to the journal", registry=registry)
+        self.journal_unsaved = Gauge(
+            "longhaul_journal_unsaved_bytes", "What waits to be written to the journal, in memory", registry=registry
+        )
         self.journal_errors = Counter("longhaul_journal_errors", "Failures of the journal's store", registry=registry)
         self.journal_broken = Gauge(
             "longhaul_journal_broken", "1 while the journal's store fails; work goes on", registry=registry

@@ -338,7 +338,8 @@ def test_a_store_that_fails_costs_no_request_anything_and_is_made_whole(
     checkpoints.unlink()
     moved.rename(checkpoints)
     eventually(lambda: server.metric("longhaul_journal_broken") == 0)
-    eventually(lambda: len(lines_of(server, "journal_healed")) == 1)
+    eventually(lambda: server.metric("longhaul_journal_unsaved_bytes") == 0)
+    assert len(lines_of(server, "journal_healed")) == 1
     assert server.metric("longhaul_journal_errors_total") >= 1
     server.send(signal.SIGKILL)
     server.exit_status()
