@@ -50,7 +50,7 @@ class Ground:
     def undisturbed(self, model: str = "tiny") -> Undisturbed:
         if model not in self._undisturbed:
             (own := self.directory / f"undisturbed-{model}").mkdir()
-            share = 0.0 if model == "tiny" else 0.5
+            share = 0.05 if model == "tiny" else 0.5
             self._undisturbed[model] = Undisturbed(self.model_dir(model), own, settings_of(model), share)
         return self._undisturbed[model]
 
