@@ -72,11 +72,13 @@ class Replay:
         self._using = threading.Lock()
         self._is_full = False
         self._tracks = 0
-        self._file = _file(directory)
+        self._directory = directory
+        self._opened: sqlite3.Connection | None = None  # with the first record: most jobs have no past
 
     def close(self) -> None:
         with self._using, contextlib.suppress(sqlite3.Error):
-            self._file.close()
+            if self._opened is not None:
+                self._opened.close()
 
     def load(self, entries: Iterable[Entry]) -> None:
         """Of earlier writers."""
@@ -87,6 +89,8 @@ class Replay:
         self._merge(entries, _NEW)
 
     def get(self, key: TrackKey) -> Saved | None:
+        if self._opened is None:
+            return None
         with self._turn():
             chain = self._best(key, self._rows(key))
         if chain is None:
@@ -102,6 +106,8 @@ class Replay:
     def counts(self) -> tuple[int, int, int]:
         """Finished sequences, unfinished ones, and the tokens of both. Looks at each of them."""
         finished = unfinished = tokens = 0
+        if self._opened is None:
+            return 0, 0, 0
         with self._turn():
             keys = [
                 TrackKey(*key) for key in self._file.execute("SELECT DISTINCT lane, place, item, choice FROM tracks")
@@ -121,11 +127,15 @@ class Replay:
 
     def lanes(self) -> set[int]:
         """Those of which anything is there."""
+        if self._opened is None:
+            return set()
         with self._turn():
             return {lane for (lane,) in self._file.execute("SELECT DISTINCT lane FROM tracks")}
 
     def drop(self, lane: int) -> None:
         """Nobody will ask for it any more."""
+        if self._opened is None:
+            return
         with self._turn():
             lines = self._file.execute("SELECT track FROM tracks WHERE lane = ?", (lane,)).fetchall()
             for (track,) in lines:
@@ -180,6 +190,12 @@ class Replay:
         return better(old, new)
 
     # The file
+
+    @property
+    def _file(self) -> sqlite3.Connection:
+        if self._opened is None:
+            self._opened = _file(self._directory)
+        return self._opened
 
     def _rows(self, key: TrackKey) -> dict[int, _Row]:
         found = self._file.execute(
@@ -255,6 +271,8 @@ def _file(directory: str) -> sqlite3.Connection:
         )
         file.execute("CREATE TABLE pieces (id INTEGER PRIMARY KEY, token_ids BLOB, logprobs BLOB)")
         file.execute("BEGIN")  # never ended: nothing here is to outlive the process
+    except sqlite3.Error as error:
+        raise full_disk() from error
     finally:
         os.unlink(path)
     return file
