@@ -48,6 +48,9 @@ class BatchRun:
     the deadline, lines are only named in the answer, each with the same error.
     """
 
+    _seeds: Seeds
+    """Of the batch's job, which is known when the body is."""
+
     def __init__(
         self, service: Service, invocation: Invocation, *, answers: OrderedSpool, spool_dir: str, longest_line: int
     ) -> None:
@@ -57,7 +60,6 @@ class BatchRun:
         self._spool_dir = spool_dir
         self._longest_line = longest_line
         self._seen = SeenIds(spool_dir)
-        self._seeds = Seeds(b"")
         self.items = 0
         self._failed = 0
         self._skipped = 0  # the worker's count, as the former is the event loop's

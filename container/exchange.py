@@ -150,7 +150,8 @@ class Exchange(Response):
                 patience_s, waited_s = self._edge.client_patience_s, 0.0
         self._body_given_up = True
         if self._edge.status == "draining":
-            raise Unavailable("the server is shutting down; send the request again", code="shutting_down")
+            message = "the server is shutting down; send the request again"
+            raise Unavailable(message, code="shutting_down", facts={"job": self.job_name, "resumable": False})
         if self._left_s() <= 0:
             message = f"the deadline ({self.deadline}) came before the end of the body"
             raise ClientTimeout(message, code=DeadlineExceeded.code)

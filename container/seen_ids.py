@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sqlite3
-import tempfile
 import threading
 
-from .spool import full_disk, naming_a_full_disk
+from .scratch import open_scratch
+from .spool import full_disk
 
-_CACHE_KIB = 8 << 10
+_SEEN = "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
@@ -36,25 +35,10 @@ class SeenIds:
 
     def _insert(self, digest: bytes) -> bool:
         if self._table is None:
-            self._table = _table(self._directory)
+            self._table = open_scratch(self._directory, _SEEN)
         return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
 
     def close(self) -> None:
         with self._using, contextlib.suppress(sqlite3.Error):
             if self._table is not None:
                 self._table.close()
-
-
-def _table(directory: str) -> sqlite3.Connection:
-    with naming_a_full_disk():
-        handle, path = tempfile.mkstemp(dir=directory, prefix="longhaul-")
-    os.close(handle)
-    try:
-        table = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{_CACHE_KIB}"):
-            table.execute(f"PRAGMA {setting}")
-        table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-        table.execute("BEGIN")  # never ended: nothing here is to outlive the process
-    finally:
-        os.unlink(path)
-    return table

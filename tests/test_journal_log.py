@@ -379,7 +379,7 @@ def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, replay
 
 def test_a_deleted_job_is_gone_for_its_writer_who_can_begin_again(store: Store, replays: Replays) -> None:
     log = taken(store, replays())
-    job_log(store).delete()
+    store.delete(f"jobs/{JOB}/")
     with pytest.raises(JournalGone):
         log.append([record(1, 0, 5)])
     log.open(replays())

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from container.engine.sequence import TokenLogprobs
-
+from ..engine.sequence import TokenLogprobs
 from .segment import End, Record
 
 

@@ -199,11 +199,6 @@ class JobLog:
             self._check_epoch()
         return written
 
-    def delete(self) -> None:
-        """Raises StoreError."""
-        self._store.delete(f"jobs/{self._job_id}/")
-        self._forget()
-
     # Writing
 
     def _write(self, group: list[msgspec.Raw]) -> int:

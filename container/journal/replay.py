@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
-from container.engine.sequence import TokenLogprobs
-from container.spool import full_disk, naming_a_full_disk
-
+from ..engine.sequence import TokenLogprobs
+from ..scratch import open_scratch
+from ..spool import full_disk
 from .chain import Chain, better, of
 from .segment import End, Entry, Record, TrackKey, unpacked
 
-_CACHE_KIB = 8 << 10
+_TRACKS = (
+    "CREATE TABLE tracks (lane, place, item, choice, whose, track, prompt_crc, tokens, has_logprobs, end, stop_chars,"
+    " PRIMARY KEY (lane, place, item, choice, whose)) WITHOUT ROWID"
+)
+_PIECES = "CREATE TABLE pieces (id INTEGER PRIMARY KEY, token_ids BLOB, logprobs BLOB)"
 _AT_ONCE = 64
 """Records merged while a reader waits."""
 _OLD, _NEW = 0, 1
@@ -194,7 +196,7 @@ class Replay:
     @property
     def _file(self) -> sqlite3.Connection:
         if self._opened is None:
-            self._opened = _file(self._directory)
+            self._opened = open_scratch(self._directory, _TRACKS, _PIECES)
         return self._opened
 
     def _rows(self, key: TrackKey) -> dict[int, _Row]:
@@ -255,24 +257,3 @@ class Replay:
     def _write_row(self, key: TrackKey, row: _Row) -> _Row:
         self._file.execute("INSERT OR REPLACE INTO tracks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*key, *row))
         return row
-
-
-def _file(directory: str) -> sqlite3.Connection:
-    with naming_a_full_disk():
-        handle, path = tempfile.mkstemp(dir=directory, prefix="longhaul-")
-    os.close(handle)
-    try:
-        file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{_CACHE_KIB}"):
-            file.execute(f"PRAGMA {setting}")
-        file.execute(
-            "CREATE TABLE tracks (lane, place, item, choice, whose, track, prompt_crc, tokens, has_logprobs, end,"
-            " stop_chars, PRIMARY KEY (lane, place, item, choice, whose)) WITHOUT ROWID"
-        )
-        file.execute("CREATE TABLE pieces (id INTEGER PRIMARY KEY, token_ids BLOB, logprobs BLOB)")
-        file.execute("BEGIN")  # never ended: nothing here is to outlive the process
-    except sqlite3.Error as error:
-        raise full_disk() from error
-    finally:
-        os.unlink(path)
-    return file
