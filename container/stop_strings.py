@@ -17,13 +17,16 @@ UNFINISHED = "\ufffd"
 class StopStrings:
     """The stop strings of one sequence. It remembers how far into the output it has looked: one for each sequence."""
 
-    def __init__(self, stop: Sequence[str], decode: Callable[[list[int]], str]) -> None:
-        """`decode` makes text of token ids, as the answer will be made."""
+    def __init__(self, stop: Sequence[str], decode: Callable[[list[int]], str], min_tokens: int = 0) -> None:
+        """`decode` makes text of token ids, as the answer will be made.
+
+        As in vLLM, a stop string within the text of the first `min_tokens` does not count; one that ends after it does.
+        """
         self._stop = tuple(stop)
         self._ends = tuple(string[-LAST_CHARACTERS:] for string in stop)
         self._longest = max(map(len, stop), default=0)
         self._decode = decode
-        self._looked = 0
+        self._min_tokens = self._looked = min_tokens
 
     def find(self, output_ids: list[int]) -> str | None:
         """The text before the first stop string, or None if there is none yet. Call it as `output_ids` grows.
@@ -31,15 +34,18 @@ class StopStrings:
         Three looks, each at more and after fewer hits: at the end of the new text for the end of a stop string, then
         for a whole one, and only then at the whole output, whose text alone is exact.
         """
-        new, self._looked = len(output_ids) - self._looked, len(output_ids)
-        if not self._stop or not new:
+        new = len(output_ids) - self._looked
+        if not self._stop or new <= 0:
             return None
+        self._looked = len(output_ids)
         if not _holds(self._tail(output_ids, new, LAST_CHARACTERS), self._ends):
             return None
         if not _holds(self._tail(output_ids, new, self._longest), self._stop):
             return None
         text = self._decode(output_ids).rstrip(UNFINISHED)
-        starts = [start for string in self._stop if (start := text.find(string)) >= 0]
+        settled = len(self._decode(output_ids[: self._min_tokens]).rstrip(UNFINISHED)) if self._min_tokens else 0
+        ways = ((string, max(0, settled + 1 - len(string))) for string in self._stop)
+        starts = [start for string, first in ways if (start := text.find(string, first)) >= 0]
         return text[: min(starts)] if starts else None
 
     def _tail(self, output_ids: list[int], new: int, characters: int) -> str:

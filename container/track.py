@@ -53,7 +53,8 @@ class Track:
         self.resumed_tokens = self.kept_tokens = 0
         self._service = service
         self._sampling = prepared.samplings[key.choice]
-        self._stop = StopStrings(prepared.stop, service.tokenizer.decode) if prepared.stop else None
+        min_tokens = self._sampling.min_new_tokens
+        self._stop = StopStrings(prepared.stop, service.tokenizer.decode, min_tokens) if prepared.stop else None
         self._prompt_crc = zlib.crc32(repr(self._sampling.seed).encode(), zlib.crc32(prepared.prompt_ids.tobytes()))
         self._on_end = on_end
         self._is_started = False
@@ -114,10 +115,7 @@ class Track:
         if self.has_ended:
             return
         self._measure(new)
-        text = None
-        # As in vLLM, stop strings don't count before min_new_tokens.
-        if self._stop is not None and len(self.sequence.output_ids) > self._sampling.min_new_tokens:
-            text = self._stop.find(self.sequence.output_ids)
+        text = self._stop.find(self.sequence.output_ids) if self._stop is not None else None
         if text is not None:
             self.stop_chars = len(text)
             self._ended("stop_string")

@@ -268,6 +268,16 @@ def test_the_text_ends_exactly_before_a_stop_string(server: Server) -> None:
     assert answer["details"]["finish_reason"] == "stop"
 
 
+def test_a_stop_string_ends_no_text_before_its_least_length(server: Server) -> None:
+    def ask(tokens: int, **more: object) -> str:
+        (answer,) = texts(server.ask(hugging_face("The sea is", max_new_tokens=tokens, ignore_eos=True, **more)))
+        return answer.rstrip("\N{REPLACEMENT CHARACTER}")
+
+    least, whole = ask(20), ask(60)
+    stop = next(character for character in whole[len(least) :] if character in least)
+    assert ask(60, min_new_tokens=20, stop=[stop]) == whole[: whole.index(stop, len(least))]
+
+
 # The batch changes nothing
 
 LENGTHS = [*range(1, 30), 40, 60, 90]

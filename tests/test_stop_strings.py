@@ -30,9 +30,9 @@ def byte_fallback() -> Decode:
 DECODE = byte_fallback()
 
 
-def grow(stop: list[str], ids: list[int], decode: Decode = DECODE, step: int = 1) -> str | None:
+def grow(stop: list[str], ids: list[int], decode: Decode = DECODE, step: int = 1, min_tokens: int = 0) -> str | None:
     """What is found as the output grows to `ids`, `step` tokens at a time."""
-    search = StopStrings(stop, decode)
+    search = StopStrings(stop, decode, min_tokens)
     ends = [*range(step, len(ids), step), len(ids)]
     return next((text for end in ends if (text := search.find(ids[:end])) is not None), None)
 
@@ -62,6 +62,20 @@ def test_the_earliest_of_several_counts() -> None:
 def test_tokens_that_come_together_are_all_looked_at() -> None:
     ids = as_bytes("a STOP" + "b" * 100)
     assert grow(["STOP"], ids, step=len(ids)) == "a "
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_a_string_counts_only_where_it_ends_after_the_tokens_due(step: int) -> None:
+    ids = as_bytes("an END, the END.")
+    assert grow(["END"], ids, step=step, min_tokens=5) == "an "
+    assert grow(["END"], ids, step=step, min_tokens=6) == "an END, the "
+    assert grow(["END"], ids, step=step, min_tokens=15) is None
+    assert grow(["END", ", "], ids, step=step, min_tokens=7) == "an END"
+
+
+def test_a_character_that_is_whole_only_after_the_tokens_due_counts() -> None:
+    assert grow(["é"], as_bytes("é café"), min_tokens=1) == ""
+    assert grow(["é"], as_bytes("é café"), min_tokens=2) == "é caf"
 
 
 def test_a_character_of_several_tokens_is_never_split() -> None:
@@ -102,12 +116,19 @@ PIECES = st.sampled_from([*map(as_bytes, ["é", "🙂", "日", " ", "E"]), [0xF0
 @given(
     st.lists(PIECES, max_size=60).map(lambda pieces: list(chain.from_iterable(pieces))),
     st.lists(st.sampled_from(["END", "🙂🙂", "bbc", " the", "éE", "c d", "日 "]), min_size=1, max_size=3),
+    st.integers(0, 9),
 )
-def test_every_step_finds_what_a_search_of_the_whole_text_finds(ids: list[int], stop: list[str]) -> None:
-    search = StopStrings(stop, DECODE)
+def test_every_step_finds_what_a_search_of_the_whole_text_finds(ids: list[int], stop: list[str], due: int) -> None:
+    search = StopStrings(stop, DECODE, due)
     for end in range(1, len(ids) + 1):
-        text = DECODE(ids[:end]).rstrip("\ufffd")
-        starts = [text.find(string) for string in stop if string in text]
+        text, early = DECODE(ids[:end]).rstrip("\ufffd"), DECODE(ids[: min(end, due)]).rstrip("\ufffd")
+        places = [
+            (start, start + len(string))
+            for string in stop
+            for start in range(len(text))
+            if text.startswith(string, start)
+        ]
+        starts = [start for start, last in places if last > len(early)]
         assert search.find(ids[:end]) == (text[: min(starts)] if starts else None)
         if starts:
             break

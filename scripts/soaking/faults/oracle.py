@@ -83,16 +83,18 @@ class Oracle:
         settled, due = text.rstrip(_UNFINISHED), got.text.rstrip(_UNFINISHED)
         if got.is_cut and settled.startswith(due):
             return True
-        places = [place for place in map(settled.find, stop) if place >= 0]
+        early = len(self.tokenizer.decode(output_ids[: sampling.min_new_tokens]).rstrip(_UNFINISHED))
+        ways = (settled.find(string, max(0, early + 1 - len(string))) for string in stop)
+        places = [place for place in ways if place >= 0]
         if places and len(output_ids) > sampling.min_new_tokens:
             return (settled[: min(places)], "stop") == (got.text, got.finish_reason)
         if output_ids[-1] in sampling.stop_token_ids:
             return (text, "stop") == (got.text, got.finish_reason)
         if len(output_ids) == sampling.max_new_tokens:
             return (text, "length") == (got.text, got.finish_reason)
-        # A stop string that does not count yet will be where the text ends.
-        goes_on = got.text.startswith(settled) or (bool(places) and settled.startswith(got.text))
-        return None if goes_on else False
+        rest = settled[len(got.text) :]  # may be the beginning of the stop string that will end the text
+        is_stopping = settled.startswith(got.text) and any(string.startswith(rest) for string in stop)
+        return None if got.text.startswith(settled) or is_stopping else False
 
     def _next(self, prompt_ids: list[int], output_ids: list[int], sampling: Sampling) -> list[int]:
         """The tokens that may come next, the likeliest first."""

@@ -116,7 +116,7 @@ def _begins(whole: Choice, cut: Choice) -> bool:
 
 
 def _may_be_longer(whole: Choice, cut: Choice) -> bool:
-    """A stop string that does not count yet, for `min_tokens`, ends the text all the same once one does."""
+    """The beginning of a stop string is text until the string is whole."""
     return cut.is_cut and whole.finish_reason == "stop" and cut.text.startswith(whole.text)
 
 
