@@ -84,7 +84,17 @@ class Exactness:
     def has_too_many_ties(self) -> bool:
         return len(self.ties) > max(1, SHARE_OF_TIES * self.rows)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """What a process of pytest-xdist's has counted."""
+        rows, ties = getattr(node, "workeroutput", {}).get("exactness", (0, []))
+        self.rows += rows
+        self.ties += ties
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["exactness"] = (self.rows, self.ties)
+            return
         if self.has_too_many_ties and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -88,6 +88,33 @@ def test_the_scores_are_those_that_generates_options_leave(tmp_path: Path) -> No
     assert torch.isneginf(reference.scores(PROMPT)).nonzero().tolist() == [[7]]
 
 
+def test_what_two_processes_count_is_counted_together(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    pytester.makeconftest(
+        """
+        from exactness import Exactness
+
+        def pytest_configure(config):
+            config.pluginmanager.register(Exactness(), "exactness")
+        """
+    )
+    for name in "ab":
+        pytester.makepyfile(
+            **{
+                f"test_{name}": f"""
+                def test(pytestconfig):
+                    exactness = pytestconfig.pluginmanager.get_plugin("exactness")
+                    exactness.rows, exactness.ties = 6, ["test_{name} row 1"]
+                """
+            }
+        )
+    result = pytester.runpytest_subprocess("--numprocesses=2", "--dist=loadfile")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["exactness: 12 rows compared, 2 diverged at ties, more than 2%: FAILED"])
+
+
 @pytest.mark.parametrize(("rows", "ties", "fails"), [(12, 1, False), (12, 2, True), (200, 4, False), (200, 5, True)])
 def test_a_run_with_more_ties_than_one_in_fifty_fails_and_names_them(
     pytester: pytest.Pytester, rows: int, ties: int, fails: bool
