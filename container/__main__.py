@@ -51,11 +51,11 @@ def main(root: str = "/") -> int:
     configure_logging(settings.log_level)
     try:
         model = find_model(settings)
-        library_path = check(settings.device, root=root)
+        driver = check(settings.device, root=root)
     except (BadSetting, UnfitDriver) as error:
         return _refuse(str(error))
     # Not uvloop.run: at its end it would wait for threads, such as one that fetches a model.
-    return uvloop.new_event_loop().run_until_complete(serve(settings, model, sock, library_path))
+    return uvloop.new_event_loop().run_until_complete(serve(settings, model, sock, driver))
 
 
 def _refuse(reason: str) -> int:

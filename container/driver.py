@@ -93,6 +93,14 @@ class Decision:
     library_path: str | None = None
     """The engine's LD_LIBRARY_PATH; none to leave it alone."""
 
+    @property
+    def needs_gpu(self) -> bool:
+        """The engine is not to make do with the CPU, a hundred times slower, where torch finds the GPU unusable."""
+        return self.action in ("use_host", "use_compat")
+
+
+NO_GPU = Decision(action="no_gpu")
+
 
 def check(
     device: str | None,
@@ -100,13 +108,13 @@ def check(
     root: str | Path = "/",
     environ: Mapping[str, str] = os.environ,
     torch_dir: Path | None = None,
-) -> str | None:
-    """The engine's LD_LIBRARY_PATH, or none to leave it alone. Raises UnfitDriver. Logs what it found, if anything.
+) -> Decision:
+    """Raises UnfitDriver where it is to refuse. Logs what it found, if anything.
 
     `device` is LONGHAUL_DEVICE; on the CPU nothing is looked at. May take a quarter of a minute if nvidia-smi hangs.
     """
     if device == "cpu":
-        return None
+        return NO_GPU
     facts = read_facts(Path(root), environ, torch_dir or find_torch())
     decision = decide(facts, device)
     if decision.action == "refuse":
@@ -121,7 +129,7 @@ def check(
             "gpus": [gpu.name for gpu in facts.gpus],
         }
         logger.log(logging.WARNING if decision.warn else logging.INFO, decision.sentence, extra=extra)
-    return decision.library_path
+    return decision
 
 
 def decide(facts: Facts, device: str | None = None) -> Decision:
@@ -131,7 +139,7 @@ def decide(facts: Facts, device: str | None = None) -> Decision:
     error 803, as they are not backward compatible.
     """
     if not facts.has_gpu:
-        return Decision(action="no_gpu")
+        return NO_GPU
     named = " and ".join(sorted({gpu.name for gpu in facts.gpus})) or "an NVIDIA GPU"
     torch = facts.torch
     if torch is None:

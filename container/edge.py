@@ -22,6 +22,7 @@ import uvicorn
 from .admission import Admission
 from .connection import Connection
 from .defaults import Defaults
+from .driver import NO_GPU, Decision
 from .engine.client import EngineClient
 from .engine.messages import EngineConfig, EngineInfo, Step
 from .engine.sequence import EngineError
@@ -71,8 +72,7 @@ _REASONS: dict[Status, str] = {
 class Edge:
     """Owns everything that lives as long as the process."""
 
-    def __init__(self, settings: Settings, model: str, library_path: str | None = None) -> None:
-        """`library_path` is the engine's LD_LIBRARY_PATH, where it is not the edge's own."""
+    def __init__(self, settings: Settings, model: str, driver: Decision = NO_GPU) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.service: Service | None = None
@@ -81,7 +81,7 @@ class Edge:
         self.writers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="answer")
         self._reader_places = Places()
         self._model = model
-        self._library_path = library_path
+        self._driver = driver
         self._directory = ""
         self._files_digest = ""
         self._jobs: Jobs | None = None
@@ -160,9 +160,9 @@ class Edge:
 
     def _start_engine(self, directory: str) -> None:
         self._engine = EngineClient(
-            _engine_config(self.settings, directory),
+            _engine_config(self.settings, directory, needs_gpu=self._driver.needs_gpu),
             stall_timeout_s=self.settings.stall_timeout_s,
-            library_path=self._library_path,
+            library_path=self._driver.library_path,
             on_change=self._engine_changed,
             on_step=self._engine_stepped,
             on_restart=self.metrics.engine_restarts.inc,
@@ -336,10 +336,11 @@ class Edge:
         self.metrics.requests_running.set_function(lambda: len(self.exchanges))
 
 
-def _engine_config(settings: Settings, directory: str) -> EngineConfig:
+def _engine_config(settings: Settings, directory: str, *, needs_gpu: bool) -> EngineConfig:
     return EngineConfig(
         model_dir=directory,
         device=settings.device,
+        needs_gpu=needs_gpu,
         dtype=settings.dtype,
         threads=settings.threads,
         max_model_len=settings.max_model_len,
@@ -359,11 +360,11 @@ class _HTTPServer(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, model: str, sock: socket.socket, library_path: str | None = None) -> int:
+async def serve(settings: Settings, model: str, sock: socket.socket, driver: Decision) -> int:
     """Run until a signal or a failure; returns the exit status."""
     from .app import create_app
 
-    edge = Edge(settings, model, library_path)
+    edge = Edge(settings, model, driver)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, edge.drain)

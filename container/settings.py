@@ -119,8 +119,8 @@ class Settings:
     device: str | None = _setting(
         "LONGHAUL_DEVICE",
         _match("cpu, cuda or cuda:N", r"cpu|cuda(:\d+)?"),
-        "`cpu`, `cuda` or `cuda:N`",
-        shown="the first GPU, else the CPU",
+        "`cpu`, `cuda` or `cuda:N`; a GPU that can't be used ends the start",
+        shown="the first GPU; the CPU where there is none",
     )
     dtype: str | None = _setting(
         "LONGHAUL_DTYPE",

@@ -14,7 +14,17 @@ import pytest
 import torch
 from server import ROOT, Server, eventually
 
-from container.driver import CAPABILITIES, GENERATIONS, LEAST_DRIVER, Action, Decision, UnfitDriver, check, decide
+from container.driver import (
+    CAPABILITIES,
+    GENERATIONS,
+    LEAST_DRIVER,
+    NO_GPU,
+    Action,
+    Decision,
+    UnfitDriver,
+    check,
+    decide,
+)
 from container.driver_facts import GPU, Torch, find_torch, read_facts, read_torch
 
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Feb 17 22:55:48 UTC 2024\nGCC version:  gcc 12.3.0\n"
@@ -304,7 +314,7 @@ def test_a_hanging_nvidia_smi_leaves_no_process_behind(tmp_path: Path) -> None:
 
 def test_on_the_cpu_nothing_is_looked_at(tmp_path: Path) -> None:
     root = Machine(driver=None, smi=f"touch {tmp_path}/ran").build(tmp_path)
-    assert check("cpu", root=root, torch_dir=root / "torch") is None
+    assert check("cpu", root=root, torch_dir=root / "torch") == NO_GPU
     assert not (tmp_path / "ran").exists()
     check("cuda", root=root, torch_dir=root / "torch", environ={})
     assert (tmp_path / "ran").exists()
@@ -390,19 +400,37 @@ def test_the_wheels_capabilities_are_torchs_own_table() -> None:
     assert [first for _, first in GENERATIONS] == sorted(first for _, first in GENERATIONS)
 
 
+@pytest.mark.parametrize(
+    ("machine", "needs_gpu"),
+    [
+        (Machine(), True),
+        (Machine(driver="535.161.08"), True),
+        (Machine(driver=None), True),
+        (Machine(torch=CPU_BUILD), False),
+        (Machine(nodes=()), False),
+        (Machine(environ={"CUDA_VISIBLE_DEVICES": ""}), False),
+    ],
+)
+def test_the_engine_needs_the_gpu_that_there_is(machine: Machine, needs_gpu: bool, tmp_path: Path) -> None:
+    assert machine.decision(tmp_path).needs_gpu == needs_gpu
+
+
 # The whole server. Its torch is one that says where the engine is to look for libraries, and ends it.
 
 PROGRAM = "import sys, container.__main__ as program; sys.exit(program.main(sys.argv[1]))"
 TELLING_TORCH = "import os\nraise ImportError('libraries: ' + os.environ['LD_LIBRARY_PATH'])\n"
+REAL_TORCH = (
+    "import sys\nsys.path = [each for each in sys.path if each != {!r}]\ndel sys.modules['torch']\nimport torch\n"
+)
 
 
 @pytest.fixture
 def start_on(start: Callable[..., Server], tmp_path: Path) -> Callable[..., Server]:
-    def start_on(machine: Machine, **settings: str) -> Server:
+    def start_on(machine: Machine, torch: str = TELLING_TORCH, **settings: str) -> Server:
         root = machine.build(tmp_path / "root")
         (tmp_path / "python").mkdir()
         shutil.copytree(root / "torch", tmp_path / "python/torch")
-        (tmp_path / "python/torch/__init__.py").write_text(TELLING_TORCH)
+        (tmp_path / "python/torch/__init__.py").write_text(torch.format(str(tmp_path / "python")))
         path = f"{tmp_path / 'python'}:{ROOT}"
         return start(command=(sys.executable, "-P", "-c", PROGRAM, str(root)), PYTHONPATH=path, **settings)
 
@@ -427,3 +455,12 @@ def test_the_engine_is_given_the_compat_libraries_that_it_needs(
     assert [(line["decision"], line["driver"], line["compat"]) for line in checked] == [
         ("use_compat", "535.161.08", COMPAT_130)
     ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU here can be used")
+def test_a_gpu_that_can_not_be_used_is_no_reason_to_be_slow_in_silence(start_on: Callable[..., Server]) -> None:
+    server = start_on(Machine(), torch=REAL_TORCH)
+    assert server.exit_status() == 1
+    refusal = next(line["message"] for line in server.log_lines() if line["level"] == "ERROR")
+    assert f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} can't use: " in refusal
+    assert refusal.endswith(". Set LONGHAUL_DEVICE=cpu to do without it")

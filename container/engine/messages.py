@@ -18,6 +18,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model_dir: str
     device: str | None = None
+    needs_gpu: bool = False
+    """Of no device: the machine has a GPU, so that the CPU is none to choose."""
     dtype: str | None = None
     threads: int | None = None
     max_model_len: int | None = None

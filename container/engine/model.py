@@ -78,7 +78,7 @@ def load(settings: EngineConfig) -> LoadedModel:
     config = whole.get_text_config()
     _check_architecture(whole, config, own_code=own_code)
     max_model_len = _max_model_len(config, settings.max_model_len)
-    device, threads = _device(settings.device), settings.threads or cpu_count()
+    device, threads = _device(settings.device, settings.needs_gpu), settings.threads or cpu_count()
     torch.set_num_threads(threads)
     dtype = _dtype(settings.dtype, device, config)
     slow_because = attention.why_not_flash(device, dtype, find_head_dim(config), _softcap(config))
@@ -160,9 +160,16 @@ def _softcap(config: PretrainedConfig) -> float | None:
     return softcap
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, needs_gpu: bool) -> torch.device:
     if name is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        if needs_gpu:
+            raise ModelRefused(
+                f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} can't use: {_why_no_cuda()}. "
+                "Set LONGHAUL_DEVICE=cpu to do without it"
+            )
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -175,6 +182,15 @@ def _device(name: str | None) -> torch.device:
     if index >= devices:
         raise ModelRefused(f"LONGHAUL_DEVICE is {name}, but PyTorch {torch.__version__} sees {devices} CUDA devices")
     return torch.device("cuda", index)
+
+
+def _why_no_cuda() -> str:
+    """`torch.cuda.is_available` does not say, but what it has tried does."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    return "it sees none"
 
 
 def _dtype(name: str | None, device: torch.device, config: PretrainedConfig) -> torch.dtype:
