@@ -24,6 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .clients import Clients
 from .database import Database
+from .log_events import EVENT_BYTES, MOST_BYTES, MOST_EVENTS, MOST_LINE, put_log_events
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS container_logs (
@@ -35,12 +36,6 @@ CREATE TABLE IF NOT EXISTS container_logs (
 """
 
 _LOG = logging.getLogger(__name__)
-
-# PutLogEvents: at most 10,000 events and 1 MiB in a batch, where each event counts 26 bytes more than its text.
-_MOST_EVENTS = 10_000
-_MOST_BYTES = 1_048_576
-_EVENT_BYTES = 26
-_MOST_LINE = 262_144 - _EVENT_BYTES
 
 _LOOK_EVERY_S = 0.3
 _READ = 1 << 20
@@ -56,10 +51,6 @@ class Log:
     path: Path
     sent: int
     ended: bool
-
-    @property
-    def group(self) -> str:
-        return f"/aws/sagemaker/Endpoints/{self.endpoint}"
 
 
 class ContainerLogs:
@@ -144,17 +135,8 @@ class ContainerLogs:
             self._shown[log.instance] = found.end
 
     def _put(self, log: Log, texts: list[str]) -> None:
-        client = self._backend.client("logs")
         for batch in batches(texts, round(time.time() * 1000)):
-            events = {"logGroupName": log.group, "logStreamName": log.stream, "logEvents": batch}
-            try:
-                client.put_log_events(**events)
-            except client.exceptions.ResourceNotFoundException:  # the first lines, or the backend lost its state
-                with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
-                    client.create_log_group(logGroupName=log.group)
-                with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
-                    client.create_log_stream(logGroupName=log.group, logStreamName=log.stream)
-                client.put_log_events(**events)
+            put_log_events(self._backend, log.endpoint, log.stream, batch)
 
     async def _not_sent(self, log: Log, error: Exception) -> None:
         if log.instance not in self._failing_since:
@@ -191,8 +173,8 @@ def batches(texts: Iterable[str], timestamp_ms: int) -> Iterable[list[dict[str, 
     batch: list[dict[str, Any]] = []
     size = 0
     for text in texts:
-        cost = len(text.encode()) + _EVENT_BYTES
-        if batch and (len(batch) == _MOST_EVENTS or size + cost > _MOST_BYTES):
+        cost = len(text.encode()) + EVENT_BYTES
+        if batch and (len(batch) == MOST_EVENTS or size + cost > MOST_BYTES):
             yield batch
             batch, size = [], 0
         if text:
@@ -224,10 +206,10 @@ def _read_lines(path: Path, start: int, to_the_end: bool) -> _Lines:
     lines: list[tuple[int, str]] = []
     begin = 0
     while begin < len(data):
-        end = data.find(b"\n", begin, begin + _MOST_LINE) + 1
+        end = data.find(b"\n", begin, begin + MOST_LINE) + 1
         if end == 0:
-            end = min(begin + _MOST_LINE // 3, len(data))  # invalid bytes become three each
-            if len(data) - begin < _MOST_LINE and not to_the_end:
+            end = min(begin + MOST_LINE // 3, len(data))  # invalid bytes become three each
+            if len(data) - begin < MOST_LINE and not to_the_end:
                 break
         text = data[begin:end].decode(errors="replace").rstrip("\r\n").replace("\0", "")
         lines.append((start + end, text))

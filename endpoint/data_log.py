@@ -7,7 +7,6 @@ log survives a kill.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
@@ -15,19 +14,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .clients import Clients, is_refusal
+from .log_events import EVENT_BYTES, MOST_BYTES, MOST_EVENTS, MOST_LINE, MOST_MS, put_log_events
 from .settings import Settings
-
-# PutLogEvents: at most 10,000 events, 1 MiB and 24 hours in a batch; each event counts 26 bytes more than its text.
-_MOST_EVENTS = 10_000
-_MOST_BYTES = 1_048_576
-_MOST_MS = 24 * 3600 * 1000
-_EVENT_BYTES = 26
-_MOST_LINE = 262_144 - _EVENT_BYTES
 
 _MOST_WAITING = 8 << 20
 _COLLECT_S = 0.3
@@ -65,13 +57,13 @@ class DataLog:
         now = time.time()
         at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
         encoded = f"{at}:[sagemaker logs] [{inference_id}] {text}".replace("\0", "").encode(errors="replace")
-        encoded = encoded[:_MOST_LINE]
+        encoded = encoded[:MOST_LINE]
         line = Line(
             endpoint=endpoint,
             stream=f"{variant}/{instance_id}/data-log",
             at_ms=int(now * 1000),
             text=encoded.decode(errors="ignore"),
-            size=len(encoded) + _EVENT_BYTES,
+            size=len(encoded) + EVENT_BYTES,
         )
         self._lines.append(line)
         self._size += line.size
@@ -115,8 +107,9 @@ class DataLog:
 
     async def _put(self, batch: list[Line]) -> bool:
         """Whether it is over with: taken, or refused for good."""
+        events = [{"timestamp": line.at_ms, "message": line.text} for line in batch]
         try:
-            await asyncio.to_thread(_put_events, self._backend, batch)
+            await asyncio.to_thread(put_log_events, self._backend, batch[0].endpoint, batch[0].stream, events)
         except Exception as error:
             if is_refusal(error):
                 _LOG.warning("CloudWatch Logs refuses %d lines of the data log: %s", len(batch), error)
@@ -146,21 +139,6 @@ class DataLog:
             self._dropped = 0
 
 
-def _put_events(backend: Clients, batch: list[Line]) -> None:
-    client = backend.client("logs")
-    group = {"logGroupName": f"/aws/sagemaker/Endpoints/{batch[0].endpoint}"}
-    stream: dict[str, Any] = {**group, "logStreamName": batch[0].stream}
-    events = [{"timestamp": line.at_ms, "message": line.text} for line in batch]
-    try:
-        client.put_log_events(**stream, logEvents=events)
-    except client.exceptions.ResourceNotFoundException:  # the first lines, or the backend lost its state
-        with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
-            client.create_log_group(**group)
-        with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
-            client.create_log_stream(**stream)
-        client.put_log_events(**stream, logEvents=events)
-
-
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
     """Of one stream each, in the order of time, within PutLogEvents' limits."""
     streams: dict[tuple[str, str], list[Line]] = {}
@@ -170,8 +148,8 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
         batch: list[Line] = []
         size = 0
         for line in sorted(stream, key=lambda line: line.at_ms):
-            is_full = len(batch) == _MOST_EVENTS or size + line.size > _MOST_BYTES
-            if batch and (is_full or line.at_ms - batch[0].at_ms > _MOST_MS):
+            is_full = len(batch) == MOST_EVENTS or size + line.size > MOST_BYTES
+            if batch and (is_full or line.at_ms - batch[0].at_ms > MOST_MS):
                 yield batch
                 batch, size = [], 0
             batch.append(line)

@@ -63,6 +63,19 @@ class Body(Protocol):
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
+def forwarded(
+    content_type: str | None, accept: str | None, custom_attributes: str | None, inference_id: str | None
+) -> dict[str, str]:
+    """The headers that a container is called with: of what the caller gave, what SageMaker hands on."""
+    headers = {
+        "Content-Type": content_type,
+        "Accept": accept,
+        "X-Amzn-SageMaker-Custom-Attributes": custom_attributes,
+        "X-Amzn-SageMaker-Inference-Id": inference_id,
+    }
+    return {name: value for name, value in headers.items() if value is not None}
+
+
 class Invoker:
     """Owns the HTTP session, and the threads that write answers to the disk."""
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from .aws_model import AwsError, not_implemented
 from .catalog import Catalog, Deployment, Endpoint, NotFound
 from .instance import Instance
-from .invoker import BadAnswer, Invoker, NoAnswer, Timeout
+from .invoker import BadAnswer, Invoker, NoAnswer, Timeout, forwarded
 from .queue import Queue
 from .settings import Settings
 
@@ -117,13 +117,8 @@ class Runtime:
         if not instances:
             raise AwsError("ServiceUnavailable", f"No instance of {endpoint.name} is available", 503)
         instance = instances[next(self._turn) % len(instances)]
-        headers = {
-            "Content-Type": parameters.get("ContentType"),
-            "Accept": parameters.get("Accept"),
-            "X-Amzn-SageMaker-Custom-Attributes": parameters.get("CustomAttributes"),
-            "X-Amzn-SageMaker-Inference-Id": parameters.get("InferenceId"),
-        }
-        return await self._ask(instance, {name: value for name, value in headers.items() if value is not None}, body)
+        given = (parameters.get(name) for name in ("ContentType", "Accept", "CustomAttributes", "InferenceId"))
+        return await self._ask(instance, forwarded(*given), body)
 
     async def _ask(self, instance: Instance, headers: dict[str, str], body: bytes) -> Result:
         with tempfile.TemporaryDirectory(dir=self._settings.data_dir) as directory:

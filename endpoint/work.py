@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .delivery import Counts
 from .instance import Instance
-from .invoker import Answer, BadAnswer, Body, Invoker, NoAnswer, Timeout
+from .invoker import Answer, BadAnswer, Body, Invoker, NoAnswer, Timeout, forwarded
 from .outcomes import answered, failure, log_line
 from .queue import Job, Kind, Outcome
 from .settings import Settings
@@ -86,15 +86,10 @@ class Work:
             self._count(job, "RequestDownloadLatency", source.seconds * 1e6)
 
     async def _invoke(self, job: Job, instance: Instance, body: bytes | Body, content_type: str | None) -> Answer:
-        headers = {
-            "Content-Type": content_type,
-            "Accept": job.accept,
-            "X-Amzn-SageMaker-Custom-Attributes": job.custom_attributes,
-            "X-Amzn-SageMaker-Inference-Id": job.inference_id if self._settings.forward_inference_id else None,
-        }
-        given = {name: value for name, value in headers.items() if value is not None}
+        inference_id = job.inference_id if self._settings.forward_inference_id else None
+        headers = forwarded(content_type, job.accept, job.custom_attributes, inference_id)
         spool = self._answers / f"{job.id}-{job.fence}"
-        answer = await self._invoker.invoke(instance.url, given, body, job.timeout_s, spool)
+        answer = await self._invoker.invoke(instance.url, headers, body, job.timeout_s, spool)
         self._count(job, "ModelLatency", answer.seconds * 1e6)
         return answer
 
