@@ -29,6 +29,7 @@ from .engine.sequence import EngineError
 from .errors import Unavailable
 from .exchange import Exchange
 from .fingerprint import model_identity
+from .heap import share_arenas, start_trimmer
 from .invocation import Service
 from .jobs import Jobs
 from .journal.store import open_store
@@ -365,6 +366,8 @@ async def serve(settings: Settings, model: str, sock: socket.socket, driver: Dec
     from .app import create_app
 
     edge = Edge(settings, model, driver)
+    share_arenas()
+    start_trimmer()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, edge.drain)

@@ -1,10 +1,8 @@
-"""How much memory there is for the KV cache, how many tokens of it that makes, and what goes back to the system."""
+"""How much memory there is for the KV cache and how many tokens of it that makes."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import time
 from pathlib import Path
 
 import psutil
@@ -14,7 +12,6 @@ _CGROUP = Path("/sys/fs/cgroup")
 _CPU_CACHE_BYTES = 2 << 30
 _CPU_CACHE_SHARE = 0.5
 _GPU_SHARE = 0.92
-_TRIM_EVERY_S = 30.0
 
 
 def available_bytes(device: torch.device) -> int:
@@ -81,15 +78,3 @@ def cache_tokens(
     wanted = max(_CPU_CACHE_BYTES, 4 * max_model_len * bytes_per_token)
     limit = available_bytes(device) * _CPU_CACHE_SHARE - step_bytes
     return max(0, int(min(wanted, limit / with_copies) / bytes_per_token))
-
-
-def trim_forever() -> None:
-    """Now and then, give the system back what is freed (malloc_trim(3); nothing where the C library has none).
-
-    Steps of all sizes leave holes in the heap, which glibc keeps: without this the process grew by 70 MiB in 20 minutes
-    of mixed traffic while what it used stayed the same.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    while trim is not None:
-        time.sleep(_TRIM_EVERY_S)
-        trim(0)

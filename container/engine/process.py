@@ -19,6 +19,7 @@ import time
 
 from setproctitle import setproctitle
 
+from ..heap import start_trimmer
 from .messages import HEADER, Cancel, Configure, Crashed, EngineConfig, Log, Ready, Refused, Submit, encode, to_engine
 
 _PR_SET_PDEATHSIG = 1
@@ -81,7 +82,6 @@ def run(link: Link, config: EngineConfig) -> None:
     from transformers.utils import logging as transformers_logging
 
     from .batching import Batch
-    from .memory import trim_forever
     from .model import ModelRefused, load
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -100,7 +100,7 @@ def run(link: Link, config: EngineConfig) -> None:
         sys.exit(1)
     link.send(Ready(batch.info(loaded, time.monotonic() - started)))
     batch.start()
-    threading.Thread(target=trim_forever, name="trimmer", daemon=True).start()
+    start_trimmer()
     while True:
         match link.received.get():
             case Submit() as message:
