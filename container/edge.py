@@ -24,12 +24,12 @@ from .connection import Connection
 from .defaults import Defaults
 from .driver import NO_GPU, Decision
 from .engine.client import EngineClient
+from .engine.heap import share_arenas, start_trimmer
 from .engine.messages import EngineConfig, EngineInfo, Step
 from .engine.sequence import EngineError
 from .errors import Unavailable
 from .exchange import Exchange
 from .fingerprint import model_identity
-from .heap import share_arenas, start_trimmer
 from .invocation import Service
 from .jobs import Jobs
 from .journal.store import open_store

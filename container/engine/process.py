@@ -19,7 +19,7 @@ import time
 
 from setproctitle import setproctitle
 
-from ..heap import start_trimmer
+from .heap import start_trimmer
 from .messages import HEADER, Cancel, Configure, Crashed, EngineConfig, Log, Ready, Refused, Submit, encode, to_engine
 
 _PR_SET_PDEATHSIG = 1
