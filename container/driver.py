@@ -95,7 +95,7 @@ class Decision:
 
     @property
     def needs_gpu(self) -> bool:
-        """The engine is not to make do with the CPU, a hundred times slower, where torch finds the GPU unusable."""
+        """The engine is not to make do with the slow CPU where torch finds the GPU unusable."""
         return self.action in ("use_host", "use_compat")
 
 

@@ -13,7 +13,7 @@ _ARENAS = 2
 
 
 def share_arenas() -> None:
-    """Threads that come and go with requests use two arenas instead of eight a core (mallopt(3); glibc only).
+    """All threads use two arenas instead of up to eight a core (mallopt(3); glibc only).
 
     Each would keep holes between what lives long in it, and Python's lock leaves them little to wait for. To be called
     before there are threads.
