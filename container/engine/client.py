@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from .crash_budget import CrashBudget, Crashes
+from .environment import engine_environment
 from .messages import (
     HEADER,
     Cancel,
@@ -196,7 +196,7 @@ class EngineClient:
             pass_fds=[link],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal reaches the edge alone
-            env=_environment(self._config, self._library_path),
+            env=engine_environment(self._config, self._library_path),
         )
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -416,20 +416,6 @@ async def _exit_status(process: subprocess.Popen[bytes], timeout_s: float) -> in
         return await asyncio.to_thread(process.wait, timeout_s)
     except subprocess.TimeoutExpired:
         return None
-
-
-def _environment(config: EngineConfig, library_path: str | None) -> dict[str, str]:
-    # The model is a directory by now: no library in the engine has a reason to ask a hub. Never log prompts.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.pop("HF_TOKEN", None)
-    # Threads that spin at OpenMP's barriers take the core from the one they wait for as soon as anything else runs
-    # (the edge, to begin with): steps then take five to ten times as long. Sleeping costs nothing measurable.
-    environment.setdefault("OMP_WAIT_POLICY", "passive")
-    if config.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(config.threads)
-    if library_path is not None:
-        environment["LD_LIBRARY_PATH"] = library_path
-    return environment
 
 
 def _describe_exit(status: int) -> str:
