@@ -345,6 +345,41 @@ def test_a_newcomer_starts_with_the_next_step_before_prompts_half_done_and_queue
     assert_exact(reference, prompts, engine.finish([0, 1, 2]), reference.generate(prompts))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("enough", [0.85, 1.0], ids=["nearly full", "after a preemption"])
+def test_a_newcomer_starts_at_once_and_runs_through_though_the_cache_is_full(
+    tiny: TinyModel, assert_exact: AssertExact, family: str, enough: float
+) -> None:
+    """The library lets nobody in then, before one of the others finishes."""
+    engine = Engine(tiny(family), kv_cache_tokens=512)
+    prompts = [random_prompt(32, seed=seed) for seed in range(13)]
+    for id in range(12):
+        engine.submit(id, prompts[id], max_new_tokens=80)
+    engine.turn_until(lambda: engine.preemptions > 0 or any(step.cache_use > enough for step in engine.steps))
+    before = len(engine.steps)
+    engine.submit(12, prompts[12], newcomer=True, max_new_tokens=40)
+    engine.turn_until(lambda: 12 in engine.output)
+    assert len(engine.steps) - before <= 2
+    engine.finish([12])
+    assert len(engine.steps) - before <= 42, "it was preempted itself"
+    outputs = [*engine.finish(range(12)), engine.output[12]]
+    reference = Reference(tiny(family))
+    expected = [*reference.generate(prompts[:12], new_tokens=80), *reference.generate(prompts[12:], new_tokens=40)]
+    assert_exact(reference, prompts, outputs, expected)
+    engine.assert_nothing_is_held()
+
+
+def test_ever_more_newcomers_in_a_full_cache_leave_the_oldest_of_the_others_running(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), kv_cache_tokens=256)
+    for id in range(4):
+        engine.submit(id, random_prompt(32, seed=id), max_new_tokens=60)
+    engine.turn_until(lambda: len(engine.output) == 4)
+    for id in range(4, 124):
+        engine.submit(id, random_prompt(32, seed=id), newcomer=True, max_new_tokens=8)
+        engine.turn()
+    assert 0 in engine.finished and engine.preemptions > 0
+
+
 def test_a_long_newcomer_keeps_no_short_one_waiting(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=32)
     engine.submit(0, random_prompt(300), newcomer=True)
@@ -539,14 +574,28 @@ RELIED_ON = {
         "update_batch",
     ],
     continuous_api.OutputRouter: ["deliver", "deliver_batch", "fail_and_deliver"],
-    cache.PagedAttentionCache: ["update", "can_store_request_tokens", "compute_free_capacity", "free_blocks"],
+    cache.PagedAttentionCache: [
+        "update",
+        "can_store_request_tokens",
+        "compute_free_capacity",
+        "count_storable_requests",
+        "free_blocks",
+    ],
     cache_allocators.FullAttentionCacheAllocator: ["get_seqlen_k", "update"],
     cache_allocators.SlidingAttentionCacheAllocator: ["get_read_indices", "get_seqlen_k", "update"],
     input_outputs.ContinuousBatchingIOs: ["get_model_kwargs", "prepare_batch_tensors", "prepare_batch_update"],
     model_runner.ModelRunner: ["_forward_process_and_sample", "_sample"],
     offloading_manager.OffloadingManager: ["__init__", "offload_requests"],
     requests.RequestState: ["create_equivalent_initial_request", "update_and_check_completion"],
-    scheduler.FIFOScheduler: ["_process_candidates", "_schedule_request", "clear_cancelled_requests", "schedule_batch"],
+    scheduler.FIFOScheduler: [
+        "_get_waiting_candidates",
+        "_process_candidates",
+        "_schedule_request",
+        "_try_to_meet_safety_margin",
+        "clear_cancelled_requests",
+        "finish_request",
+        "schedule_batch",
+    ],
 }
 DIGESTS = {
     "ContinuousBatchingManager.__init__": "c17deedf60b75aab",
@@ -568,6 +617,7 @@ DIGESTS = {
     "PagedAttentionCache.update": "b2e32368cbfdf65a",
     "PagedAttentionCache.can_store_request_tokens": "f6ed5b58c1e298f5",
     "PagedAttentionCache.compute_free_capacity": "3b3613aaab23ab42",
+    "PagedAttentionCache.count_storable_requests": "d15c48a8bd5b247d",
     "PagedAttentionCache.free_blocks": "c8b076a99e2fc903",
     "FullAttentionCacheAllocator.get_seqlen_k": "23a29b5701411683",
     "FullAttentionCacheAllocator.update": "38ffee2b3818ed73",
@@ -583,9 +633,12 @@ DIGESTS = {
     "OffloadingManager.offload_requests": "750d6cb99a3a4ac4",
     "RequestState.create_equivalent_initial_request": "da32ec325450e039",
     "RequestState.update_and_check_completion": "db53d0d16360ef22",
+    "FIFOScheduler._get_waiting_candidates": "43968829acdd62e8",
     "FIFOScheduler._process_candidates": "095deb6081af2d7a",
     "FIFOScheduler._schedule_request": "647344a9b5a0906a",
+    "FIFOScheduler._try_to_meet_safety_margin": "3847634e4b961e1c",
     "FIFOScheduler.clear_cancelled_requests": "c3c5dd503929ae64",
+    "FIFOScheduler.finish_request": "133deb74d17abec7",
     "FIFOScheduler.schedule_batch": "15a13a70ff385794",
 }
 
