@@ -1,4 +1,6 @@
-"""Stop strings: where in a growing output the text must end. It knows token ids only through a decode function."""
+"""Stop strings: where in a growing output the text must end. It knows token ids only through a decode function
+and one that says which of them have text.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Callable, Sequence
 TOKENS_PER_CHARACTER = 4
 """A character has at most four UTF-8 bytes, a token at least one of them."""
 MARGIN_TOKENS = 8
-"""Some decoders drop a space at the start of what they are given, and skipped special tokens have no text."""
+"""Some decoders drop a space at the start of what they are given."""
 LAST_CHARACTERS = 4
 """How much of a stop string's end is looked for first: what is enough for most tokens to have no hit."""
 UNFINISHED = "\ufffd"
@@ -17,8 +19,14 @@ UNFINISHED = "\ufffd"
 class StopStrings:
     """The stop strings of one sequence. It remembers how far into the output it has looked: one for each sequence."""
 
-    def __init__(self, stop: Sequence[str], decode: Callable[[list[int]], str], min_tokens: int = 0) -> None:
-        """`decode` makes text of token ids, as the answer will be made.
+    def __init__(
+        self,
+        stop: Sequence[str],
+        decode: Callable[[list[int]], str],
+        has_text: Callable[[int], bool],
+        min_tokens: int = 0,
+    ) -> None:
+        """`decode` makes text of token ids, as the answer will be made; of those without text it makes nothing.
 
         As in vLLM, a stop string within the text of the first `min_tokens` does not count; one that ends after it does.
         """
@@ -26,7 +34,12 @@ class StopStrings:
         self._ends = tuple(string[-LAST_CHARACTERS:] for string in stop)
         self._longest = max(map(len, stop), default=0)
         self._decode = decode
-        self._min_tokens = self._looked = min_tokens
+        self._has_text = has_text
+        self._min_tokens = min_tokens
+        self._looked = 0
+        self._said: list[int] = []
+        """The last tokens with text: any number without any may lie between two of them."""
+        self._kept = _window(max(self._longest, LAST_CHARACTERS)) + TOKENS_PER_CHARACTER - 1
 
     def find(self, output_ids: list[int]) -> str | None:
         """The text before the first stop string, or None if there is none yet. Call it as `output_ids` grows.
@@ -34,13 +47,16 @@ class StopStrings:
         Three looks, each at more and after fewer hits: at the end of the new text for the end of a stop string, then
         for a whole one, and only then at the whole output, whose text alone is exact.
         """
-        new = len(output_ids) - self._looked
-        if not self._stop or new <= 0:
+        if not self._stop:
             return None
+        new = list(filter(self._has_text, output_ids[self._looked :]))
         self._looked = len(output_ids)
-        if not _holds(self._tail(output_ids, new, LAST_CHARACTERS), self._ends):
+        self._said = self._said[-self._kept :] + new
+        if not new or len(output_ids) <= self._min_tokens:
             return None
-        if not _holds(self._tail(output_ids, new, self._longest), self._stop):
+        if not _holds(self._tail(len(new), LAST_CHARACTERS), self._ends):
+            return None
+        if not _holds(self._tail(len(new), self._longest), self._stop):
             return None
         text = self._decode(output_ids).rstrip(UNFINISHED)
         settled = len(self._decode(output_ids[: self._min_tokens]).rstrip(UNFINISHED)) if self._min_tokens else 0
@@ -48,22 +64,26 @@ class StopStrings:
         starts = [start for string, first in ways if (start := text.find(string, first)) >= 0]
         return text[: min(starts)] if starts else None
 
-    def _tail(self, output_ids: list[int], new: int, characters: int) -> str:
-        """The text of the last `new` tokens and at least `characters` before their end.
+    def _tail(self, new: int, characters: int) -> str:
+        """The text of the last `new` tokens with text and at least `characters` before their end.
 
-        output_ids   [ ........ | window of TOKENS_PER_CHARACTER * characters + MARGIN_TOKENS | new )
-                                ^ start, moved back where it splits a character
+        said   [ ........ | _window(characters) | new )
+                          ^ start, moved back where it splits a character
 
         """
-        start = max(0, len(output_ids) - new - TOKENS_PER_CHARACTER * characters - MARGIN_TOKENS)
-        text = self._decode(output_ids[start:])
+        start = max(0, len(self._said) - new - _window(characters))
+        text = self._decode(self._said[start:])
         for _ in range(TOKENS_PER_CHARACTER - 1):
             # Beyond its own character, a split one can spoil the whole run of byte tokens that follows it.
             if start == 0 or not text.startswith(UNFINISHED):
                 break
             start -= 1
-            text = self._decode(output_ids[start:])
+            text = self._decode(self._said[start:])
         return text.rstrip(UNFINISHED)
+
+
+def _window(characters: int) -> int:
+    return TOKENS_PER_CHARACTER * characters + MARGIN_TOKENS
 
 
 def _holds(text: str, strings: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ from .stop_strings import UNFINISHED, StopStrings
 if TYPE_CHECKING:
     from .invocation import Service
     from .journal.replay import Saved
+    from .tokenizer import Tokenizer
 
 
 class Track:
@@ -53,8 +54,7 @@ class Track:
         self.resumed_tokens = self.kept_tokens = 0
         self._service = service
         self._sampling = prepared.samplings[key.choice]
-        min_tokens = self._sampling.min_new_tokens
-        self._stop = StopStrings(prepared.stop, service.tokenizer.decode, min_tokens) if prepared.stop else None
+        self._stop = _stop_strings(prepared, self._sampling, service.tokenizer) if prepared.stop else None
         self._prompt_crc = zlib.crc32(repr(self._sampling.seed).encode(), zlib.crc32(prepared.prompt_ids.tobytes()))
         self._on_end = on_end
         self._is_started = False
@@ -188,6 +188,10 @@ class Generation:
             self.track.waiting.discard(self)
             self.tokens = len(self.track.sequence.output_ids)
             self.done.set_result(None)
+
+
+def _stop_strings(prepared: Prepared, sampling: engine.Sampling, tokenizer: Tokenizer) -> StopStrings:
+    return StopStrings(prepared.stop, tokenizer.decode, tokenizer.vocabulary.has_text, sampling.min_new_tokens)
 
 
 def _request_error(error: EngineError) -> RequestError:

@@ -54,6 +54,10 @@ class Vocabulary:
         self.token = lru_cache(_REMEMBERED)(self._token)
         """The token of an id. An id that is none stands for no bytes."""
 
+    def has_text(self, token_id: int) -> bool:
+        """Not special: those without any can be left out of what is decoded, and the text is the same."""
+        return bool(self.token(token_id).bytes)
+
     def text(self, ids: Sequence[int], *, at_start: bool) -> str:
         """What tokens, none of them special, say together: at the start of a text, or behind another token."""
         names = [name for name in self._tokenizer.convert_ids_to_tokens(list(ids)) if name is not None]

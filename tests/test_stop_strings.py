@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
+from container.generation import Text
 from container.stop_strings import StopStrings
+from container.tokenizer import Tokenizer
 
 Decode = Callable[[list[int]], str]
 
 # The ids of this alphabet: 0 to 255 are the bytes, the others whole strings. Decoded as Llama's tokenizers decode:
 # a run of bytes that isn't UTF-8 is replaced byte for byte.
 WORDS = ["▁the", "ab", "bc", "c▁d", "END"]
+SILENT = 256 + len(WORDS)
+"""A special token."""
 
 
 def byte_fallback() -> Decode:
@@ -24,15 +28,20 @@ def byte_fallback() -> Decode:
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    backend.add_special_tokens(["</s>"])
     return lambda ids: str(backend.decode(ids))
 
 
 DECODE = byte_fallback()
 
 
+def has_text(token_id: int) -> bool:
+    return token_id != SILENT
+
+
 def grow(stop: list[str], ids: list[int], decode: Decode = DECODE, step: int = 1, min_tokens: int = 0) -> str | None:
     """What is found as the output grows to `ids`, `step` tokens at a time."""
-    search = StopStrings(stop, decode, min_tokens)
+    search = StopStrings(stop, decode, has_text, min_tokens)
     ends = [*range(step, len(ids), step), len(ids)]
     return next((text for end in ends if (text := search.find(ids[:end])) is not None), None)
 
@@ -95,7 +104,7 @@ def test_without_stop_strings_nothing_is_decoded() -> None:
     def refuse(ids: list[int]) -> str:
         raise AssertionError
 
-    assert StopStrings([], refuse).find([1, 2, 3]) is None
+    assert StopStrings([], refuse, has_text).find([1, 2, 3]) is None
 
 
 def test_a_long_output_is_decoded_whole_only_at_a_hit() -> None:
@@ -109,7 +118,25 @@ def test_a_long_output_is_decoded_whole_only_at_a_hit() -> None:
     assert [length for length in decoded if length > 50] == [503]
 
 
-PIECES = st.sampled_from([*map(as_bytes, ["é", "🙂", "日", " ", "E"]), [0xF0], [256], [257], [258], [259], [260]])
+def test_any_number_of_tokens_without_text_may_lie_within_a_string() -> None:
+    ids = [*as_bytes("the E"), *[SILENT] * 1000, *as_bytes("N"), *[SILENT] * 1000, *as_bytes("D")]
+    assert grow(["END"], ids) == grow(["END"], ids, step=len(ids)) == "the "
+
+
+def test_tokens_without_text_are_not_decoded() -> None:
+    decoded: list[int] = []
+
+    def counted(ids: list[int]) -> str:
+        decoded.extend(ids)
+        return DECODE(ids)
+
+    assert grow(["END"], [*as_bytes("the EN"), *[SILENT] * 1000], counted) is None
+    assert SILENT not in decoded
+
+
+PIECES = st.sampled_from(
+    [*map(as_bytes, ["é", "🙂", "日", " ", "E"]), [0xF0], [256], [257], [258], [259], [260], [SILENT] * 30]
+)
 
 
 @settings(deadline=None)
@@ -119,7 +146,7 @@ PIECES = st.sampled_from([*map(as_bytes, ["é", "🙂", "日", " ", "E"]), [0xF0
     st.integers(0, 9),
 )
 def test_every_step_finds_what_a_search_of_the_whole_text_finds(ids: list[int], stop: list[str], due: int) -> None:
-    search = StopStrings(stop, DECODE, due)
+    search = StopStrings(stop, DECODE, has_text, due)
     for end in range(1, len(ids) + 1):
         text, early = DECODE(ids[:end]).rstrip("\ufffd"), DECODE(ids[: min(end, due)]).rstrip("\ufffd")
         places = [
@@ -139,3 +166,11 @@ def test_a_real_tokenizers_output_is_cut_exactly(text: str, model_dir: str) -> N
     backend = Backend.from_file(f"{model_dir}/tokenizer.json")
     ids = backend.encode(text).ids
     assert grow(["User:"], ids, backend.decode) == text[: text.index("User:")]
+
+
+def test_a_real_tokenizers_special_tokens_hide_no_string(model_dir: str) -> None:
+    tokenizer = Tokenizer.load(model_dir, trust_remote_code=False)
+    a, b, end = (tokenizer.encode(Text(text=text), param="", max_tokens=9).ids[0] for text in ("a", "b", "<|im_end|>"))
+    search = StopStrings(["ab"], tokenizer.decode, tokenizer.vocabulary.has_text)
+    found = [search.find([a, *[end] * 16, b][:length]) for length in range(1, 19)]
+    assert found == [None] * 17 + [""]
