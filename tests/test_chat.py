@@ -264,6 +264,7 @@ def test_all_names_that_the_renderer_keeps_for_itself_are_known() -> None:
         ({f"v{number}": 1 for number in range(65)}, ""),
         ({"mood": {"deep": CANARY}}, ".mood"),
         ({"mood": [[CANARY]]}, ".mood"),
+        ({"a_name_as_long_as_some_sentences_may_well_be": {}}, ""),
     ],
 )
 def test_a_bad_variable_is_named(given: object, param: str) -> None:

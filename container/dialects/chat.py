@@ -14,7 +14,7 @@ from pydantic import Field
 from ..errors import InvalidRequest
 from ..generation import Chat, Ending, Template
 from .fields import Flag
-from .wire import Wire, decode, read
+from .wire import FIELD_NAME, Wire, decode, read
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_TOOLS = 128
@@ -205,12 +205,13 @@ def _variables(value: object, at: str) -> dict[str, Any]:
             param=at,
         )
     for name, given in value.items():
-        path = f"{at}.{name}"
+        path = f"{at}.{name}" if FIELD_NAME.fullmatch(name) else at
         if name in RESERVED:
             message = f"{path} is none of the template's own variables: leave it out"
             raise InvalidRequest(message, param=path, code="unsupported_parameter")
         if not all(map(_is_scalar, given if isinstance(given, list) else [given])):
-            message = f"{path} must be a string, a number, true, false, null or a list of those"
+            which = path if path != at else f"each of {at}"
+            message = f"{which} must be a string, a number, true, false, null or a list of those"
             raise InvalidRequest(message, param=path)
     return value
 

@@ -1,12 +1,15 @@
 """Wire objects: JSON bytes to values to checked models, with errors in the caller's words.
 
 It knows no dialect. An error names the field by its path (`messages[2].content`), says what was expected and never
-quotes a value: the description of a model's field is the rest of the sentence "<path> must be ...".
+quotes a value, nor a name that may be one: the description of a model's field is the rest of the sentence "<path> must
+be ...".
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -15,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..errors import InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-LONGEST_NAME = 64
-"""Characters of an unknown field's name that an error shows."""
+FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
+"""What an error shows of the names that a caller made up: any other could be a text in the wrong place."""
 MOST_NAMES = 5
 """Unknown fields that one error names."""
 
@@ -75,20 +78,19 @@ def read(model: type[Model], value: object, prefix: str = "") -> Model:
 
 def _refuse_unknown(model: type[Wire], value: Mapping[str, object], prefix: str) -> None:
     known = model.model_fields.keys() | model.neutral.keys() | model.ignored
-    unknown = [_shown(name) for name in value if name not in known]
-    if unknown:
-        more = f" and {len(unknown) - MOST_NAMES} more" if len(unknown) > MOST_NAMES else ""
-        names = ", ".join(f"{prefix}{name}" for name in unknown[:MOST_NAMES])
-        message = f"unknown {'fields' if len(unknown) > 1 else 'field'} {names}{more}; known are " + ", ".join(
-            model.model_fields
-        )
-        raise InvalidRequest(message, param=f"{prefix}{unknown[0]}", code="unknown_parameter")
-
-
-def _shown(name: str) -> str:
-    """A name that the caller made up, safe to show: it may be long, or hold anything."""
-    shown = name if name.isprintable() else ascii(name)[1:-1]
-    return shown if len(shown) <= LONGEST_NAME else shown[:LONGEST_NAME] + "..."
+    unknown = [name for name in value if name not in known]
+    if not unknown:
+        return
+    shown = list(islice(filter(FIELD_NAME.fullmatch, unknown), MOST_NAMES))
+    fields = "fields" if len(unknown) > 1 else "field"
+    if shown:
+        more = f" and {len(unknown) - len(shown)} more" if len(unknown) > len(shown) else ""
+        what, param = f"unknown {fields} {', '.join(prefix + name for name in shown)}{more}", f"{prefix}{shown[0]}"
+    else:
+        param = prefix.rstrip(".")
+        what = f"{param or 'the document'} has {len(unknown)} unknown {fields}"
+    message = f"{what}; known are {', '.join(model.model_fields)}"
+    raise InvalidRequest(message, param=param or None, code="unknown_parameter")
 
 
 def _refuse_unsupported(model: type[Wire], value: Mapping[str, object], prefix: str) -> None:
