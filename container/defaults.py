@@ -15,7 +15,7 @@ import msgspec
 
 from .engine.sequence import Sampling
 from .errors import InvalidRequest
-from .generation import Item, Parameters
+from .generation import HOTTEST, Item, Parameters
 
 SEEDS = 2**64
 COLDEST = 1e-5
@@ -28,7 +28,7 @@ def _is_number(value: Any) -> bool:
 
 USABLE: dict[str, Callable[[Any], bool]] = {
     "do_sample": lambda value: isinstance(value, bool),
-    "temperature": lambda value: _is_number(value) and value >= 0,
+    "temperature": lambda value: _is_number(value) and 0 <= value <= HOTTEST,
     "top_k": lambda value: type(value) is int and value >= 0,
     "top_p": lambda value: _is_number(value) and 0 < value <= 1,
     "min_p": lambda value: _is_number(value) and 0 <= value < 1,

@@ -10,6 +10,8 @@ FinishReason = Literal["stop", "length", "deadline"]
 """`deadline`: the text so far, perhaps none."""
 Ending = Literal["answer", "continue", "nothing"]
 """How a chat's prompt ends: with the start of an answer, within the last message, or as the messages end."""
+HOTTEST = 1_000_000
+"""Far beyond where all tokens are equally likely, and far below what float32 can't hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +61,10 @@ class Parameters:
 
     Ranges are checked by the dialect, so that an error names the field as the caller wrote it:
     max_new_tokens >= 1 (0 too for OpenAI's echo-less completions is refused), 0 <= min_new_tokens <= max_new_tokens,
-    temperature in [0, 2] for OpenAI and >= 0 elsewhere (0 is greedy), top_k >= 0 (0 is off), top_p in (0, 1],
-    min_p in [0, 1), seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000 characters,
-    repetition_penalty in (0, 10], presence_penalty and frequency_penalty in [-2, 2], logprobs in [0, 20], at most
-    1,024 pairs of token id and amount in logit_bias, of which each amount is in [-100, 100].
+    temperature in [0, 2] for OpenAI and [0, HOTTEST] elsewhere (0 is greedy), top_k >= 0 (0 is off),
+    top_p in (0, 1], min_p in [0, 1), seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000
+    characters, repetition_penalty in (0, 10], presence_penalty and frequency_penalty in [-2, 2], logprobs in [0, 20],
+    at most 1,024 pairs of token id and amount in logit_bias, of which each amount is in [-100, 100].
     """
 
     max_new_tokens: int | None = None

@@ -64,6 +64,12 @@ def test_a_models_temperature_of_zero_means_greedy(tmp_path: Path) -> None:
     assert load(tmp_path, {"do_sample": True, "temperature": 0.0}) == Defaults(do_sample=False)
 
 
+def test_a_models_temperature_that_scores_cannot_be_divided_by_has_no_effect(tmp_path: Path) -> None:
+    assert load(tmp_path, {"temperature": 1e6}) == Defaults(temperature=1e6)
+    hotter = load(tmp_path, {"temperature": 1e39})
+    assert (hotter.temperature, len(hotter.warnings)) == (None, 1)
+
+
 def test_what_the_model_asks_for_in_vain_is_a_warning(tmp_path: Path) -> None:
     asked = {"typical_p": 0.9, "num_beams": 1, "top_p": 7, "bos_token_id": 1, "min_p": None, "repetition_penalty": 0}
     assert [warning.split(": ")[1] for warning in load(tmp_path, asked).warnings] == [
