@@ -6,7 +6,7 @@ transformers' GenerationConfig.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,19 +90,21 @@ class Defaults:
         config = _read(Path(model_dir, "config.json"))
         text_config = config.get("text_config") or {}  # where models of text and images keep the language model's
         generation = _read(Path(model_dir, "generation_config.json"))
+        vocab_size = _first("vocab_size", config, text_config)
+        ends = _token_ids(_first("eos_token_id", generation, config, text_config))
         usable = {name: generation[name] for name, is_usable in USABLE.items() if is_usable(generation.get(name))}
         # Transformers calls a temperature of 0 an error that means greedy.
         greedy = usable.get("temperature") == 0
         return cls(
-            eos_token_ids=_token_ids(_first("eos_token_id", generation, config, text_config)),
+            eos_token_ids=tuple(token_id for token_id in ends if _is_token(token_id, vocab_size)),
             do_sample=False if greedy else usable.get("do_sample"),
             temperature=None if greedy else usable.get("temperature"),
             top_k=usable.get("top_k"),
             top_p=usable.get("top_p"),
             min_p=usable.get("min_p"),
             repetition_penalty=usable.get("repetition_penalty"),
-            vocab_size=_first("vocab_size", config, text_config),
-            warnings=tuple(_warnings(generation)),
+            vocab_size=vocab_size,
+            warnings=(*_warnings(generation), *_warnings_of_ends(ends, vocab_size)),
         )
 
     def resolve(
@@ -222,6 +224,16 @@ def _said(*values: Any) -> Any:
 def _token_ids(value: Any) -> tuple[int, ...]:
     """One id or a list of them, as transformers writes them."""
     return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+
+
+def _is_token(value: Any, vocab_size: int | None) -> bool:
+    """The engine dies of an id that the model has no row for."""
+    return type(value) is int and value >= 0 and (vocab_size is None or value < vocab_size)
+
+
+def _warnings_of_ends(ends: Sequence[Any], vocab_size: int | None) -> list[str]:
+    unknown = [token_id for token_id in ends if not _is_token(token_id, vocab_size)]
+    return [f"eos_token_id: {token_id!r} is not in the model's vocabulary and has no effect" for token_id in unknown]
 
 
 def _warnings(generation: Mapping[str, Any]) -> list[str]:

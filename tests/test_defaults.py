@@ -54,6 +54,13 @@ def test_end_tokens_are_the_generation_configs_and_else_the_configs(tmp_path: Pa
     assert load(tmp_path, {"eos_token_id": [3, 4]}, {"eos_token_id": 5}).eos_token_ids == (3, 4)
 
 
+@pytest.mark.parametrize("wrong", [50, -1, True, "2"])
+def test_an_end_token_outside_the_vocabulary_has_no_effect(wrong: object, tmp_path: Path) -> None:
+    defaults = load(tmp_path, {"eos_token_id": [49, wrong]}, {"vocab_size": 50})
+    assert defaults.eos_token_ids == (49,)
+    assert defaults.warnings == (f"eos_token_id: {wrong!r} is not in the model's vocabulary and has no effect",)
+
+
 def test_sampling_is_read_from_the_generation_config(tmp_path: Path) -> None:
     generation: dict[str, Any] = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1}
     assert load(tmp_path, generation) == Defaults(**generation)
