@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from container.dialects.document import is_json_lines, read_document
+from container.dialects.document import SHAPES, is_json_lines, read_document
 from container.errors import InvalidRequest, UnsupportedMedia
 from container.generation import Text
 
@@ -85,6 +85,15 @@ def test_a_document_of_no_dialect_or_of_two_is_told_what_is_expected(document: d
     with pytest.raises(InvalidRequest, match=r"exactly one of inputs .* messages .* and prompt") as caught:
         read_document("application/json", json.dumps(document).encode(), None)
     assert "canary" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("inputs", "a"), ("prompt", "a"), ("messages", [{"role": "user", "content": "a"}])]
+)
+def test_another_dialects_field_that_is_null_is_absent(name: str, value: object) -> None:
+    alone, among = {name: value}, dict.fromkeys(SHAPES) | {name: value}
+    read = [read_document("application/json", json.dumps(document).encode(), None) for document in (alone, among)]
+    assert read[0].items == read[1].items
 
 
 @pytest.mark.parametrize("document", [[], "canary", 3, None, True])

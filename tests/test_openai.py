@@ -242,9 +242,15 @@ def test_streaming_is_refused_with_its_reason() -> None:
 
 
 def test_unknown_fields_are_named_all_together() -> None:
-    error = completion_refusal(tempature=CANARY, messages=[CANARY])
+    error = completion_refusal(tempature=CANARY, max_token=CANARY)
     assert error.code == "unknown_parameter"
-    assert "unknown fields tempature, messages; known are " in error.message
+    assert "unknown fields tempature, max_token; known are " in error.message
+
+
+def test_another_dialects_field_is_named_as_such() -> None:
+    error = completion_refusal(messages=[CANARY])
+    assert (error.param, error.message) == ("messages", "messages is another dialect's: leave it out")
+    assert chat_refusal(prompt=CANARY).message == "prompt is another dialect's: leave it out"
 
 
 @pytest.mark.parametrize("name", [f"a {CANARY}", f"{CANARY}\n", CANARY + "x" * 30, "ü" + CANARY, "5" + CANARY, ""])

@@ -124,7 +124,7 @@ class Request(Wire):
     inputs: Any = Field(description=EXPECTED_INPUTS)
     parameters: Any = None
 
-    neutral: ClassVar = {"stream": (False,)}
+    neutral: ClassVar = {"stream": (False,), "messages": (), "prompt": ()}
     refusals: ClassVar = {"stream": "must be false, as asynchronous inference refuses answers sent in chunks"}
 
 

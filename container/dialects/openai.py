@@ -44,6 +44,7 @@ from .wire import Wire, read
 
 Temperature = Annotated[float | None, Field(ge=0, le=2, description="a number from 0 to 2")]
 TopK = Annotated[int | None, Field(ge=-1, le=LARGEST_COUNT, description="an integer of -1 (off) or more")]
+OTHER_DIALECT = "is another dialect's"
 EXPECTED_PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids"
 
 
@@ -124,8 +125,15 @@ class ChatRequest(Options, TemplateOptions):
         "reasoning_effort": (),
         "verbosity": (),
         "web_search_options": (),
+        "inputs": (),
+        "prompt": (),
     }
-    refusals: ClassVar = {**Options.refusals, **TemplateOptions.refusals}
+    refusals: ClassVar = {
+        **Options.refusals,
+        **TemplateOptions.refusals,
+        "inputs": OTHER_DIALECT,
+        "prompt": OTHER_DIALECT,
+    }
 
     def limit(self) -> tuple[str, int | None]:
         """`max_completion_tokens` is the newer name of `max_tokens`."""
@@ -158,7 +166,8 @@ class CompletionRequest(Options):
     best_of: Choices = None
     logprobs: Logprobs = None
 
-    neutral: ClassVar = {**Options.neutral, "suffix": ("",)}
+    neutral: ClassVar = {**Options.neutral, "suffix": ("",), "inputs": (), "messages": ()}
+    refusals: ClassVar = {**Options.refusals, "inputs": OTHER_DIALECT, "messages": OTHER_DIALECT}
 
     def refuse_combinations(self) -> None:
         if self.best_of is not None and self.best_of != (self.n or 1):
