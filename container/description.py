@@ -14,7 +14,7 @@ from . import __version__, answers
 from .dialects import attributes, batch, chat, huggingface, openai
 from .dialects.document import JSON_LINES
 from .dialects.fields import LARGEST_COUNT
-from .dialects.prompt import MOST_PROMPTS
+from .dialects.prompt import MOST_TEXTS
 from .dialects.wire import Wire
 
 Schema = dict[str, Any]
@@ -238,6 +238,6 @@ def _nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, _NULL]}
 
 
-def _array(items: Schema, *, least: int = 1, most: int | None = MOST_PROMPTS) -> Schema:
+def _array(items: Schema, *, least: int = 1, most: int | None = MOST_TEXTS) -> Schema:
     bound = {} if most is None else {"maxItems": most}
     return {"type": "array", "items": items, "minItems": least} | bound

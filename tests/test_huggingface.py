@@ -200,6 +200,11 @@ def test_bad_inputs_are_named_by_their_path(inputs: object, param: str) -> None:
     assert refusal({"inputs": inputs}).param == param
 
 
+def test_prompts_times_choices_are_bounded_by_the_choices_name() -> None:
+    error = refusal({"inputs": ["a"] * 5001, "parameters": {"num_return_sequences": 2}})
+    assert error.param == "parameters.num_return_sequences"
+
+
 @pytest.mark.parametrize("given", [7, [CANARY], CANARY])
 def test_parameters_must_be_an_object(given: object) -> None:
     assert refusal({"inputs": "a", "parameters": given}).param == "parameters"

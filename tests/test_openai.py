@@ -132,6 +132,13 @@ def test_a_bad_prompt_is_named_by_its_path(given: object, param: str) -> None:
     assert completion_refusal(prompt=given).param == param
 
 
+def test_prompts_times_choices_are_bounded_and_the_refusal_has_the_numbers() -> None:
+    error = completion_refusal(prompt=["a"] * 79, n=128)
+    assert (error.param, error.code) == ("n", "invalid_value")
+    assert all(number in error.message for number in ("79", "128", "10000"))
+    assert len(completion(prompt=["a"] * 78, n=128).items) == 78
+
+
 def test_parameters_of_both_kinds_reach_the_items() -> None:
     expected = Parameters(
         max_new_tokens=7,

@@ -134,13 +134,14 @@ def read_request(document: object) -> Call:
     parameters = options.parameters()
     items = tuple(
         Item(prompt=prompt, parameters=parameters, sample_by_default=False, param=path, names=NAMES)
-        for path, prompt in _prompts(request.inputs, options.template(PREFIX))
+        for path, prompt in _prompts(request.inputs, options.template(PREFIX), parameters.n)
     )
     return Call(items=items, renderer=partial(_render, options))
 
 
-def _prompts(inputs: object, template: Template) -> Iterable[tuple[str, Prompt]]:
+def _prompts(inputs: object, template: Template, n: int) -> Iterable[tuple[str, Prompt]]:
     """Each prompt with its path. The first entry of a list tells what all of them must be."""
+    each = partial(read_each, n=n, n_at=f"{PREFIX}num_return_sequences")
     match inputs:
         case str():
             _refuse_template(template)
@@ -149,11 +150,11 @@ def _prompts(inputs: object, template: Template) -> Iterable[tuple[str, Prompt]]
             raise InvalidRequest(f"inputs is empty; it must be {EXPECTED_INPUTS}", param="inputs")
         case [str(), *_]:
             _refuse_template(template)
-            return read_each(inputs, "inputs", read_text)
+            return each(inputs, "inputs", read_text)
         case [dict(), *_]:
             return [("inputs", read_chat(inputs, "inputs", template))]
         case [list(), *_]:
-            return read_each(inputs, "inputs", partial(read_chat, template=template))
+            return each(inputs, "inputs", partial(read_chat, template=template))
     raise InvalidRequest(f"inputs must be {EXPECTED_INPUTS}", param="inputs")
 
 

@@ -191,7 +191,7 @@ def read_completion(document: object) -> Call:
     request = read(CompletionRequest, document)
     request.refuse_combinations()
     parameters = request.parameters(request.max_tokens, request.logprobs)
-    items = tuple(_item(path, prompt, parameters, limit_name="max_tokens") for path, prompt in _prompts(request.prompt))
+    items = tuple(_item(path, prompt, parameters, limit_name="max_tokens") for path, prompt in _prompts(request))
     return Call(items=items, renderer=partial(_render_completion, request))
 
 
@@ -200,19 +200,20 @@ def _item(path: str, prompt: Prompt, parameters: Parameters, *, limit_name: str)
     return Item(prompt=prompt, parameters=parameters, sample_by_default=True, param=path, names=names)
 
 
-def _prompts(prompt: object) -> Iterable[tuple[str, Prompt]]:
+def _prompts(request: CompletionRequest) -> Iterable[tuple[str, Prompt]]:
     """Each prompt with its path. The first entry of a list tells what all of them must be."""
-    match prompt:
+    each = partial(read_each, n=request.n or 1, n_at="n")
+    match prompt := request.prompt:
         case str():
             return [("prompt", read_text(prompt, "prompt"))]
         case []:
             raise InvalidRequest(f"prompt is empty; it must be {EXPECTED_PROMPT}", param="prompt")
         case [str(), *_]:
-            return read_each(prompt, "prompt", read_text)
+            return each(prompt, "prompt", read_text)
         case [int(), *_]:
             return [("prompt", read_token_ids(prompt, "prompt"))]
         case [list(), *_]:
-            return read_each(prompt, "prompt", read_token_ids)
+            return each(prompt, "prompt", read_token_ids)
     raise InvalidRequest(f"prompt must be {EXPECTED_PROMPT}", param="prompt")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from ..errors import InvalidRequest
 from ..generation import Prompt, Text, TokenIds
 
-MOST_PROMPTS = 10_000
-"""Prompts in one document, whose results are all held until the last. JSON lines have no such bound."""
+MOST_TEXTS = 10_000
+"""Prompts times choices of one document or line, whose results are all held until the last."""
 
 
 def read_text(value: object, at: str) -> Text:
@@ -32,11 +32,13 @@ def read_token_ids(value: object, at: str) -> TokenIds:
     return TokenIds(ids=tuple(value))
 
 
-def read_each(value: Sequence[Any], at: str, one: Callable[[object, str], Prompt]) -> Iterator[tuple[str, Prompt]]:
-    """Each prompt of a list with its path."""
-    if len(value) > MOST_PROMPTS:
-        message = f"{at} has {len(value)} prompts; one document holds at most {MOST_PROMPTS}, send more as JSON lines"
-        raise InvalidRequest(message, param=at)
+def read_each(
+    value: Sequence[Any], at: str, one: Callable[[object, str], Prompt], *, n: int, n_at: str
+) -> Iterator[tuple[str, Prompt]]:
+    """Each prompt of a list with its path. Each has `n` choices, as the field `n_at` says."""
+    if len(value) * n > MOST_TEXTS:
+        message = f"{at} has {len(value)} prompts and {n_at} is {n}; one document has at most {MOST_TEXTS} texts in all"
+        raise InvalidRequest(f"{message}, send more as JSON lines", param=at if len(value) > MOST_TEXTS else n_at)
     for index, prompt in enumerate(value):
         path = f"{at}[{index}]"
         yield path, one(prompt, path)
