@@ -22,10 +22,12 @@ from .spool import OrderedSpool, Spool, SpooledLine, close_soon
 _SLICE_LINES = 32
 _SLICE_SEEN = 4096
 _SLICE_BYTES = 256 << 10
-"""Items that a worker thread reads and tokenizes in one go, or so many lines, or so many bytes."""
+"""Items that a worker thread reads and tokenizes in one go, or so many lines, or so much of their weight."""
 _READERS = 4
 """Large lines of one batch that are under way."""
 _BYTES_UNDER_WAY = 8 << 20
+_BYTES_PER_TEXT = 8 << 10
+"""What a text to be generated takes at most until it is answered, beside its line and its tokens."""
 
 _ENDS_ALL = (EngineFailure, Unavailable, OutOfSpace)
 """What no other line would fare better with."""
@@ -39,6 +41,11 @@ class _Entry:
     spooled: SpooledLine
     read: Line | None
     prepared: tuple[Prepared, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """About the bytes that it takes: a short line may ask for thousands of texts."""
+        return self.spooled.size + _BYTES_PER_TEXT * sum(len(one.samplings) for one in self.prepared)
 
 
 class BatchRun:
@@ -99,9 +106,9 @@ class BatchRun:
         while (entries := await self._next(slices)) is not None:
             for entry in entries:
                 if entry.read is not None:
-                    await room.enter(entry.spooled.size)
+                    await room.enter(entry.weight)
                     task = group.create_task(self._answer(entry, entry.read))
-                    task.add_done_callback(partial(room.leave, entry.spooled.size))
+                    task.add_done_callback(partial(room.leave, entry.weight))
                 else:
                     await readers.enter(0)
                     opened = asyncio.Event()
@@ -116,18 +123,20 @@ class BatchRun:
     def _slices(self, body: Spool) -> Iterator[list[_Entry]]:
         """For a worker thread, one slice at a time. Of blank lines a slice can be empty: they take time, too."""
         entries: list[_Entry] = []
-        seen = size = 0
+        seen = weight = 0
         for spooled in body.lines(min(self._longest_line, INLINE_BYTES)):
+            size = spooled.size
             if spooled.text is not None and is_blank(spooled.text):
                 pass
             elif self._invocation.is_cut:
                 self._skip(spooled, body)
             else:
                 entries.append(self._entry(spooled))
-            seen, size = seen + 1, size + spooled.size
-            if len(entries) == _SLICE_LINES or seen == _SLICE_SEEN or size >= _SLICE_BYTES:
+                size = entries[-1].weight
+            seen, weight = seen + 1, weight + size
+            if len(entries) == _SLICE_LINES or seen == _SLICE_SEEN or weight >= _SLICE_BYTES:
                 yield entries
-                entries, seen, size = [], 0, 0
+                entries, seen, weight = [], 0, 0
         yield entries
 
     def _entry(self, spooled: SpooledLine) -> _Entry:

@@ -7,66 +7,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from scripted_engine import END, ScriptedEngine, scripted_service
 
-from container.admission import Admission
 from container.deadline import Deadline
-from container.defaults import Defaults
-from container.engine.messages import EngineInfo
-from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
+from container.engine.sequence import FinishReason
 from container.generation import Completion, Item, Parameters, Text
-from container.invocation import Invocation, Service
-from container.jobs import Jobs
-from container.journal.directory import DirectoryStore
-from container.preparation import Preparer
-from container.progress import Progress
-from container.telemetry import Metrics
+from container.invocation import Invocation
 from container.tokenizer import Tokenizer
-
-INFO = EngineInfo(
-    model_type="scripted",
-    device="cpu",
-    dtype="float32",
-    attention="none",
-    threads=1,
-    vocab_size=49152,
-    max_model_len=100,
-    kv_cache_tokens=1000,
-    max_sequence_tokens=100,
-    max_batch_tokens=256,
-    max_running=8,
-    load_seconds=0,
-)
-SCORE = TokenLogprobs(-0.5, [(504, -0.25)])
-END = 2
-"""SmolLM2's `<|im_end|>`."""
-
-
-class ScriptedEngine:
-    """Generates the tokens of its script at once, as an engine's step does that is late to hear of a cancellation."""
-
-    info = INFO
-    can_take_work = True
-    in_flight = 0
-    sequences: tuple[Sequence, ...] = ()
-
-    def __init__(self, script: list[int], finish: FinishReason | None) -> None:
-        self._script = script
-        self._finish = finish
-
-    def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
-        for token_id in self._script:
-            sequence.output_ids.append(token_id)
-            if sequence.sampling.logprobs is not None:
-                sequence.logprobs.append(SCORE)
-            if len(sequence.output_ids) == len(self._script):
-                sequence.finish_reason = self._finish
-            sequence.on_tokens(1)
-
-    def cancel(self, sequence: Sequence) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -87,38 +37,16 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) 
     async def run(said: str, finish: FinishReason | None, **parameters: Any) -> Completion:
         script = tokenizer.encode(Text(text=said), param="said", max_tokens=100).ids
         engine = ScriptedEngine([*script, END] if finish == "stop" else script, finish)
-        preparer = Preparer(
-            tokenizer=tokenizer,
-            defaults=Defaults(eos_token_ids=(END,)),
-            max_sequence_tokens=100,
-            default_max_new_tokens=50,
-        )
-        metrics = Metrics()
-        store = DirectoryStore(str(tmp_path / "checkpoints"))
-        jobs = Jobs(store, metrics, interval_s=10, lifetime_s=60, max_bytes=1 << 20, replay_dir=str(tmp_path))
-        service = Service(
-            tokenizer=tokenizer,
-            preparer=preparer,
-            readers=cast(Any, None),
-            info=INFO,
-            admission=Admission(cast(Any, engine)),
-            jobs=jobs,
-            progress=Progress(None, metrics, dimensions={}),
-            metrics=metrics,
-            workers=workers,
-            writers=workers,
-            name="scripted",
-            identity="scripted",
-        )
+        service = scripted_service(engine, tokenizer, workers, tmp_path)
         deadline = Deadline(arrived=time.monotonic(), timeout_s=900, source="setting")
         invocation = Invocation(service, deadline)
         item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
         lease = await invocation.attach(None, "digest")
-        prepared = preparer.prepare(item, lease.seeds.of(0, 0))
+        prepared = service.preparer.prepare(item, lease.seeds.of(0, 0))
         (completion,) = (await invocation.run(prepared, 0, 0)).completions
         invocation.close()
-        jobs.release(lease, is_complete=True)
-        jobs.close()
+        service.jobs.release(lease, is_complete=True)
+        service.jobs.close()
         return completion
 
     return lambda *script, **parameters: asyncio.run(run(*script, **parameters))

@@ -1,0 +1,89 @@
+"""A service whose engine says what it is told to."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+from container.admission import Admission
+from container.defaults import Defaults
+from container.engine.messages import EngineInfo
+from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
+from container.invocation import Service
+from container.jobs import Jobs
+from container.journal.directory import DirectoryStore
+from container.preparation import Preparer
+from container.progress import Progress
+from container.telemetry import Metrics
+from container.tokenizer import Tokenizer
+
+INFO = EngineInfo(
+    model_type="scripted",
+    device="cpu",
+    dtype="float32",
+    attention="none",
+    threads=1,
+    vocab_size=49152,
+    max_model_len=100,
+    kv_cache_tokens=1000,
+    max_sequence_tokens=100,
+    max_batch_tokens=1 << 20,
+    max_running=1 << 20,
+    load_seconds=0,
+)
+SCORE = TokenLogprobs(-0.5, [(504, -0.25)])
+END = 2
+"""SmolLM2's `<|im_end|>`."""
+
+
+class ScriptedEngine:
+    """Generates the tokens of its script at once, as an engine's step does that is late to hear of a cancellation."""
+
+    info = INFO
+    can_take_work = True
+    in_flight = 0
+    sequences: tuple[Sequence, ...] = ()
+
+    def __init__(self, script: list[int], finish: FinishReason | None) -> None:
+        self._script = script
+        self._finish = finish
+
+    def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
+        for token_id in self._script:
+            sequence.output_ids.append(token_id)
+            if sequence.sampling.logprobs is not None:
+                sequence.logprobs.append(SCORE)
+            if len(sequence.output_ids) == len(self._script):
+                sequence.finish_reason = self._finish
+            sequence.on_tokens(1)
+
+    def cancel(self, sequence: Sequence) -> None:
+        pass
+
+
+def scripted_service(
+    engine: ScriptedEngine, tokenizer: Tokenizer, workers: ThreadPoolExecutor, directory: Path
+) -> Service:
+    """Close its `jobs`."""
+    metrics = Metrics()
+    store = DirectoryStore(str(directory / "checkpoints"))
+    return Service(
+        tokenizer=tokenizer,
+        preparer=Preparer(
+            tokenizer=tokenizer,
+            defaults=Defaults(eos_token_ids=(END,)),
+            max_sequence_tokens=INFO.max_sequence_tokens,
+            default_max_new_tokens=50,
+        ),
+        readers=cast(Any, None),
+        info=INFO,
+        admission=Admission(cast(Any, engine)),
+        jobs=Jobs(store, metrics, interval_s=10, lifetime_s=60, max_bytes=1 << 20, replay_dir=str(directory)),
+        progress=Progress(None, metrics, dimensions={}),
+        metrics=metrics,
+        workers=workers,
+        writers=workers,
+        name="scripted",
+        identity="scripted",
+    )

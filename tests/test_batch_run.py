@@ -1,0 +1,95 @@
+"""A batch's lines on their way, on an engine that says what it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from scripted_engine import ScriptedEngine, scripted_service
+
+from container.batch_run import BatchRun
+from container.deadline import Deadline
+from container.generation import Item
+from container.invocation import Invocation, Service
+from container.preparation import Prepared
+from container.seeds import Seeds
+from container.spool import OrderedSpool, Spool
+from container.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_dir: str) -> Tokenizer:
+    return Tokenizer.load(model_dir, trust_remote_code=False)
+
+
+@pytest.fixture
+def workers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as workers:
+        yield workers
+
+
+class Counting:
+    """Prepares for the service, and knows how many texts are on their way to the answers."""
+
+    def __init__(self, service: Service) -> None:
+        self._preparer = service.preparer
+        self.on_their_way = self.most = 0
+
+    def prepare(self, item: Item, drawn_seed: int) -> Prepared:
+        self.on_their_way += 1
+        self.most = max(self.most, self.on_their_way)
+        return self._preparer.prepare(item, drawn_seed)
+
+
+class Answers(OrderedSpool):
+    """Tells of each answer."""
+
+    def __init__(self, directory: Path, on_answer: Any) -> None:
+        super().__init__(str(directory))
+        self._on_answer = on_answer
+
+    def put(self, number: int, record: bytes) -> None:
+        super().put(number, record)
+        self._on_answer()
+
+
+async def run_batch(service: Service, lines: list[Any], answers: OrderedSpool, directory: Path) -> BatchRun:
+    body = Spool(str(directory))
+    body.append("".join(json.dumps(line) + "\n" for line in lines).encode())
+    body.flush()
+    invocation = Invocation(service, Deadline(arrived=time.monotonic(), timeout_s=900, source="setting"))
+    lease = await invocation.attach(None, "digest")
+    batch = BatchRun(service, invocation, answers=answers, spool_dir=str(directory), longest_line=1 << 20)
+    await batch.run(body, Seeds.drawn())
+    invocation.close()
+    service.jobs.release(lease, is_complete=True)
+    service.jobs.close()
+    body.close()
+    answers.close()
+    return batch
+
+
+def test_short_lines_of_many_prompts_are_not_all_under_way(
+    tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        service = scripted_service(ScriptedEngine([504], "length"), tokenizer, workers, tmp_path)
+        counting = Counting(service)
+
+        def answered() -> None:
+            counting.on_their_way -= 1000
+
+        counted = dataclasses.replace(service, preparer=cast(Any, counting))
+        lines = [{"prompt": ["a"] * 1000, "max_tokens": 1}] * 8
+        batch = await run_batch(counted, lines, Answers(tmp_path, answered), tmp_path)
+        assert (batch.items, batch.failed) == (8, 0)
+        assert 1000 <= counting.most <= 4000
+
+    asyncio.run(run())
