@@ -208,7 +208,7 @@ class BatchRun:
 
     async def _answer_large(self, entry: _Entry, body: Spool, opened: asyncio.Event) -> None:
         answer = Spool(self._spool_dir)
-        line = Line(form="bare")  # until it is known better
+        line = None
         try:
             async with AsyncExitStack() as stack:
                 reader = await self._open(entry, body, answer, stack)
@@ -221,15 +221,24 @@ class BatchRun:
             await self._invocation.in_writer(lambda: self._answers.put_file(entry.place, answer))
             self._failed += refusal is not None
             self._invocation.items_done += 1
-        except DeadlineExceeded as error:
-            self._invocation.unfinished += 1
-            line = await self._invocation.in_writer(lambda: self._only_named(entry.spooled, body))
-            await self._fail(entry, line, error)
         except RequestError as error:
+            if line is None:
+                line = await self._invocation.in_writer(lambda: self._unopened(entry.spooled, body))
+                error = line.error or error
+            self._invocation.unfinished += isinstance(error, DeadlineExceeded)
             await self._fail(entry, line, error)
         finally:
             opened.set()
             close_soon(answer)
+
+    def _unopened(self, spooled: SpooledLine, body: Spool) -> Line:
+        """A line whose reader never told its name; an error where it is an earlier line's."""
+        line = self._only_named(spooled, body)
+        try:
+            self._check_name(line.unique_id)
+        except InvalidRequest as error:
+            return line.failed(error)
+        return line
 
     async def _open(self, entry: _Entry, body: Spool, answer: Spool, stack: AsyncExitStack) -> Reader:
         """Raises DeadlineExceeded where its line is not read in time."""

@@ -173,12 +173,14 @@ def test_many_blank_lines_keep_nobody_waiting(roomy: Server) -> None:
     assert [file.result().json()["error"]["code"] for file in files] == ["empty_batch"] * 2
 
 
-def test_a_large_line_made_to_take_gigabytes_fails_alone(roomy: Server) -> None:
-    bad = b'{"prompt": [' + b"{}," * (16 << 20) + b"{}]}\n"
-    response = roomy.post(content=bad + json.dumps(COMPLETION).encode(), headers=JSON_LINES)
-    first, second = map(json.loads, response.text.splitlines())
-    assert first["error"]["code"] == "document_too_complex"
-    assert second["object"] == "text_completion"
+def test_a_large_line_made_to_take_gigabytes_fails_alone_under_its_name_which_is_taken(roomy: Server) -> None:
+    bad = json.dumps(openai_line("a", {"prompt": []})).encode().replace(b"[]", b"[" + b"{}," * (16 << 20) + b"{}]")
+    good = [json.dumps(openai_line(custom_id, COMPLETION)).encode() for custom_id in ("a", "b")]
+    response = roomy.post(content=b"\n".join([bad, *good]), headers=JSON_LINES)
+    answers = [json.loads(line) for line in response.text.splitlines()]
+    assert [answer["custom_id"] for answer in answers] == ["a", "a", "b"]
+    codes = [answer["error"] and answer["error"]["code"] for answer in answers]
+    assert codes == ["document_too_complex", "duplicate_custom_id", None]
 
 
 @pytest.mark.parametrize("sizes", [({}, {}), (LARGE, {}), ({}, LARGE), (LARGE, LARGE)], ids=["ss", "ls", "sl", "ll"])
