@@ -154,7 +154,7 @@ async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     fingerprint = Fingerprint(service.identity, "invocations", headers.get("content-type"), None)
     body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
     batch = BatchRun(
-        service,
+        lambda: edge.service or service,
         invocation,
         answers=answers,
         spool_dir=settings.spool_dir,

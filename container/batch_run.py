@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -59,8 +59,15 @@ class BatchRun:
     """Of the batch's job, which is known when the body is."""
 
     def __init__(
-        self, service: Service, invocation: Invocation, *, answers: OrderedSpool, spool_dir: str, longest_line: int
+        self,
+        service: Callable[[], Service],
+        invocation: Invocation,
+        *,
+        answers: OrderedSpool,
+        spool_dir: str,
+        longest_line: int,
     ) -> None:
+        """`service` tells the present one, whose limits are its engine's: another engine may have less memory."""
         self._service = service
         self._invocation = invocation
         self._answers = answers
@@ -174,7 +181,7 @@ class BatchRun:
 
     def _prepared(self, call: Call, place: int) -> Iterator[Prepared]:
         for index, item in enumerate(call.items):
-            yield self._service.preparer.prepare(item, self._seeds.of(place, index))
+            yield self._service().preparer.prepare(item, self._seeds.of(place, index))
 
     def _too_long(self, spooled: SpooledLine) -> Line:
         name = f"line {spooled.number}"
@@ -196,7 +203,7 @@ class BatchRun:
             await self._fail(entry, line, error)
         else:
             self._invocation.items_done += 1
-            name, answers = self._service.name, self._answers
+            name, answers = self._service().name, self._answers
             await self._invocation.in_writer(lambda: answers.put(entry.place, line.success(results, name)))
 
     async def _fail(self, entry: _Entry, line: Line, error: RequestError) -> None:
@@ -244,7 +251,7 @@ class BatchRun:
         """Raises DeadlineExceeded where its line is not read in time."""
         what = ReadLine(entry.spooled.number, entry.spooled.offset, entry.spooled.size)
         async with self._invocation.before_deadline():
-            reading = self._service.readers.read(what, body, answer, self._seeds, entry.place)
+            reading = self._service().readers.read(what, body, answer, self._seeds, entry.place)
             return await stack.enter_async_context(reading)
 
     async def _run_read(self, reader: Reader, place: int) -> Failure | None:

@@ -6,16 +6,18 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
-from scripted_engine import ScriptedEngine, scripted_service
+from scripted_engine import INFO, ScriptedEngine, scripted_service
 
 from container.batch_run import BatchRun
 from container.deadline import Deadline
+from container.engine.sequence import Sequence
 from container.generation import Item
 from container.invocation import Invocation, Service
 from container.preparation import Prepared
@@ -60,13 +62,14 @@ class Answers(OrderedSpool):
         self._on_answer()
 
 
-async def run_batch(service: Service, lines: list[Any], answers: OrderedSpool, directory: Path) -> BatchRun:
+async def run_batch(present: Callable[[], Service], lines: list[Any], answers: Answers, directory: Path) -> BatchRun:
+    service = present()
     body = Spool(str(directory))
     body.append("".join(json.dumps(line) + "\n" for line in lines).encode())
     body.flush()
     invocation = Invocation(service, Deadline(arrived=time.monotonic(), timeout_s=900, source="setting"))
     lease = await invocation.attach(None, "digest")
-    batch = BatchRun(service, invocation, answers=answers, spool_dir=str(directory), longest_line=1 << 20)
+    batch = BatchRun(present, invocation, answers=answers, spool_dir=str(directory), longest_line=1 << 20)
     await batch.run(body, Seeds.drawn())
     invocation.close()
     service.jobs.release(lease, is_complete=True)
@@ -88,8 +91,31 @@ def test_short_lines_of_many_prompts_are_not_all_under_way(
 
         counted = dataclasses.replace(service, preparer=cast(Any, counting))
         lines = [{"prompt": ["a"] * 1000, "max_tokens": 1}] * 8
-        batch = await run_batch(counted, lines, Answers(tmp_path, answered), tmp_path)
+        batch = await run_batch(lambda: counted, lines, Answers(tmp_path, answered), tmp_path)
         assert (batch.items, batch.failed) == (8, 0)
         assert 1000 <= counting.most <= 4000
 
     asyncio.run(run())
+
+
+def test_later_lines_are_as_long_as_the_present_engine_allows(
+    tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """One with less memory replaces the first while a batch is under way."""
+    lengths: list[int] = []
+
+    class Engine(ScriptedEngine):
+        def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
+            lengths.append(sequence.most_tokens)
+            super().submit(sequence, newcomer=newcomer)
+
+    async def run() -> None:
+        service = scripted_service(Engine([504], "length"), tokenizer, workers, tmp_path)
+        service = dataclasses.replace(service, info=msgspec.structs.replace(INFO, max_running=1))
+        smaller = dataclasses.replace(service.preparer, max_sequence_tokens=20)
+        present = [service]
+        answers = Answers(tmp_path, lambda: present.append(dataclasses.replace(service, preparer=smaller)))
+        await run_batch(lambda: present[-1], [{"prompt": "a"}] * 64, answers, tmp_path)
+
+    asyncio.run(run())
+    assert (len(lengths), lengths[0], lengths[-1]) == (64, 51, 20)
