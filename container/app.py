@@ -150,9 +150,10 @@ async def _chunks(exchange: Exchange, limit: int, hint: str) -> AsyncIterator[by
 async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
     service, settings, headers = edge.service_or_unavailable(), edge.settings, exchange.request.headers
     check_charset(headers.get("content-type"))
-    invocation = Invocation(service, exchange.read_deadline())
+    deadline = exchange.read_deadline()
     fingerprint = Fingerprint(service.identity, "invocations", headers.get("content-type"), None)
     body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
+    invocation = Invocation(service, deadline)  # last: it is closed below
     batch = BatchRun(
         lambda: edge.service or service,
         invocation,

@@ -14,14 +14,20 @@ from typing import Any, cast
 import msgspec
 import pytest
 from scripted_engine import INFO, ScriptedEngine, scripted_service
+from starlette.requests import Request
 
+from container.app import _answer_batch
 from container.batch_run import BatchRun
 from container.deadline import Deadline
+from container.edge import Edge
 from container.engine.sequence import Sequence
+from container.exchange import Exchange
 from container.generation import Item
 from container.invocation import Invocation, Service
 from container.preparation import Prepared
+from container.progress import Progress, Work
 from container.seeds import Seeds
+from container.settings import Settings
 from container.spool import OrderedSpool, Spool
 from container.tokenizer import Tokenizer
 
@@ -119,3 +125,30 @@ def test_later_lines_are_as_long_as_the_present_engine_allows(
 
     asyncio.run(run())
     assert (len(lengths), lengths[0], lengths[-1]) == (64, 51, 20)
+
+
+def test_a_batch_that_gets_no_spool_leaves_no_open_invocation(
+    tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    opened: list[Work] = []
+
+    class Opened(Progress):
+        def open(self, work: Work) -> None:
+            opened.append(work)
+
+        def close(self, work: Work) -> None:
+            opened.remove(work)
+
+    async def run() -> None:
+        service = scripted_service(ScriptedEngine([], None), tokenizer, workers, tmp_path)
+        service = dataclasses.replace(service, progress=Opened(None, service.metrics, dimensions={}))
+        edge = Edge(Settings(spool_dir=str(tmp_path / "missing")), "unused")
+        edge.service = service
+        headers = [(b"content-type", b"application/jsonlines")]
+        request = Request({"type": "http", "headers": headers, "state": {}})
+        with pytest.raises(FileNotFoundError):
+            await _answer_batch(edge, Exchange(edge, request, cast(Any, None)))
+        service.jobs.close()
+        assert not opened
+
+    asyncio.run(run())
