@@ -380,6 +380,18 @@ def test_ever_more_newcomers_in_a_full_cache_leave_the_oldest_of_the_others_runn
     assert 0 in engine.finished and engine.preemptions > 0
 
 
+def test_nobody_is_preempted_for_a_newcomer_that_does_not_fit_all_the_same(tiny: TinyModel) -> None:
+    engine = Engine(tiny(), kv_cache_tokens=8 * PAGE_TOKENS)
+    engine.submit(0, random_prompt(5 * PAGE_TOKENS), newcomer=True, max_new_tokens=30)
+    engine.submit(1, random_prompt(4, seed=1), max_new_tokens=20)
+    engine.submit(2, random_prompt(4, seed=2), max_new_tokens=20)
+    engine.turn_until(lambda: len(engine.output) == 3)
+    engine.submit(3, random_prompt(2 * PAGE_TOKENS, seed=3), newcomer=True)
+    engine.finish([1, 2])
+    assert 3 not in engine.output and engine.preemptions == 0
+    engine.finish([0, 3])
+
+
 def test_a_long_newcomer_keeps_no_short_one_waiting(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=32)
     engine.submit(0, random_prompt(300), newcomer=True)

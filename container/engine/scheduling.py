@@ -6,6 +6,7 @@ A newcomer is a sequence of someone who has no other one running, until it is pr
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
@@ -82,20 +83,31 @@ class FairScheduler(FIFOScheduler):
         victims = self._others()[1:]
         waiting = (self.waiting_requests[request_id] for request_id in self.waiting_requests_order)
         arriving = list(filter(is_newcomer, waiting))[:1]
+        if arriving and not self._fits(arriving, token_budget, without=victims):
+            arriving = []  # newcomers before it hold too much
         if not (arriving or any(map(is_newcomer, self.active_requests.values()))):
             return
         while victims and not self._fits(arriving, token_budget):
             self._preempt(victims.pop())
 
-    def _fits(self, arriving: list[RequestState], token_budget: int) -> bool:
+    def _fits(self, arriving: list[RequestState], token_budget: int, without: Collection[RequestState] = ()) -> bool:
         """May evict pages that are kept only for sharing."""
-        running = [s for s in self.active_requests.values() if s.status == RequestStatus.DECODING or is_newcomer(s)]
-        blocks = [self._blocks(state, token_budget) for state in running + arriving]
+        gone = {state.request_id for state in without}
+        left = [state for state in self.active_requests.values() if state.request_id not in gone]
+        running = [state for state in left if state.status == RequestStatus.DECODING or is_newcomer(state)]
+        freed = [{kind: -count for kind, count in self._held(state).items()} for state in without]
+        blocks = freed + [self._blocks(state, token_budget) for state in running + arriving]
         if self.cache.count_storable_requests(blocks) == len(blocks):
             return True
         self.cache.evict_cached_blocks()
         self.cache.pool.try_to_free_sectors()
         return bool(self.cache.count_storable_requests(blocks) == len(blocks))
+
+    def _held(self, state: RequestState) -> dict[str, int]:
+        return {
+            kind: len(allocator.block_table.get(state.request_id, ()))
+            for kind, allocator in self.cache.cache_allocators.items()
+        }
 
     def _blocks(self, state: RequestState, token_budget: int) -> dict[str, int]:
         """What it needs of each kind of layers' cache for one step."""
