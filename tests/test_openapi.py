@@ -72,8 +72,10 @@ def described(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
 def tamed(value: Any) -> Any:
     """Within what no schema knows: the model's context and vocabulary, and which fields go together."""
     if isinstance(value, dict):
-        changed = {
-            name: 1 + (limit or 0) % 4 for name, limit in value.items() if name in ("max_tokens", "max_new_tokens")
+        changed = {  # elsewhere, as in a tool's own schema, these names may have any value
+            name: 1 + (limit or 0) % 4
+            for name, limit in value.items()
+            if name in ("max_tokens", "max_new_tokens") and isinstance(limit, int | None)
         }
         changed |= {name: 0 for name in ("min_tokens", "min_new_tokens") if name in value}
         changed |= {"logprobs": True} if "top_logprobs" in value else {}
