@@ -14,8 +14,8 @@ from tiny_models import WINDOW, TinyModel
 
 from container.engine.batching import PAGE_TOKENS
 
-CACHE = 160
-MOST_TOKENS = 24
+CACHE = 6 * PAGE_TOKENS
+MOST_TOKENS = 40
 # A few values each, at the edges of pages and of the window, so that what each gives alone is found out only once.
 LENGTHS = st.sampled_from([1, WINDOW, PAGE_TOKENS - 1, PAGE_TOKENS + 1, 2 * PAGE_TOKENS, 70])
 SHARED = st.sampled_from([0, 0, PAGE_TOKENS, 2 * PAGE_TOKENS])
@@ -57,14 +57,19 @@ class Arrivals(RuleBasedStateMachine):
         shared=SHARED,
         limit=st.integers(1, MOST_TOKENS),
         sampling=st.sampled_from(SAMPLINGS),
+        copies=st.integers(1, 2),
         newcomer=st.booleans(),
     )
-    def submit(self, length: int, shared: int, limit: int, sampling: dict[str, Any], newcomer: bool) -> None:
+    def submit(
+        self, length: int, shared: int, limit: int, sampling: dict[str, Any], copies: int, newcomer: bool
+    ) -> None:
+        """The first a newcomer or not, the rest the others of its request."""
         prompt = PREFIX[:shared] + random_prompt(length)
         least = min(limit, sampling.get("min_new_tokens", 0))
         limits = {"max_new_tokens": limit, "min_new_tokens": least}
-        self.engine.submit(len(self.submitted), prompt, newcomer=newcomer, **(sampling | limits))
-        self.submitted.append((prompt, limit, sampling))
+        for copy in range(copies):
+            self.engine.submit(len(self.submitted), prompt, newcomer=newcomer and not copy, **(sampling | limits))
+            self.submitted.append((prompt, limit, sampling))
 
     @rule(which=st.integers(0, 10**6))
     def cancel(self, which: int) -> None:
@@ -111,6 +116,7 @@ def test_random_arrivals_and_cancellations_change_no_token_and_leave_nothing_beh
 
     def arrivals() -> Arrivals:
         engine = Engine(tiny(family), kv_cache_tokens=CACHE, max_batch_tokens=24)
+        engine.batch.processor.scheduler.safety_margin = 0.0  # lets in what soon has to go again
         return Arrivals(engine, alone, preemptions.append)
 
     run_state_machine_as_test(arrivals, settings=tries(16, stateful_step_count=30))
