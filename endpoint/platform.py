@@ -45,6 +45,8 @@ SCHEMAS = (catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA)
 _GATEWAY_END_S = 10.0
 _END_S = 5.0
 _UP_END_S = 90.0
+_LOCK_S = 2.0
+"""A process that ended keeps its lock until its last thread has, too."""
 """More than `up` needs where an instance and the backend both have to be killed."""
 
 
@@ -71,10 +73,15 @@ def _only_one(data_dir: Path, *, for_up: bool) -> Iterator[None]:
     except OSError as error:
         raise CannotRun(f"can't keep anything in {data_dir}: {error}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CannotRun(f"{data_dir} is in use by another `python -m endpoint`") from error
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise CannotRun(f"{data_dir} is in use by another `python -m endpoint`") from error
+                time.sleep(0.05)
         lock.truncate(0)
         if for_up:
             json.dump({"pid": os.getpid(), "identity": identity_of(os.getpid())}, lock)

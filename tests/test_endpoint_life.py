@@ -20,6 +20,7 @@ from endpoint_up import BUCKET, EndpointUp, Sent, run_endpoint
 from server import ROOT, eventually, free_port
 from soaking.endpoint import soak
 
+from endpoint import platform
 from examples import quickstart
 
 STRICT = f"{sys.executable} {Path(__file__).parent / 'strict_container.py'}"
@@ -172,6 +173,22 @@ def test_down_ends_a_living_up(start: Up) -> None:
     assert down.returncode == 0, down.stderr
     assert up.process.wait(5) == 0
     assert up.processes() == {}
+
+
+def test_the_lock_of_one_that_ended_is_waited_for_until_its_last_thread_has_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(platform.time, "sleep", wait)
+        with platform._only_one(tmp_path, for_up=False):
+            assert len(waits) == 1
 
 
 def test_down_signals_nobody_for_the_pid_that_a_killed_up_wrote_down(start: Up, tmp_path: Path) -> None:
