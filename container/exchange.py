@@ -141,8 +141,8 @@ class Exchange(Response):
         """In short turns: a server that was frozen for long blames no client, whose bytes come with the next turn."""
         patience_s, waited_s = self._edge.client_patience_s, 0.0
         while waited_s < patience_s and (left_s := self._left_s()) > 0:
-            turn_s = min(1.0, patience_s / 8)
-            done, _ = await asyncio.wait({chunk}, timeout=min(turn_s, left_s))
+            turn_s = min(1.0, patience_s / 8, left_s)
+            done, _ = await asyncio.wait({chunk}, timeout=turn_s)
             if done:
                 return
             waited_s += turn_s

@@ -371,6 +371,18 @@ def test_a_client_that_stops_sending_is_told_and_cut_off(hostile: Server) -> Non
         assert (status, error["code"], SAYS_WHY in error["message"]) == (408, "client_timeout", True), case
 
 
+def test_a_deadline_that_comes_first_blames_no_slow_client(hostile: Server) -> None:
+    """Not even those for whom the event loop's clock is a millisecond early."""
+    connections = [hostile.connect() for _ in range(32)]
+    for number, connection in enumerate(connections):
+        timeout = f"X-Amzn-SageMaker-Custom-Attributes: timeout={1 + number / 50:.2f}"
+        connection.sendall(head(100, timeout, *JSON))
+    for connection in connections:
+        with connection:
+            status, error = last_words(connection)
+        assert (status, error["code"]) == (408, "deadline_exceeded")
+
+
 def drip(connection: socket.socket, data: bytes) -> bool:
     """Byte by byte, until there is an answer. Whether there was one."""
     for byte in data:
