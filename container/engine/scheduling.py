@@ -105,12 +105,14 @@ class FairScheduler(FIFOScheduler):
         """Those that may come in with this step, as far as its tokens go."""
         if not self.waiting_requests:
             return []
+        running = list(self.active_requests.values())
         waiting = [self.waiting_requests[request_id] for request_id in self.waiting_requests_order]
+        if self._have_room(self._pages.at_most(len(running + waiting), sum(map(_tokens_to_come, running + waiting)))):
+            return waiting
         newcomers = [state for state in waiting if is_newcomer(state)]
         others = [state for state in waiting if not is_newcomer(state)]
         if self._kept is None and others:
             newcomers = sorted([*newcomers, others.pop(0)], key=_age)
-        running = list(self.active_requests.values())
         victims = [state for state in running if state is not self._kept and not is_newcomer(state)]
         held = self._pages.held(victims if newcomers else ())
         needed = total(self._pages.needed(state, _tokens_to_come(state)) for state in running)
