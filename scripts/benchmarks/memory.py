@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from .serving import ROOT, Served, Watch
 from .tiny_model import save_tiny_model
 
@@ -78,8 +80,10 @@ BODIES: dict[str, tuple[Callable[[int], Iterator[bytes]], int, str]] = {
 def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, Any]]:
     make, size, content_type = BODIES[name]
     with tempfile.TemporaryFile() as body:
+        items = 0
         for piece in make(int(size * scale)):
             body.write(piece)
+            items += piece.count(b"\n")
         length = body.tell()
         body.seek(0)
         connection = served.connect()
@@ -89,8 +93,10 @@ def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, A
             connection.request("POST", "/invocations", body, headers)
             response = connection.getresponse()
             received = newlines = 0
-            while piece := response.read(_PIECE):
-                received, newlines = received + len(piece), newlines + piece.count(b"\n")
+            with tqdm(total=items or None, desc=name, unit=" lines", leave=False, disable=None) as bar:
+                while piece := response.read1(_PIECE):
+                    received, newlines = received + len(piece), newlines + piece.count(b"\n")
+                    bar.update(piece.count(b"\n"))
             took = time.perf_counter() - started
         connection.close()
     return watch, {
@@ -113,20 +119,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    results = {}
     with tempfile.TemporaryDirectory() as directory:
         save_tiny_model(Path(directory), options.model)
+        print("| body | MB | status | answer MB | s | edge grows MB | ping p99 ms | ping max ms | pings |")
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
         served = Served(Path(directory), LONGHAUL_MAX_BATCH_TOKENS=2048, LONGHAUL_KV_CACHE_TOKENS=65536)
         try:
             measure(served, "lines", 0.005)  # what is loaded with first use is not growth
-            results = {name: measure(served, name, options.scale)[1] for name in options.only}
+            for name in options.only:
+                results[name] = of = measure(served, name, options.scale)[1]
+                print(
+                    f"| {name} | {of['body_mb']} | {of['status']} | {of['answer_mb']} | {of['seconds']}"
+                    f" | {of['growth_mb']} | {of['ping_p99_ms']} | {of['ping_max_ms']} | {of['pings']} |",
+                    flush=True,
+                )
         finally:
             served.close()
-    print("| body | MB | status | answer MB | s | edge grows MB | ping p99 ms | ping max ms | pings |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, of in results.items():
-        print(
-            f"| {name} | {of['body_mb']} | {of['status']} | {of['answer_mb']} | {of['seconds']} | {of['growth_mb']}"
-            f" | {of['ping_p99_ms']} | {of['ping_max_ms']} | {of['pings']} |"
-        )
     print(f"promised: the edge grows by less than {LIMIT_GROWTH_MB:.0f} MB, ping p99 under {LIMIT_PING_P99_MS:.0f} ms")
     return results

@@ -26,7 +26,9 @@ PING_EVERY_S = 0.1
 RECOVERY_BOUND_S = 60.0
 # Three deaths in ten minutes are within the engine's budget, a fourth ends the server: never four in 640 s.
 FIRST_KILL_S = 40.0
-KILL_EVERY_S = (215.0, 300.0)
+KILL_EVERY_S = (135.0, 195.0)
+KILLS_END = 1 / 3
+"""Of the time: the last engine lives long enough to tell whether it grows."""
 
 
 class Traffic:
@@ -151,12 +153,11 @@ class Traffic:
                 self._ledger.find("ping", f"answered {status} {said.get('status')}: {said.get('reason')}")
 
     def _kill_on(self) -> None:
-        """Only in the first half: the last engine lives long enough to tell whether it grows."""
         draw = random.Random(f"{self._seed} kills")
         started = time.monotonic()
         next_s = min(FIRST_KILL_S, self._seconds / 4)
         while not self._over.wait(max(0.0, started + next_s - time.monotonic())):
-            if next_s > self._seconds / 2:
+            if next_s > self._seconds * KILLS_END:
                 return
             self._kill()
             next_s += draw.uniform(*KILL_EVERY_S)

@@ -15,10 +15,12 @@ import psutil
 from server import Server
 
 EVERY_S = 2.0
-WARM_UP_S = 120.0
-"""Of each process, not judged: allocators and caches fill."""
+EDGE_WARM_UP_S = 120.0
+ENGINE_WARM_UP_S = 600.0
+"""Not judged: allocators and caches fill, an engine's with a kernel for each number of rows, up to a bound that
+`container/engine/environment.py` sets. Engines of any age level off after ten minutes."""
 FEWEST_SAMPLES = 150
-"""After it, five minutes: what lived for less tells nothing, as an engine's heap fills for a while yet."""
+"""After it, five minutes: what lived for less tells nothing."""
 MEMORY_MIB_PER_HOUR = 48.0
 MEMORY_MIB = 12.0
 """Memory grows if its slope is above the first and the last quarter's median lies above the first's by the second."""
@@ -103,7 +105,10 @@ class Watch:
         return ", ".join(f"{name} {sample.memory_mib:.0f} MiB" for name, sample in alive)
 
     def growths(self) -> dict[str, Growth]:
-        return {name: growth(samples) for name, samples in self.samples.items()}
+        return {
+            name: growth(samples, EDGE_WARM_UP_S if name == "edge" else ENGINE_WARM_UP_S)
+            for name, samples in self.samples.items()
+        }
 
     def as_json(self) -> dict[str, Any]:
         return {name: asdict(growth) for name, growth in self.growths().items()}
@@ -114,9 +119,9 @@ def sampled(process: psutil.Process) -> Sample:
         return Sample(time.monotonic(), process.memory_info().rss / 2**20, process.num_fds(), process.num_threads())
 
 
-def growth(samples: list[Sample]) -> Growth:
+def growth(samples: list[Sample], warm_up_s: float) -> Growth:
     """What there is is told, too, of a process that didn't outlive its warm-up."""
-    warm = [sample for sample in samples if sample.at_s >= samples[0].at_s + WARM_UP_S] or samples
+    warm = [sample for sample in samples if sample.at_s >= samples[0].at_s + warm_up_s] or samples
     quarter = max(1, len(warm) // 4)
     first, last = warm[:quarter], warm[-quarter:]
     slope = 0.0
