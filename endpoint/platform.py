@@ -45,9 +45,9 @@ SCHEMAS = (catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA)
 _GATEWAY_END_S = 10.0
 _END_S = 5.0
 _UP_END_S = 90.0
+"""More than `up` needs where an instance and the backend both have to be killed."""
 _LOCK_S = 2.0
 """A process that ended keeps its lock until its last thread has, too."""
-"""More than `up` needs where an instance and the backend both have to be killed."""
 
 
 class CannotRun(Exception):

@@ -18,7 +18,7 @@ EVERY_S = 2.0
 EDGE_WARM_UP_S = 120.0
 ENGINE_WARM_UP_S = 600.0
 """Not judged: allocators and caches fill, an engine's with a kernel for each number of rows, up to a bound that
-`container/engine/environment.py` sets. Engines of any age level off after ten minutes."""
+`container/engine/environment.py` sets: steep for about ten minutes."""
 FEWEST_SAMPLES = 150
 """After it, five minutes: what lived for less tells nothing."""
 MEMORY_MIB_PER_HOUR = 48.0
