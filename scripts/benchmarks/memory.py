@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from .serving import ROOT, Served, Watch
 from .tiny_model import save_tiny_model
 
@@ -80,10 +78,8 @@ BODIES: dict[str, tuple[Callable[[int], Iterator[bytes]], int, str]] = {
 def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, Any]]:
     make, size, content_type = BODIES[name]
     with tempfile.TemporaryFile() as body:
-        items = 0
         for piece in make(int(size * scale)):
             body.write(piece)
-            items += piece.count(b"\n")
         length = body.tell()
         body.seek(0)
         connection = served.connect()
@@ -93,10 +89,8 @@ def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, A
             connection.request("POST", "/invocations", body, headers)
             response = connection.getresponse()
             received = newlines = 0
-            with tqdm(total=items or None, desc=name, unit=" lines", leave=False, disable=None) as bar:
-                while piece := response.read1(_PIECE):
-                    received, newlines = received + len(piece), newlines + piece.count(b"\n")
-                    bar.update(piece.count(b"\n"))
+            while piece := response.read(_PIECE):
+                received, newlines = received + len(piece), newlines + piece.count(b"\n")
             took = time.perf_counter() - started
         connection.close()
     return watch, {
