@@ -158,6 +158,100 @@ def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later
     assert read(store, replays()) == {1: [5, 66, 67], 2: [7]}
 
 
+def test_a_job_that_is_asked_for_again_and_again_keeps_few_epochs_and_all_its_segments(
+    store: Store, replays: Replays
+) -> None:
+    for item in range(3):
+        taken(store, replays()).append([record(item, 0, item)])
+        for _ in range(25):
+            taken(store, replays())
+    assert len(store.folders(f"jobs/{JOB}/")) <= 3 + 1 + log_module._MOST_SPENT + 1
+    assert read(store, replays()) == {0: [0], 1: [1], 2: [2]}
+
+
+@pytest.mark.parametrize("segments", [0, 1])
+def test_an_earlier_writer_stops_though_its_successors_epoch_is_deleted(
+    store: Store, replays: Replays, segments: int
+) -> None:
+    old = taken(store, replays())
+    for start in range(segments):
+        old.append([record(1, start, 5)])
+    for _ in range(log_module._MOST_SPENT + 3):
+        newest = taken(store, replays())
+    assert not store.exists(head_key(JOB, old.epoch + 1))
+    with pytest.raises(EpochLost):
+        old.append([record(1, segments, 66)])
+    newest.append([record(1, segments, 7)])
+    assert read(store, replays()) == {1: [5] * segments + [7]}
+
+
+def test_who_takes_an_epoch_that_was_had_and_deleted_loses_it_at_once(store: Store, replays: Replays) -> None:
+    late, now = job_log(store), replays()
+    late.open(now)
+    for _ in range(log_module._MOST_SPENT + 2):
+        newest = taken(store, replays())
+    newest.append([record(1, 0, 7)])
+    late.take(SECRET)
+    assert late.epoch == 1 < newest.epoch
+    with pytest.raises(EpochLost):
+        late.append([record(1, 0, 66)])
+    assert read(store, replays()) == {1: [7]}
+
+
+def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_on(
+    local: Store, replays: Replays
+) -> None:
+    old = taken(local, replays())
+    old.append([record(1, 0, 5)])
+    taken(local, replays())
+
+    class Overtaken:
+        """The store, in which what was listed is deleted before it is looked at."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(local, name)
+
+        def exists(self, key: str) -> bool:
+            if key == head_key(JOB, old.epoch + 1):
+                for _ in range(log_module._MOST_SPENT + 2):
+                    taken(local, replays())
+            return local.exists(key)
+
+    old._store = Overtaken()  # type: ignore[assignment]
+    with pytest.raises(EpochLost):
+        old.append([record(1, 1, 66)])
+
+
+def test_an_epoch_whose_writer_was_killed_before_its_head_takes_nothing_away(
+    local: Store, replays: Replays, tmp_path: Path
+) -> None:
+    log = taken(local, replays())
+    (tmp_path / "journal" / "jobs" / JOB / f"{log.epoch + 1:08d}").mkdir()
+    log.append([record(1, 0, 5)])
+    assert read(local, replays()) == {1: [5]}
+
+
+def test_that_nothing_can_be_deleted_is_told_and_takes_the_job_from_nobody(
+    store: Store, replays: Replays, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Undeletable:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def delete(self, prefix: str) -> None:
+            raise StoreError("told to")
+
+    for _ in range(log_module._MOST_SPENT + 1):
+        taken(store, replays())
+    log = job_log(store)
+    log._store = Undeletable()  # type: ignore[assignment]
+    log.open(replays())
+    log.take(SECRET)
+    assert "epochs that count nothing are left: told to" in caplog.text
+    log.append([record(1, 0, 5)])
+    assert read(store, replays()) == {1: [5]}
+
+
 def test_of_two_who_saw_the_same_one_takes_it(store: Store, replays: Replays) -> None:
     first, second = job_log(store), job_log(store)
     for log in (first, second):

@@ -44,6 +44,7 @@ def test_one_fault_is_not_noticed(store: S3Store, s3: FaultyS3, fault: Fault) ->
         lambda: store.get("a") == b"one",
         lambda: store.exists("a"),
         lambda: store.keys("") == ["a"],
+        lambda: store.folders("b/") == [],
     ):
         s3.will([fault])
         assert call()
@@ -69,6 +70,7 @@ def test_a_missing_bucket_is_named_by_every_call_with_what_to_do(s3: FaultyS3) -
             lambda: store.put("a", b"one"),
             lambda: store.get("a"),
             lambda: store.keys(""),
+            lambda: store.folders("a/"),
             lambda: store.delete("a/"),
         ):
             with pytest.raises(StoreError, match=r"^s3://no-such-bucket/a: .*NoSuchBucket: there is no such bucket"):

@@ -60,6 +60,15 @@ def test_keys_are_those_that_begin_with_the_prefix_and_sorted(store: Store) -> N
     assert store.keys("") == ["jobs/b/1/head", "jobs/b/10", "jobs/b/2", "jobs/bc/1", "other"]
 
 
+def test_folders_are_those_right_in_it_and_sorted(store: Store) -> None:
+    for key in ("jobs/b/2/head", "jobs/b/10/1", "jobs/b/10/head", "jobs/b/1", "jobs/bc/3/head", "other/4/head"):
+        store.create(key, b"x")
+    assert store.folders("jobs/b/") == ["10", "2"]
+    assert (store.folders("jobs/"), store.folders("nothing/")) == (["b", "bc"], [])
+    store.delete("jobs/b/10/")
+    assert store.folders("jobs/b/") == ["2"]
+
+
 def test_more_keys_than_a_page_holds_are_listed_and_deleted(store: Store) -> None:
     keys = [f"jobs/a/{number:08d}" for number in range(1050)]
     with ThreadPoolExecutor(8) as pool:

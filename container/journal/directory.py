@@ -97,7 +97,6 @@ class DirectoryStore:
             return sizes
 
     def folders(self, folder: str) -> list[str]:
-        """The names of those in it, sorted."""
         path = self._root / checked_folder(folder)
         with (
             self._naming_failures("read"),

@@ -3,7 +3,7 @@
     jobs/<job id>/<epoch>/head, jobs/<job id>/<epoch>/<number>
 
 The highest epoch with an intact head is the journal. Its head says how many segments of each earlier epoch count;
-what an earlier writer adds after the takeover is ignored.
+what an earlier writer adds after the takeover is ignored. Epochs that count nothing are deleted in time.
 
 StoreError
 └── JournalGone   the job's objects were deleted by somebody else
@@ -34,6 +34,11 @@ _SEGMENT_BYTES = 8 << 20
 _READ_AT_ONCE = 8
 _MOST_NUMBERS_TAKEN = 100
 """Numbers tried before a store that says all exist is not believed."""
+_MOST_SPENT = 8
+"""Epochs that count nothing, until they are deleted. Each look at a job goes through all of them, and one that was
+finished long ago gets a new one each time it is asked for."""
+
+_EPOCH = re.compile(r"\d{8,}")
 
 _LOG = logging.getLogger(__name__)
 
@@ -110,7 +115,7 @@ class JobLog:
         return self._epoch
 
     def _forget(self) -> None:
-        self._highest = 0  # epoch that has been seen, intact or not
+        self._seen: set[int] = set()  # epochs, intact or not
         self._epoch = 0
         self._last = 0  # number that may exist in it
         self._takes: list[tuple[int, int]] = []
@@ -127,7 +132,7 @@ class JobLog:
         self._forget()
         epochs = self._listed()
         on_answer()
-        self._highest = max(epochs, default=0)
+        self._seen = set(epochs)
         head = self._newest_head(epochs)
         if head is None:
             return None
@@ -151,10 +156,12 @@ class JobLog:
         while added := self._added():
             # Its writer was told that this is durable. From here on it is told that it has lost the job.
             epoch, last = self._former
-            self._former, self._highest = added, self._epoch
+            self._former = added
+            self._seen.add(self._epoch)
             self._takes = [*(taken for taken in self._takes if taken[0] != epoch), added]
             self._read_into(replay, [(epoch, number) for number in range(last + 1, added[1] + 1)])
             self._take(secret)
+        self._delete_spent()
 
     def _added(self) -> tuple[int, int] | None:
         """The former epoch with its last number, if that is higher than when it was taken."""
@@ -167,7 +174,7 @@ class JobLog:
     def _take(self, secret: bytes) -> None:
         if self._created is None:
             self._created = self._clock()
-        epoch = self._highest + 1
+        epoch = max(self._seen, default=0) + 1
         head = Head(
             digest=self._digest,
             secret=secret,
@@ -217,15 +224,21 @@ class JobLog:
         )
 
     def _check_epoch(self) -> None:
-        if self._store.exists(head_key(self._job_id, self._epoch + 1)):
-            self._lose()
+        """Any higher one with a head means that it is lost: the next may be deleted already, as it counts nothing."""
+        higher, before = self._higher_epochs(), list[int]()
+        while higher != before:  # one without a head is about to get it, or its deleter has a higher one
+            if any(self._store.exists(head_key(self._job_id, epoch)) for epoch in higher):
+                self._lose()
+            higher, before = self._higher_epochs(), higher
         if self._store.exists(head_key(self._job_id, self._epoch)):
             return
         # Who finds the job expired deletes its epochs.
-        if max(self._listed(), default=0) > self._epoch:
-            self._lose()
         self._epoch = 0
         raise JournalGone(f"{self._store.describe}: the job's journal has been deleted")
+
+    def _higher_epochs(self) -> list[int]:
+        names = self._store.folders(f"jobs/{self._job_id}/")
+        return sorted((int(name) for name in names if _EPOCH.fullmatch(name) and int(name) > self._epoch), reverse=True)
 
     def _lose(self) -> None:
         self._epoch = 0
@@ -312,6 +325,17 @@ class JobLog:
                 yield from zip(places[some], pool.map(self._store.get, keys[some]), strict=True)
 
     # Deleting
+
+    def _delete_spent(self) -> None:
+        """Takeovers that were left without a segment, and what came too late to count."""
+        counted = {epoch for epoch, _ in self._takes}
+        spent = {epoch for epoch in self._seen if epoch < self._epoch} - counted
+        if len(spent) <= _MOST_SPENT:
+            return
+        try:
+            self._delete_epochs(spent)
+        except StoreError as error:  # the next one tries again
+            _LOG.warning("%d of a job's epochs that count nothing are left: %s", len(spent), error)
 
     def _delete_epochs(self, epochs: Iterable[int]) -> None:
         """Only these: a writer that comes meanwhile has a higher one. The newest last, as it says what they are."""

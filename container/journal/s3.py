@@ -121,6 +121,11 @@ class S3Store:
         with self._naming_failures("list"):
             return sorted(self._keys(prefix))
 
+    def folders(self, folder: str) -> list[str]:
+        with self._naming_failures("list"):
+            pages = self._pages(checked_folder(folder), Delimiter="/")
+            return sorted(f["Prefix"].rsplit("/", 2)[1] for page in pages for f in page.get("CommonPrefixes", ()))
+
     def delete(self, prefix: str) -> None:
         with self._naming_failures("delete from"):
             keys = sorted(self._keys(checked_folder(prefix)))
@@ -131,12 +136,13 @@ class S3Store:
                     raise StoreError(self._failure("delete from", error.get("Code", "unknown")))
 
     def _keys(self, prefix: str) -> Iterator[str]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + prefix
-        )
-        for page in pages:
+        for page in self._pages(prefix):
             for found in page.get("Contents", ()):
                 yield found["Key"][len(self._prefix) :]
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        listing = self._client.get_paginator("list_objects_v2")
+        yield from listing.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **options)
 
     @contextlib.contextmanager
     def _naming_failures(self, verb: str) -> Iterator[None]:

@@ -43,6 +43,10 @@ class Store(Protocol):
         """All that begin with it, sorted."""
         ...
 
+    def folders(self, folder: str) -> list[str]:
+        """The names of those in it that have a key below them, sorted. A directory also has some without one."""
+        ...
+
     def exists(self, key: str) -> bool: ...
 
     def delete(self, prefix: str) -> None:
