@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _soak(
     traffic.start()
     watch.start()
     try:
-        show_progress(server, ledger, watch, seconds)
+        totals = show_progress(server, ledger, watch, seconds)
     finally:
         traffic.end()
         watch.end()
@@ -100,19 +101,23 @@ def _soak(
         faults += [f"{process}: {fault}" for fault in growth.faults()]
     faults += check_quiet(server, edge, before, directory / "spool")
     faults += check_end(server)
-    report(ledger, watch, traffic, p99_s)
+    rates = quarters(totals)
+    report(ledger, watch, traffic, p99_s, rates)
     return {
         **ledger.as_json(),
+        "requests_per_s_in_quarters": rates,
         "ping_p99_s": p99_s,
         "kills": [end - start for start, end in traffic.kills],
         "processes": watch.as_json(),
     }
 
 
-def show_progress(server: Server, ledger: Ledger, watch: Watch, seconds: float) -> None:
-    """Until the time is over, or the server is."""
+def show_progress(server: Server, ledger: Ledger, watch: Watch, seconds: float) -> list[tuple[float, int]]:
+    """Until the time is over, or the server is: by when there had been how many requests."""
     is_terminal, next_line_s = sys.stdout.isatty(), 0.0
+    totals = [(0.0, 0)]
     while (elapsed_s := ledger.elapsed_s) < seconds and server.process.poll() is None:
+        totals.append((elapsed_s, ledger.total()))
         bar = "█" * round(20 * elapsed_s / seconds)
         counts = ", ".join(f"{ledger.total(o)} {o}" for o in ("right", "refused", "done", "wrong"))
         line = (
@@ -125,6 +130,13 @@ def show_progress(server: Server, ledger: Ledger, watch: Watch, seconds: float) 
             next_line_s += 15
         time.sleep(min(1.0, seconds - elapsed_s))
     print(flush=True)
+    return totals
+
+
+def quarters(totals: list[tuple[float, int]]) -> list[float]:
+    """Requests a second in each quarter of the time: whatever has become slower shows here."""
+    ends = [totals[(len(totals) - 1) * quarter // 4] for quarter in range(5)]
+    return [(n - m) / max(t - s, 1e-9) for (s, m), (t, n) in pairwise(ends)]
 
 
 def check_quiet(server: Server, edge: psutil.Process, before: Sample, spool: Path) -> list[str]:
@@ -188,9 +200,10 @@ def _exception(line: dict[str, Any]) -> str:
     return re.sub("0x[0-9a-f]+", "0x", last)
 
 
-def report(ledger: Ledger, watch: Watch, traffic: Traffic, p99_s: float) -> None:
+def report(ledger: Ledger, watch: Watch, traffic: Traffic, p99_s: float, rates: list[float]) -> None:
     print(ledger.table())
-    print(f"\n{len(traffic.ping_s)} pings, p99 {p99_s * 1000:.0f} ms, slowest {max(traffic.ping_s) * 1000:.0f} ms")
+    print(f"\nrequests a second, in each quarter of the time: {', '.join(f'{rate:.1f}' for rate in rates)}")
+    print(f"{len(traffic.ping_s)} pings, p99 {p99_s * 1000:.0f} ms, slowest {max(traffic.ping_s) * 1000:.0f} ms")
     for start, end in traffic.kills:
         print(f"an engine killed, the next one served after {end - start:.1f} s")
     print("\nafter the warm-up, medians of the first and the last quarter:")

@@ -19,14 +19,19 @@ from .question import CANARY, Question, difference, of_bad_document, of_large_do
 
 CLIENTS = 6
 EACH_KIND = 12
-"""Right requests of each kind, asked again and again."""
+"""Right requests of each kind in a pool, asked again and again."""
+POOL_LASTS = 250
+"""Requests of a client; then it draws from the next pool. What was asked before is mostly told from the journal: with
+one pool alone the engine has ever less to do."""
+LASTING_SHARE = 0.1
+"""Drawn from the first pool all along: nothing that is asked a thousand times may become slower."""
 LARGE_SHARE = 0.02
 """Each costs a process of its own a second or two."""
 PING_EVERY_S = 0.1
 RECOVERY_BOUND_S = 60.0
-# Three deaths in ten minutes are within the engine's budget, a fourth ends the server: never four in 640 s.
 FIRST_KILL_S = 40.0
 KILL_EVERY_S = (215.0, 300.0)
+"""Also within the crash budget of engines that have generated nothing."""
 KILLS_END = 1 / 3
 """Of the time: the last engine lives long enough to tell whether it grows."""
 
@@ -40,7 +45,7 @@ class Traffic:
         self._seed = seed
         self._seconds = seconds
         self._bound_s = bound_s
-        self._pool = pool(f"{seed} pool", EACH_KIND)
+        self._pools: dict[int, list[Question]] = {}
         large = random.Random(f"{seed} large")
         self._large = [of_large_document(large) for _ in range(EACH_KIND)]
         self._told: dict[Question, Any] = {}
@@ -78,12 +83,18 @@ class Traffic:
         number = 0
         while not self._over.is_set():
             number += 1
-            self._ask_one(connection, f"{self._seed}/{client}/{number}")
+            self._ask_one(connection, f"{self._seed}/{client}/{number}", self._pool(number // POOL_LASTS))
         connection.close()
 
-    def _ask_one(self, connection: http.client.HTTPConnection, name: str) -> None:
+    def _pool(self, number: int) -> list[Question]:
+        with self._lock:
+            if number not in self._pools:
+                self._pools[number] = pool(f"{self._seed} pool {number}", EACH_KIND)
+            return self._pools[number]
+
+    def _ask_one(self, connection: http.client.HTTPConnection, name: str, questions: list[Question]) -> None:
         draw = random.Random(name)
-        right = draw.choice(self._pool)
+        right = draw.choice(self._pool(0) if draw.random() < LASTING_SHARE else questions)
         chance = draw.random()
         if chance < LARGE_SHARE:
             right = draw.choice(self._large)
