@@ -206,7 +206,7 @@ def report(ledger: Ledger, watch: Watch, traffic: Traffic, p99_s: float, rates: 
     print(f"{len(traffic.ping_s)} pings, p99 {p99_s * 1000:.0f} ms, slowest {max(traffic.ping_s) * 1000:.0f} ms")
     for start, end in traffic.kills:
         print(f"an engine killed, the next one served after {end - start:.1f} s")
-    print("\nafter the warm-up, medians of the first and the last quarter:")
+    print("\nafter the warm-up, medians of the first and the last quarter (of memory, those of each minute's least):")
     for name, growth in watch.growths().items():
         print(
             f"{name}: {growth.memory_first_mib:.0f} to {growth.memory_last_mib:.0f} MiB "

@@ -21,6 +21,9 @@ ENGINE_WARM_UP_S = 600.0
 `container/engine/environment.py` sets: steep for about ten minutes."""
 FEWEST_SAMPLES = 150
 """After it, five minutes: what lived for less tells nothing."""
+FLOOR_S = 60.0
+"""Of memory, the least in each such time is judged: what is held, and not what a step takes and gives back at once (the
+logits of a step of many rows are 50 MiB)."""
 MEMORY_MIB_PER_HOUR = 48.0
 MEMORY_MIB = 12.0
 """Memory grows if its slope is above the first and the last quarter's median lies above the first's by the second."""
@@ -39,7 +42,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """Of one process after its warm-up. Quarters are medians."""
+    """Of one process after its warm-up. Quarters are medians; of memory, those of each minute's least."""
 
     samples: int
     """After the warm-up."""
@@ -122,21 +125,36 @@ def sampled(process: psutil.Process) -> Sample:
 def growth(samples: list[Sample], warm_up_s: float) -> Growth:
     """What there is is told, too, of a process that didn't outlive its warm-up."""
     warm = [sample for sample in samples if sample.at_s >= samples[0].at_s + warm_up_s] or samples
-    quarter = max(1, len(warm) // 4)
-    first, last = warm[:quarter], warm[-quarter:]
+    first, last = _quarters(warm)
+    floors = _floors(warm)
+    first_floors, last_floors = _quarters(floors)
     slope = 0.0
-    if len(warm) > 1:
-        slope = statistics.linear_regression([s.at_s for s in warm], [s.memory_mib for s in warm]).slope
+    if len(floors) > 1:
+        slope = statistics.linear_regression([s.at_s for s in floors], [s.memory_mib for s in floors]).slope
     return Growth(
         samples=0 if warm is samples else len(warm),
         memory_mib_per_hour=slope * 3600,
-        memory_first_mib=statistics.median(s.memory_mib for s in first),
-        memory_last_mib=statistics.median(s.memory_mib for s in last),
+        memory_first_mib=statistics.median(s.memory_mib for s in first_floors),
+        memory_last_mib=statistics.median(s.memory_mib for s in last_floors),
         files_first=statistics.median(s.files for s in first),
         files_last=statistics.median(s.files for s in last),
         threads_first=statistics.median(s.threads for s in first),
         threads_last=statistics.median(s.threads for s in last),
     )
+
+
+def _floors(samples: list[Sample]) -> list[Sample]:
+    """The one with the least memory in each minute."""
+    minutes: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        minutes[int((sample.at_s - samples[0].at_s) / FLOOR_S)].append(sample)
+    return [min(minute, key=lambda sample: sample.memory_mib) for minute in minutes.values()]
+
+
+def _quarters(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """The first and the last."""
+    quarter = max(1, len(samples) // 4)
+    return samples[:quarter], samples[-quarter:]
 
 
 def spool_files(pid: int, directory: Path) -> int:
