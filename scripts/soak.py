@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+import signal
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main() -> None:
     if options.seed is None:
         options.seed = secrets.randbelow(10**6)
     print(f"seed {options.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with it
     faults: list[str] = []
     results = SOAKS[options.soak].run(options, faults)
     if options.json:
