@@ -54,6 +54,12 @@ def store(uri: str) -> Iterator[Store]:
 
 
 @pytest.fixture
+def local(tmp_path: Path) -> Iterator[Store]:
+    with closing_store(str(tmp_path / "journal")) as store:
+        yield store
+
+
+@pytest.fixture
 def replays(tmp_path: Path) -> Iterator[Callable[[], Replay]]:
     with ExitStack() as open_ones:
         yield lambda: open_ones.enter_context(closing(Replay(str(tmp_path))))
@@ -158,44 +164,66 @@ def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later
     assert read(store, replays()) == {1: [5, 66, 67], 2: [7]}
 
 
+class Between:
+    """The store, in which something else happens once, right before a call that `when` chooses."""
+
+    def __init__(self, store: Store, when: Callable[[str, str], bool], happens: Callable[[], object]) -> None:
+        self._store, self._when, self._happens = store, when, happens
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._store, name)
+        if not callable(inner):
+            return inner
+
+        def call(key: str, *rest: Any) -> Any:
+            if self._when(name, key):
+                self._when = lambda *_: False
+                self._happens()
+            return inner(key, *rest)
+
+        return call
+
+
+def failing() -> None:
+    raise StoreError("told to")
+
+
+def through(log: JobLog, store: Store | Between) -> JobLog:
+    log._store = store  # type: ignore[assignment]
+    return log
+
+
+def take_often(store: Store, replays: Replays) -> JobLog:
+    """Until epochs that count nothing are deleted."""
+    for _ in range(2 * log_module._MOST_SPENT):
+        log = taken(store, replays())
+    return log
+
+
 def test_a_job_that_is_asked_for_again_and_again_keeps_few_epochs_and_all_its_segments(
     store: Store, replays: Replays
 ) -> None:
     for item in range(3):
         taken(store, replays()).append([record(item, 0, item)])
-        for _ in range(25):
-            taken(store, replays())
-    assert len(store.folders(f"jobs/{JOB}/")) <= 3 + 1 + log_module._MOST_SPENT + 1
+        take_often(store, replays)
+    if store.is_local:
+        assert len(store.folders(f"jobs/{JOB}/")) <= 3 + log_module._MOST_SPENT + 1
     assert read(store, replays()) == {0: [0], 1: [1], 2: [2]}
 
 
 @pytest.mark.parametrize("segments", [0, 1])
 def test_an_earlier_writer_stops_though_its_successors_epoch_is_deleted(
-    store: Store, replays: Replays, segments: int
+    local: Store, replays: Replays, segments: int
 ) -> None:
-    old = taken(store, replays())
+    old = taken(local, replays())
     for start in range(segments):
         old.append([record(1, start, 5)])
-    for _ in range(log_module._MOST_SPENT + 3):
-        newest = taken(store, replays())
-    assert not store.exists(head_key(JOB, old.epoch + 1))
+    newest = take_often(local, replays)
+    assert local.keys(f"jobs/{JOB}/{old.epoch + 1:08d}/") == []
     with pytest.raises(EpochLost):
         old.append([record(1, segments, 66)])
     newest.append([record(1, segments, 7)])
-    assert read(store, replays()) == {1: [5] * segments + [7]}
-
-
-def test_who_takes_an_epoch_that_was_had_and_deleted_loses_it_at_once(store: Store, replays: Replays) -> None:
-    late, now = job_log(store), replays()
-    late.open(now)
-    for _ in range(log_module._MOST_SPENT + 2):
-        newest = taken(store, replays())
-    newest.append([record(1, 0, 7)])
-    late.take(SECRET)
-    assert late.epoch == 1 < newest.epoch
-    with pytest.raises(EpochLost):
-        late.append([record(1, 0, 66)])
-    assert read(store, replays()) == {1: [7]}
+    assert read(local, replays()) == {1: [5] * segments + [7]}
 
 
 def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_on(
@@ -204,25 +232,36 @@ def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_
     old = taken(local, replays())
     old.append([record(1, 0, 5)])
     taken(local, replays())
-
-    class Overtaken:
-        """The store, in which what was listed is deleted before it is looked at."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(local, name)
-
-        def exists(self, key: str) -> bool:
-            if key == head_key(JOB, old.epoch + 1):
-                for _ in range(log_module._MOST_SPENT + 2):
-                    taken(local, replays())
-            return local.exists(key)
-
-    old._store = Overtaken()  # type: ignore[assignment]
+    folder = f"jobs/{JOB}/{old.epoch + 1:08d}/"
+    through(old, Between(local, lambda call, key: key == folder, lambda: take_often(local, replays)))
     with pytest.raises(EpochLost):
         old.append([record(1, 1, 66)])
 
 
-def test_an_epoch_whose_writer_was_killed_before_its_head_takes_nothing_away(
+def test_who_opened_long_ago_takes_nothing_though_the_next_epoch_is_free_again(local: Store, replays: Replays) -> None:
+    taken(local, replays())
+    late = job_log(local)
+    late.open(replays())
+    take_often(local, replays).append([record(1, 0, 7)])
+    assert local.keys(f"jobs/{JOB}/{2:08d}/") == []
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    assert read(local, replays()) == {1: [7]}
+
+
+def test_a_new_job_that_was_begun_by_others_meanwhile_is_lost_at_the_first_append(
+    local: Store, replays: Replays
+) -> None:
+    late = job_log(local)
+    late.open(replays())
+    take_often(local, replays).append([record(1, 0, 7)])
+    late.take(SECRET)
+    with pytest.raises(EpochLost):
+        late.append([record(1, 0, 66)])
+    assert read(local, replays()) == {1: [7]}
+
+
+def test_an_epoch_whose_writer_was_killed_before_it_wrote_anything_takes_nothing_away(
     local: Store, replays: Replays, tmp_path: Path
 ) -> None:
     log = taken(local, replays())
@@ -232,24 +271,92 @@ def test_an_epoch_whose_writer_was_killed_before_its_head_takes_nothing_away(
 
 
 def test_that_nothing_can_be_deleted_is_told_and_takes_the_job_from_nobody(
-    store: Store, replays: Replays, caplog: pytest.LogCaptureFixture
+    local: Store, replays: Replays, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Undeletable:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-        def delete(self, prefix: str) -> None:
-            raise StoreError("told to")
-
     for _ in range(log_module._MOST_SPENT + 1):
-        taken(store, replays())
-    log = job_log(store)
-    log._store = Undeletable()  # type: ignore[assignment]
+        taken(local, replays())
+    log = through(job_log(local), Between(local, lambda call, key: call == "delete", failing))
     log.open(replays())
     log.take(SECRET)
     assert "epochs that count nothing are left: told to" in caplog.text
     log.append([record(1, 0, 5)])
-    assert read(store, replays()) == {1: [5]}
+    assert read(local, replays()) == {1: [5]}
+
+
+@pytest.mark.parametrize("call", ["keys", "get", "create"], ids=["the list", "a segment", "the head"])
+def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_told_is_durable(
+    store: Store, replays: Replays, call: str
+) -> None:
+    """It comes between the claim and the head."""
+    old = taken(store, replays())
+    old.append([record(1, 0, 5)])
+    new, replay = job_log(store), replays()
+    new.open(replay)
+    old.append([record(1, 1, 6)])
+    through(new, Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
+    with pytest.raises(StoreError, match="told to"):
+        new.take(SECRET, replay)
+    assert read(store, replays()) == {1: [5, 6]}
+    with pytest.raises(EpochLost):
+        old.append([record(1, 2, 66)])
+
+    new.take(SECRET, replay)  # again
+    new.append([record(1, 2, 7)])
+    assert outputs(replay)[1][:2] == [5, 6]
+    assert read(store, replays())[1][-1] == 7
+
+
+def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable(
+    store: Store, replays: Replays
+) -> None:
+    old = taken(store, replays())
+    old.append([record(1, 0, 5)])
+    new = job_log(store)
+    new.open(replays())
+    old.append([record(1, 1, 6)])
+    rivals: list[JobLog] = []
+    through(
+        new,
+        Between(
+            store,
+            lambda call, key: call == "create" and key.endswith("/head"),
+            lambda: rivals.append(taken(store, replays())),
+        ),
+    )
+    new.take(SECRET)
+    with pytest.raises(EpochLost):
+        new.append([record(1, 2, 66)])
+    rivals[0].append([record(1, 2, 7)])
+    assert read(store, replays()) == {1: [5, 6, 7]}
+
+
+def test_a_segment_that_could_not_be_checked_is_written_again(store: Store, replays: Replays) -> None:
+    old = taken(store, replays())
+    through(old, Between(store, lambda call, key: call == "folders", failing))
+    entries: list[Any] = [record(1, 0, 5)]
+    with pytest.raises(StoreError, match="told to"):
+        old.append(entries)
+    assert len(entries) == 1
+    taken(store, replays())
+    with pytest.raises(EpochLost):
+        old.append(entries)
+
+
+@pytest.mark.parametrize("segments", [0, 1])
+def test_a_job_whose_epochs_are_deleted_while_it_is_opened_is_found(
+    local: Store, replays: Replays, segments: int
+) -> None:
+    old = taken(local, replays())
+    for start in range(segments):
+        old.append([record(1, start, 5)])
+    taken(local, replays())
+    late = through(job_log(local), Between(local, lambda call, _: call == "get", lambda: take_often(local, replays)))
+    replay = replays()
+    assert late.open(replay) is not None
+    assert outputs(replay) == ({1: [5]} if segments else {})
+    late.take(SECRET)
+    late.append([record(1, segments, 7)])
+    assert read(local, replays()) == {1: [5] * segments + [7]}
 
 
 def test_of_two_who_saw_the_same_one_takes_it(store: Store, replays: Replays) -> None:
@@ -350,12 +457,6 @@ def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays
 
 def files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "journal" / "jobs" / JOB).rglob("0000000?/0*"))
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[Store]:
-    with closing_store(str(tmp_path / "journal")) as store:
-        yield store
 
 
 @pytest.mark.parametrize("seed", range(5))

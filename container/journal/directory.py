@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .store import StoreError, checked, checked_folder
@@ -85,7 +85,11 @@ class DirectoryStore:
         return False
 
     def keys(self, prefix: str) -> list[str]:
-        return sorted(key for key, _ in self._files(prefix))
+        while True:
+            gone: list[OSError] = []
+            keys = sorted(key for key, _ in self._files(prefix, gone.append))
+            if not gone:  # else what made it unneeded may have come behind the walk
+                return keys
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """In bytes, by key."""
@@ -121,7 +125,7 @@ class DirectoryStore:
             except FileNotFoundError:
                 return
             _sync_directory(path.parent)
-            shutil.rmtree(grave)
+            shutil.rmtree(grave, ignore_errors=True)  # another may sweep it, and who is late may write to it
 
     def sweep(self) -> int:
         """Removes what writers and deleters left behind when they were killed. How many."""
@@ -135,11 +139,12 @@ class DirectoryStore:
                 swept += sum(_is_swept(os.path.join(directory, name)) for name in files if name.startswith(_TEMPORARY))
         return swept
 
-    def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
+    def _files(self, prefix: str, on_gone: Callable[[OSError], None] = lambda _: None) -> Iterator[tuple[str, Path]]:
+        """`on_gone` is told of each directory that was deleted before it was walked through."""
         folder, slash, _ = prefix.rpartition("/")
         top = self._root / checked_folder(folder + slash) if slash else self._root
         with self._naming_failures("read"):
-            for directory, names, files in self._walk(top):
+            for directory, names, files in self._walk(top, on_gone):
                 names[:] = [name for name in names if name[0] != "."]
                 for name in files:
                     path = Path(directory, name)
@@ -147,10 +152,14 @@ class DirectoryStore:
                     if name[0] != "." and key.startswith(prefix):
                         yield key, path
 
-    def _walk(self, top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    def _walk(
+        self, top: Path, on_gone: Callable[[OSError], None] = lambda _: None
+    ) -> Iterator[tuple[str, list[str], list[str]]]:
         def tell(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):  # deleted meanwhile
+            if not isinstance(error, FileNotFoundError):
                 raise error
+            if error.filename != os.fspath(top):
+                on_gone(error)
 
         return os.walk(top, onerror=tell)
 

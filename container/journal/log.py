@@ -1,9 +1,11 @@
 """One job's journal in a store: heads and segments under epochs. Knows no tokens' meaning and no requests.
 
-    jobs/<job id>/<epoch>/head, jobs/<job id>/<epoch>/<number>
+    jobs/<job id>/<epoch>/claim, jobs/<job id>/<epoch>/head, jobs/<job id>/<epoch>/<number>
 
-The highest epoch with an intact head is the journal. Its head says how many segments of each earlier epoch count;
-what an earlier writer adds after the takeover is ignored. Epochs that count nothing are deleted in time.
+A writer takes a job by the claim to a higher epoch: whoever writes looks for one after each segment, before it calls
+that durable. What is there after the claim is therefore all that counts. The head of the new epoch says how much of
+each earlier one that is; what an earlier writer adds later is ignored. The highest epoch with an intact head is the
+journal. In a directory, epochs that count nothing are deleted in time.
 
 StoreError
 └── JournalGone   the job's objects were deleted by somebody else
@@ -37,6 +39,8 @@ _MOST_NUMBERS_TAKEN = 100
 _MOST_SPENT = 8
 """Epochs that count nothing, until they are deleted. Each look at a job goes through all of them, and one that was
 finished long ago gets a new one each time it is asked for."""
+_MOST_LOOKS = 8
+"""At a job of which others delete epochs, before the store is not believed."""
 
 _EPOCH = re.compile(r"\d{8,}")
 
@@ -79,8 +83,23 @@ def head_key(job_id: str, epoch: int) -> str:
     return f"jobs/{job_id}/{epoch:08d}/head"
 
 
+def claim_key(job_id: str, epoch: int) -> str:
+    return f"jobs/{job_id}/{epoch:08d}/claim"
+
+
 def segment_key(job_id: str, epoch: int, number: int) -> str:
     return f"jobs/{job_id}/{epoch:08d}/{number:08d}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The numbers of the segments of every epoch of which anything is there, and the epochs that have a head."""
+
+    numbers: dict[int, list[int]]
+    heads: frozenset[int]
+
+    def last(self, epoch: int) -> int:
+        return max(self.numbers.get(epoch, ()), default=0)
 
 
 class JobLog:
@@ -115,7 +134,7 @@ class JobLog:
         return self._epoch
 
     def _forget(self) -> None:
-        self._seen: set[int] = set()  # epochs, intact or not
+        self._seen = _Listing({}, frozenset())
         self._epoch = 0
         self._last = 0  # number that may exist in it
         self._takes: list[tuple[int, int]] = []
@@ -130,21 +149,18 @@ class JobLog:
         Raises DigestConflict, StoreError, OutOfSpace (of `replay`).
         """
         self._forget()
-        epochs = self._listed()
-        on_answer()
-        self._seen = set(epochs)
-        head = self._newest_head(epochs)
+        self._seen, head = self._look(on_answer)
         if head is None:
             return None
         if self._clock() - head.created > self._lifetime_s:
-            self._delete_epochs(epochs)
+            self._delete_epochs(self._seen.numbers)
             return None
         if head.digest != self._digest:
             raise DigestConflict
-        self._former = own = (head.epoch, max(epochs[head.epoch], default=0))
+        self._former = own = (head.epoch, self._seen.last(head.epoch))
         self._takes = [taken for taken in (*head.takes, own) if taken[1]]
         self._created = head.created
-        return self._read(head, epochs, replay, on_answer)
+        return self._read(head, replay, on_answer)
 
     def take(self, secret: bytes, replay: Replay | None = None) -> None:
         """Makes the job this writer's, with what `open` saw of it and what its former writer has added since.
@@ -152,29 +168,36 @@ class JobLog:
         That goes to `replay`. Raises EpochLost if another took it since, and StoreError, after which it may be called
         again.
         """
-        self._take(secret)
-        while added := self._added():
-            # Its writer was told that this is durable. From here on it is told that it has lost the job.
-            epoch, last = self._former
-            self._former = added
-            self._seen.add(self._epoch)
-            self._takes = [*(taken for taken in self._takes if taken[0] != epoch), added]
-            self._read_into(replay, [(epoch, number) for number in range(last + 1, added[1] + 1)])
-            self._take(secret)
-        self._delete_spent()
-
-    def _added(self) -> tuple[int, int] | None:
-        """The former epoch with its last number, if that is higher than when it was taken."""
-        epoch, last = self._former
-        if not epoch:
-            return None
-        now = max(self._listed().get(epoch, ()), default=0)
-        return (epoch, now) if now > last else None
-
-    def _take(self, secret: bytes) -> None:
         if self._created is None:
             self._created = self._clock()
-        epoch = max(self._seen, default=0) + 1
+        epoch = max(self._seen.numbers, default=0) + 1
+        if self._seen.numbers:
+            self._claim(epoch)
+            self._catch_up(epoch, replay)
+        self._put_head(epoch, secret)
+        self._epoch, self._last = epoch, 0
+        self._delete_spent()
+
+    def _claim(self, epoch: int) -> None:
+        """From here on the former writer is told that it has lost the job."""
+        key, mine = claim_key(self._job_id, epoch), self._writer.encode()
+        # A put whose answer was lost finds its own claim at the next try.
+        if not self._store.create(key, mine) and self._store.get(key) != mine:
+            raise EpochLost
+
+    def _catch_up(self, epoch: int, replay: Replay | None) -> None:
+        """With what the former writer was told is durable until the claim."""
+        now = self._listed()
+        if max(now.numbers) > epoch or now.heads - self._seen.heads - {epoch}:
+            raise EpochLost
+        former, last = self._former
+        if former and now.last(former) > last:
+            self._read_into(replay, [(former, number) for number in now.numbers[former] if number > last])
+            self._former = (former, now.last(former))
+            self._takes = [*(taken for taken in self._takes if taken[0] != former), self._former]
+
+    def _put_head(self, epoch: int, secret: bytes) -> None:
+        assert self._created is not None
         head = Head(
             digest=self._digest,
             secret=secret,
@@ -184,15 +207,13 @@ class JobLog:
             takes=self._takes,
         )
         if not self._store.create(head_key(self._job_id, epoch), sealed_head(head)):
-            # A put whose answer was lost finds its own head at the next try.
             there = self._head(epoch)
-            if there is None or msgspec.structs.replace(there, created=head.created) != head:
+            if not there or (there.writer, there.digest, there.secret) != (head.writer, head.digest, head.secret):
                 raise EpochLost
-            self._created = there.created
-        self._epoch, self._last = epoch, 0
+            self._created, self._takes = there.created, there.takes
 
     def append(self, entries: list[Entry]) -> int:
-        """Durable on return: how many bytes. After an error, `entries` are those that aren't known to be there.
+        """Durable on return: how many bytes. After an error, `entries` are those that aren't known to count.
 
         Raises EpochLost, JournalGone and other StoreErrors, JournalFull.
         """
@@ -201,9 +222,9 @@ class JobLog:
         while entries:
             group = _first_group(entries)
             written += self._write(group)
+            if len(group) == len(entries):
+                self._check_epoch()
             del entries[: len(group)]
-        if written:
-            self._check_epoch()
         return written
 
     # Writing
@@ -224,11 +245,12 @@ class JobLog:
         )
 
     def _check_epoch(self) -> None:
-        """Any higher one with a head means that it is lost: the next may be deleted already, as it counts nothing."""
+        """Any higher one means that it is lost: the next may be deleted already, as it counts nothing."""
         higher, before = self._higher_epochs(), list[int]()
-        while higher != before:  # one without a head is about to get it, or its deleter has a higher one
-            if any(self._store.exists(head_key(self._job_id, epoch)) for epoch in higher):
-                self._lose()
+        while higher != before:  # one without a key is about to get one, or its deleter has a higher one
+            if any(self._store.keys(f"jobs/{self._job_id}/{epoch:08d}/") for epoch in higher):
+                self._epoch = 0
+                raise EpochLost
             higher, before = self._higher_epochs(), higher
         if self._store.exists(head_key(self._job_id, self._epoch)):
             return
@@ -240,33 +262,46 @@ class JobLog:
         names = self._store.folders(f"jobs/{self._job_id}/")
         return sorted((int(name) for name in names if _EPOCH.fullmatch(name) and int(name) > self._epoch), reverse=True)
 
-    def _lose(self) -> None:
-        self._epoch = 0
-        raise EpochLost
-
     # Reading
 
-    def _listed(self) -> dict[int, list[int]]:
-        """The numbers of the segments of every epoch of which anything is there."""
-        prefix = f"jobs/{self._job_id}/"
-        epochs: dict[int, list[int]] = {}
-        for key in self._store.keys(prefix):
-            found = re.fullmatch(r"(\d{8,})/(head|\d{8,})", key[len(prefix) :])
-            if found:
-                numbers = epochs.setdefault(int(found[1]), [])
-                if found[2] != "head":
-                    numbers.append(int(found[2]))
-        return epochs
+    def _look(self, on_answer: Callable[[], None]) -> tuple[_Listing, Head | None]:
+        """With the newest head that is intact. A listed one that is gone has a higher one that was not listed."""
+        for _ in range(_MOST_LOOKS):
+            listing = self._listed()
+            on_answer()
+            is_whole = True
+            for epoch in sorted(listing.heads, reverse=True):
+                data = self._store.get(head_key(self._job_id, epoch))
+                is_whole = data is not None
+                if data is None:
+                    break
+                if (head := self._opened_head(epoch, data)) is not None:
+                    return listing, head
+            if is_whole:
+                return listing, None
+        raise StoreError(f"{self._store.describe}: what is listed of a job is deleted before it is read, each time")
 
-    def _newest_head(self, epochs: Iterable[int]) -> Head | None:
-        heads = map(self._head, sorted(epochs, reverse=True))
-        return next((head for head in heads if head is not None), None)
+    def _listed(self) -> _Listing:
+        prefix = f"jobs/{self._job_id}/"
+        numbers: dict[int, list[int]] = {}
+        heads = set()
+        for key in self._store.keys(prefix):
+            found = re.fullmatch(r"(\d{8,})/(claim|head|\d{8,})", key[len(prefix) :])
+            if found:
+                epoch = int(found[1])
+                of_epoch = numbers.setdefault(epoch, [])
+                if found[2] == "head":
+                    heads.add(epoch)
+                elif found[2] != "claim":
+                    of_epoch.append(int(found[2]))
+        return _Listing(numbers, frozenset(heads))
 
     def _head(self, epoch: int) -> Head | None:
         """If it is there and intact."""
         data = self._store.get(head_key(self._job_id, epoch))
-        if data is None:
-            return None
+        return None if data is None else self._opened_head(epoch, data)
+
+    def _opened_head(self, epoch: int, data: bytes) -> Head | None:
         try:
             head = opened(Head, data)
             if head.epoch != epoch:
@@ -276,9 +311,12 @@ class JobLog:
             return None
         return head
 
-    def _read(self, head: Head, epochs: dict[int, list[int]], replay: Replay, on_answer: Callable[[], None]) -> Found:
+    def _read(self, head: Head, replay: Replay, on_answer: Callable[[], None]) -> Found:
         places = [
-            (epoch, number) for epoch, last in self._takes for number in sorted(epochs.get(epoch, ())) if number <= last
+            (epoch, number)
+            for epoch, last in self._takes
+            for number in sorted(self._seen.numbers.get(epoch, ()))
+            if number <= last
         ]
         closed, segments = self._read_into(replay, places, on_answer)
         return Found(
@@ -327,10 +365,10 @@ class JobLog:
     # Deleting
 
     def _delete_spent(self) -> None:
-        """Takeovers that were left without a segment, and what came too late to count."""
-        counted = {epoch for epoch, _ in self._takes}
-        spent = {epoch for epoch in self._seen if epoch < self._epoch} - counted
-        if len(spent) <= _MOST_SPENT:
+        """Takeovers that were left without a segment, and what came too late to count. On S3 the bucket's lifecycle
+        rule does it: there a look at hundreds of them is one call."""
+        spent = self._seen.numbers.keys() - {epoch for epoch, _ in self._takes}
+        if not self._store.is_local or len(spent) <= _MOST_SPENT:
             return
         try:
             self._delete_epochs(spent)
