@@ -34,12 +34,15 @@ def roomy(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Ite
 
 
 def readers(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "container.reader.process" in child.cmdline() or is_reader(child)]
+    return [child for child in psutil.Process(server.process.pid).children() if is_reader(child)]
 
 
 def is_reader(process: psutil.Process) -> bool:
-    return process.is_running() and process.cmdline()[:1] == ["longhaul-reader"]
+    try:
+        command = process.cmdline()
+    except psutil.NoSuchProcess:  # also one that has ended and is still listed
+        return False
+    return "container.reader.process" in command or command[:1] == ["longhaul-reader"]
 
 
 def without_names(answer: Any) -> Any:
