@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 InThread = Callable[[Callable[[], object]], Awaitable[object]]
 
 _MOST_RIVALS = 8
-"""Servers that take the same job at the same moment, before one that wants it, too, goes on without a journal."""
+"""Servers that take the same job at the same moment, before one that wants it, too, lets them."""
+_TAKEN_EACH_TIME = "other servers took the job again and again"
 _LOST: dict[type[Exception], str] = {
     EpochLost: "another server has taken it",
     DigestConflict: "its name is another request's",
@@ -133,7 +134,7 @@ class Job:
             except BaseException:
                 replay.close()
                 raise
-        raise StoreError("other servers took the job again and again")
+        raise StoreError(_TAKEN_EACH_TIME)
 
     def _adopt(self, past: _Past) -> None:
         self._log, self._seeds, self._replay = past.log, past.seeds, past.replay
@@ -273,26 +274,31 @@ class Job:
 
     def _write(self) -> int:
         if not self._is_taken:
-            secret = self._seeds.secret if self._knows_past else self._meet_past()
+            secret = self._taken()
+            self._is_taken = True
             # Seeds that were drawn while the past was not known are worth nothing to those who go on.
             self._keeps_drawn = secret == self._seeds.secret
-            self._log.take(secret)
-            self._is_taken = True
         if not self._keeps_drawn:
             self._writing[:] = [entry for entry in self._writing if entry.lane == SHARED]
         return self._log.append(self._writing)
 
+    def _taken(self) -> bytes:
+        """The job's secret."""
+        for _ in range(_MOST_RIVALS):
+            secret = self._seeds.secret if self._knows_past else self._meet_past()
+            try:
+                self._log.take(secret)
+                return secret
+            except EpochLost:
+                if self._knows_past and not self._log.has_claimed:
+                    raise  # another has begun it first, and goes on
+                self._knows_past = False
+        raise StoreError(_TAKEN_EACH_TIME)
+
     def _meet_past(self) -> bytes:
         """What could not be read when the job began: nothing of it is lost."""
-        try:
-            replay = self._access.new_replay()
-            try:
-                self._log = self._access.new_log()
-                found = self._log.open(replay)
-            finally:
-                replay.close()
-        except OutOfSpace as error:
-            raise StoreError(str(error)) from error
+        self._log = self._access.new_log()
+        found = self._log.open()
         return self._seeds.secret if found is None else found.secret
 
     def _begin_again(self) -> None:

@@ -42,6 +42,8 @@ class Store(DirectoryStore):
         self.failing = False
         self.answers = threading.Event()
         self.answers.set()
+        self.before_get: Callable[[], object] = lambda: None
+        """Called once."""
 
     def _wait(self) -> None:
         if self.failing:
@@ -58,6 +60,8 @@ class Store(DirectoryStore):
 
     def get(self, key: str) -> bytes | None:
         self._wait()
+        happens, self.before_get = self.before_get, lambda: None
+        happens()
         return super().get(key)
 
 
@@ -352,6 +356,54 @@ def test_what_was_told_to_be_durable_counts_for_the_successor(store: Store, tmp_
     last = Replay(str(tmp_path))
     log("last").open(last)
     assert last.get(TrackKey(0, 0, 1, 0)) is not None
+
+
+def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    """Neither could read the journal when it began. The second one looks at it before the first one's head is there,
+    and stops that by its claim."""
+
+    async def test() -> None:
+        await begun(new_jobs(), engine)
+        store.failing = True
+        first, second = new_jobs(), new_jobs()
+        leases = [await jobs.attach("a-job", DIGEST) for jobs in (first, second)]
+        store.failing = False
+        for lease in leases:
+            engine.generate(lease, 3)
+        engine.say(1)
+        loop = asyncio.get_running_loop()
+        store.before_get = lambda: asyncio.run_coroutine_threadsafe(first.save_all(), loop).result()
+        await second.save_all()
+        engine.say(7)
+        await first.save_all()
+        await second.save_all()
+        assert [lease.job.is_given_up for lease in leases] == [True, False]
+        assert second.is_saved(leases[1])
+        assert await finished_items(new_jobs(), 4) == 4
+
+    run(test())
+
+
+def test_who_begins_a_job_that_another_has_begun_first_leaves_it_to_that(
+    new_jobs: Callable[[], Jobs], engine: Engine
+) -> None:
+    async def test() -> None:
+        first, second = new_jobs(), new_jobs()
+        leases = [await jobs.attach("a-job", DIGEST) for jobs in (first, second)]
+        for lease in leases:
+            engine.generate(lease, 0)
+        engine.say(1)
+        await first.save_all()
+        await second.save_all()
+        engine.say(7)
+        await first.save_all()
+        assert first.is_saved(leases[0])
+        assert leases[1].job.is_given_up
+        assert await finished_items(new_jobs(), 1) == 1
+
+    run(test())
 
 
 # What is said

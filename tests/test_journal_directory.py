@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -372,3 +374,20 @@ def test_a_deletion_that_was_killed_is_completed(store: DirectoryStore, tmp_path
     assert store.keys("") == []
     assert store.sweep() == 1
     assert list((tmp_path / "journal").iterdir()) == [tmp_path / "journal" / "jobs"]
+
+
+def test_a_directory_that_is_listed_and_never_there_is_a_failure(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As network file systems tell of one that was deleted elsewhere."""
+    store.create("jobs/a/b", b"")
+    scandir = os.scandir
+
+    def stale(path: str) -> Any:
+        if path.endswith("/a"):
+            raise FileNotFoundError(errno.ENOENT, "no such directory", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(StoreError, match="could not list: directories in it are not there"):
+        store.keys("jobs/")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import subprocess
@@ -24,8 +25,10 @@ from container.journal.log import (
     JobLog,
     JournalFull,
     JournalGone,
+    claim_key,
     head_key,
     job_id,
+    segment_key,
 )
 from container.journal.replay import Replay
 from container.journal.segment import LaneClosed, Record, TrackKey, packed
@@ -33,6 +36,8 @@ from container.journal.store import Store, StoreError
 
 SECRET = bytes(range(16))
 JOB = job_id("my-job", "digest")
+EPOCH = 1_000_000_000
+"""The first one at the time that `Clock` tells. The next ones follow it, as that stands still."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -86,6 +91,10 @@ def taken(store: Store, replay: Replay, **options: Any) -> JobLog:
     log.open(replay)
     log.take(SECRET)
     return log
+
+
+def folder(epoch: int) -> str:
+    return f"jobs/{JOB}/{epoch:016d}/"
 
 
 def outputs(replay: Replay, items: int = 10) -> dict[int, list[int]]:
@@ -146,22 +155,27 @@ def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, 
     assert read(store, replays()) == {1: [5, 7, 8]}
 
 
-def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(
-    store: Store, replays: Replays
-) -> None:
-    """It was told that the former is durable, and is told that the latter is not."""
+def overtaking(store: Store, replays: Replays) -> tuple[JobLog, JobLog, Replay]:
+    """A writer, and another one who has opened before the former's last segment."""
     old = taken(store, replays())
     old.append([record(1, 0, 5)])
     new, seen = job_log(store), replays()
     new.open(seen)
-    old.append([record(1, 1, 66)])
-    old.append([record(1, 2, 67)])
+    old.append([record(1, 1, 6)])
+    return old, new, seen
+
+
+def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(
+    store: Store, replays: Replays
+) -> None:
+    """It was told that the former is durable, and is told that the latter is not."""
+    old, new, seen = overtaking(store, replays)
     new.take(SECRET, seen)
     with pytest.raises(EpochLost):
-        old.append([record(1, 3, 68)])
+        old.append([record(1, 2, 66)])
     new.append([record(2, 0, 7)])
-    assert outputs(seen) == {1: [5, 66, 67]}
-    assert read(store, replays()) == {1: [5, 66, 67], 2: [7]}
+    assert outputs(seen) == {1: [5, 6]}
+    assert read(store, replays()) == {1: [5, 6], 2: [7]}
 
 
 class Between:
@@ -219,7 +233,7 @@ def test_an_earlier_writer_stops_though_its_successors_epoch_is_deleted(
     for start in range(segments):
         old.append([record(1, start, 5)])
     newest = take_often(local, replays)
-    assert local.keys(f"jobs/{JOB}/{old.epoch + 1:08d}/") == []
+    assert local.keys(folder(old.epoch + 1)) == []
     with pytest.raises(EpochLost):
         old.append([record(1, segments, 66)])
     newest.append([record(1, segments, 7)])
@@ -232,8 +246,8 @@ def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_
     old = taken(local, replays())
     old.append([record(1, 0, 5)])
     taken(local, replays())
-    folder = f"jobs/{JOB}/{old.epoch + 1:08d}/"
-    through(old, Between(local, lambda call, key: key == folder, lambda: take_often(local, replays)))
+    claim = claim_key(JOB, old.epoch + 1)
+    through(old, Between(local, lambda call, key: key == claim, lambda: take_often(local, replays)))
     with pytest.raises(EpochLost):
         old.append([record(1, 1, 66)])
 
@@ -243,29 +257,31 @@ def test_who_opened_long_ago_takes_nothing_though_the_next_epoch_is_free_again(l
     late = job_log(local)
     late.open(replays())
     take_often(local, replays).append([record(1, 0, 7)])
-    assert local.keys(f"jobs/{JOB}/{2:08d}/") == []
+    assert local.keys(folder(EPOCH + 1)) == []
     with pytest.raises(EpochLost):
         late.take(SECRET)
     assert read(local, replays()) == {1: [7]}
 
 
-def test_a_new_job_that_was_begun_by_others_meanwhile_is_lost_at_the_first_append(
-    local: Store, replays: Replays
+def test_a_new_job_that_was_begun_by_another_meanwhile_is_the_others_who_goes_on(
+    store: Store, replays: Replays
 ) -> None:
-    late = job_log(local)
-    late.open(replays())
-    take_often(local, replays).append([record(1, 0, 7)])
-    late.take(SECRET)
+    late = job_log(store)
+    late.open()
+    other = taken(store, replays())
+    other.append([record(1, 0, 7)])
     with pytest.raises(EpochLost):
-        late.append([record(1, 0, 66)])
-    assert read(local, replays()) == {1: [7]}
+        late.take(SECRET)
+    assert not late.has_claimed
+    other.append([record(1, 1, 8)])
+    assert read(store, replays()) == {1: [7, 8]}
 
 
 def test_an_epoch_whose_writer_was_killed_before_it_wrote_anything_takes_nothing_away(
     local: Store, replays: Replays, tmp_path: Path
 ) -> None:
     log = taken(local, replays())
-    (tmp_path / "journal" / "jobs" / JOB / f"{log.epoch + 1:08d}").mkdir()
+    (tmp_path / "journal" / folder(log.epoch + 1)).mkdir()
     log.append([record(1, 0, 5)])
     assert read(local, replays()) == {1: [5]}
 
@@ -288,11 +304,7 @@ def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_
     store: Store, replays: Replays, call: str
 ) -> None:
     """It comes between the claim and the head."""
-    old = taken(store, replays())
-    old.append([record(1, 0, 5)])
-    new, replay = job_log(store), replays()
-    new.open(replay)
-    old.append([record(1, 1, 6)])
+    old, new, replay = overtaking(store, replays)
     through(new, Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
     with pytest.raises(StoreError, match="told to"):
         new.take(SECRET, replay)
@@ -309,11 +321,7 @@ def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_
 def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable(
     store: Store, replays: Replays
 ) -> None:
-    old = taken(store, replays())
-    old.append([record(1, 0, 5)])
-    new = job_log(store)
-    new.open(replays())
-    old.append([record(1, 1, 6)])
+    _, new, _ = overtaking(store, replays)
     rivals: list[JobLog] = []
     through(
         new,
@@ -330,16 +338,69 @@ def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable
     assert read(store, replays()) == {1: [5, 6, 7]}
 
 
-def test_a_segment_that_could_not_be_checked_is_written_again(store: Store, replays: Replays) -> None:
+def test_a_segment_that_could_not_be_checked_is_checked_again_and_not_written_again(
+    store: Store, replays: Replays
+) -> None:
+    log = taken(store, replays())
+    entries: list[Any] = [record(1, 0, 5)]
+    for _ in range(2):
+        through(log, Between(store, lambda call, key: call == "folders", failing))
+        with pytest.raises(StoreError, match="told to"):
+            log.append(entries)
+        assert len(entries) == 1
+    entries.insert(0, record(2, 0, 6))
+    assert log.append(entries) == log.bytes
+    assert entries == []
+    assert len(store.keys(folder(EPOCH) + "0")) == 2
+    assert read(store, replays()) == {1: [5], 2: [6]}
+
+
+def test_a_segment_that_could_not_be_checked_before_another_took_the_job_is_not_durable(
+    store: Store, replays: Replays
+) -> None:
     old = taken(store, replays())
     through(old, Between(store, lambda call, key: call == "folders", failing))
     entries: list[Any] = [record(1, 0, 5)]
     with pytest.raises(StoreError, match="told to"):
         old.append(entries)
-    assert len(entries) == 1
     taken(store, replays())
     with pytest.raises(EpochLost):
         old.append(entries)
+
+
+def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, replays: Replays) -> None:
+    log = taken(local, replays())
+    numbers = iter(range(log.epoch + 1, log.epoch + 1000))
+
+    class Flapping:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(local, name)
+
+        def folders(self, folder: str) -> list[str]:
+            return [f"{next(numbers):016d}"]
+
+    log._store = Flapping()  # type: ignore[assignment]
+    with pytest.raises(StoreError, match="come and go"):
+        log.append([record(1, 0, 5)])
+
+
+def test_who_saw_a_head_half_written_takes_nothing_from_its_writer(
+    local: Store, replays: Replays, tmp_path: Path
+) -> None:
+    """Where files have no second name."""
+    taken(local, replays()).append([record(1, 0, 5)])
+    other = taken(local, replays())
+    head = tmp_path / "journal" / head_key(JOB, other.epoch)
+    whole = head.read_bytes()
+    head.write_bytes(whole[:20])
+    late = job_log(local)
+    late.open(replays())
+    head.write_bytes(whole)
+    other.append([record(1, 1, 6)])
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    taken(local, replays()).append([record(1, 2, 7)])
+    assert read(local, replays()) == {1: [5, 6, 7]}
 
 
 @pytest.mark.parametrize("segments", [0, 1])
@@ -398,16 +459,16 @@ uri, mine = sys.argv[1], int(sys.argv[2])
 store = open_store(uri)
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(6):
+for turn in range(6):
     log = JobLog(store, job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
     replay = Replay(tempfile.gettempdir())
     log.open(replay)
     try:
-        log.take(bytes(16))
+        log.take(bytes(16), replay)
         saved = replay.get((0, 0, 0, 0))
         at = len(saved.token_ids) if saved else 0
-        for _ in range(3):  # in its epoch it goes on with numbers that tell epoch and writer
-            piece = [mine * 1000 + log.epoch] * 2
+        for _ in range(3):  # in its epoch it goes on with numbers that tell writer and turn
+            piece = [mine * 1000 + turn] * 2
             log.append([Record(0, 0, 0, 0, 1, at, packed(piece))])
             print(log.epoch, at, *piece, flush=True)
             at += 2
@@ -419,7 +480,7 @@ store.close()
 
 
 def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays: Replays) -> None:
-    """Each epoch's pieces lie in one stretch, and no epoch has two writers."""
+    """Each epoch's pieces lie in one stretch, no epoch has two writers, and all that was told is there."""
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, uri, str(number)],
@@ -436,27 +497,23 @@ def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays
             for line in out.splitlines()
         ]
     assert all(racer.returncode == 0 for racer in racers)
-    writers = {}
+    owners = {}
     for epoch, _, token_id, _ in told:
-        assert writers.setdefault(epoch, token_id) == token_id
+        assert owners.setdefault(epoch, token_id) == token_id
     with closing_store(uri) as store:
-        [token_ids] = read(
-            store,
-            replays(),
-        ).values()
+        [token_ids] = read(store, replays()).values()
     assert token_ids[::2] == token_ids[1::2]
-    epochs = [token_id % 1000 for token_id in token_ids]
-    assert epochs == sorted(epochs)
-    assert all(
-        writers[str(token_id % 1000)] == str(token_id) for token_id in token_ids if str(token_id % 1000) in writers
-    )
+    stretches = [token_id for token_id, _ in itertools.groupby(token_ids)]
+    assert len(set(stretches)) == len(stretches)
+    told_in_order = [int(owners[epoch]) for epoch in sorted(owners, key=int)]
+    assert [token_id for token_id in stretches if token_id in told_in_order] == told_in_order
 
 
 # What is not whole
 
 
 def files(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "journal" / "jobs" / JOB).rglob("0000000?/0*"))
+    return sorted((tmp_path / "journal" / "jobs" / JOB).rglob("00*/0*"))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -491,16 +548,16 @@ def test_a_torn_head_gives_way_to_the_epoch_before_and_its_epoch_is_not_used_aga
 ) -> None:
     taken(local, replays()).append([record(1, 0, 5)])
     taken(local, replays()).append([record(2, 0, 6)])
-    (tmp_path / "journal" / head_key(JOB, 2)).write_bytes(b"LHJL")
+    (tmp_path / "journal" / head_key(JOB, EPOCH + 1)).write_bytes(b"LHJL")
     log = taken(local, replays())
-    assert log.epoch == 3 and "head of a job's epoch 2 is dropped" in caplog.text
+    assert log.epoch == EPOCH + 2 and f"head of a job's epoch {EPOCH + 1} is dropped" in caplog.text
     log.append([record(3, 0, 7)])
     assert read(local, replays()) == {1: [5], 3: [7]}
 
 
 def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, replays: Replays, tmp_path: Path) -> None:
     taken(local, replays()).append([record(1, 0, 5)])
-    (tmp_path / "journal" / head_key(JOB, 1)).unlink()
+    (tmp_path / "journal" / head_key(JOB, EPOCH)).unlink()
     log = job_log(local)
     assert log.open(replays()) is None
     log.take(SECRET)
@@ -511,7 +568,7 @@ def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, replay
 def test_other_objects_beside_the_journal_do_not_disturb_it(store: Store, replays: Replays) -> None:
     taken(store, replays()).append([record(1, 0, 5)])
     store.put(f"jobs/{JOB}/progress", b"{}")
-    store.put(f"jobs/{JOB}/00000001/note", b"{}")
+    store.put(folder(EPOCH) + "note", b"{}")
     assert read(store, replays()) == {1: [5]}
 
 
@@ -535,31 +592,39 @@ def test_an_expired_job_is_deleted_and_begins_anew_in_a_later_epoch(store: Store
     assert log.open(replays()) is None
     assert store.keys("") == []
     log.take(SECRET)
-    assert log.epoch == 2
+    assert log.epoch > EPOCH
 
 
 def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(store: Store, replays: Replays) -> None:
     taken(store, replays())
     clock = Clock()
     clock.now += 101
-    late = job_log(store, clock=clock)
+    others: list[JobLog] = []
 
-    class Overtaken:
-        """The store, in which another begins anew between the look and the deletion."""
+    def begin_anew() -> None:
+        others.append(taken(store, replays(), clock=clock))
+        others[0].append([record(1, 0, 5)])
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-        def delete(self, prefix: str) -> None:
-            if late is not None and store.exists(head_key(JOB, 1)):
-                taken(store, replays(), clock=clock).append([record(1, 0, 5)])
-            store.delete(prefix)
-
-    late._store = Overtaken()  # type: ignore[assignment]
-    assert late.open(replays()) is None
+    late = through(job_log(store, clock=clock), Between(store, lambda call, _: call == "delete", begin_anew))
+    assert late.open() is None
     with pytest.raises(EpochLost):
         late.take(SECRET)
-    assert read(store, replays()) == {1: [5]}
+    others[0].append([record(1, 1, 6)])
+    assert read(store, replays()) == {1: [5, 6]}
+
+
+def test_who_deleted_an_expired_job_takes_nothing_from_who_has_begun_anew_since(store: Store, replays: Replays) -> None:
+    taken(store, replays())
+    clock = Clock()
+    clock.now += 101
+    late = job_log(store, clock=clock)
+    assert late.open() is None
+    other = taken(store, replays(), clock=clock)
+    other.append([record(1, 0, 5)])
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    other.append([record(1, 1, 6)])
+    assert read(store, replays()) == {1: [5, 6]}
 
 
 def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, replays: Replays) -> None:
@@ -583,11 +648,83 @@ def test_a_deleted_job_is_gone_for_its_writer_who_can_begin_again(store: Store, 
     assert read(store, replays()) == {1: [5]}
 
 
+class Ticking(Clock):
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def test_a_job_that_is_deleted_under_its_writer_and_begun_anew_is_the_others(store: Store, replays: Replays) -> None:
+    clock = Ticking()
+    old = taken(store, replays(), clock=clock)
+    old.append([record(1, 0, 66)])
+    store.delete(f"jobs/{JOB}/")
+    new = taken(store, replays(), clock=clock)
+    with pytest.raises(EpochLost):
+        old.append([record(2, 0, 66)])
+    new.append([record(1, 0, 5)])
+    assert read(store, replays()) == {1: [5]}
+
+
+@pytest.mark.parametrize("call", ["claim", "list", "head"])
+def test_a_job_that_is_deleted_while_it_is_taken_and_begun_anew_is_the_others(
+    store: Store, replays: Replays, call: str
+) -> None:
+    """Whatever is put late takes nothing of it away, and nothing is durable that builds on what is gone."""
+    clock = Ticking()
+    taken(store, replays(), clock=clock).append([record(1, 0, 66)])
+    others: list[JobLog] = []
+
+    def begin_anew() -> None:
+        store.delete(f"jobs/{JOB}/")
+        others.append(taken(store, replays(), clock=clock))
+        others[0].append([record(1, 0, 5)])
+
+    when = {
+        "claim": lambda call, key: key.endswith("/claim"),
+        "list": lambda call, _: call == "keys",
+        "head": lambda call, key: call == "create" and key.endswith("/head"),
+    }
+    late = job_log(store, clock=clock)
+    late.open()
+    through(late, Between(store, when[call], begin_anew))
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+        late.append([record(1, 1, 66)])
+    assert read(store, replays()) == {1: [5]}
+
+
+@pytest.mark.parametrize("call", ["list", "head"])
+def test_a_job_that_is_deleted_while_it_is_taken_has_nothing_that_builds_on_what_is_gone(
+    store: Store, replays: Replays, call: str
+) -> None:
+    taken(store, replays()).append([record(1, 0, 66)])
+    late = job_log(store)
+    late.open()
+    name = {"list": "keys", "head": "create"}[call]
+    delete = Between(
+        store, lambda c, key: c == name and not key.endswith("/claim"), lambda: store.delete(f"jobs/{JOB}/")
+    )
+    through(late, delete)
+    with pytest.raises((EpochLost, JournalGone)):
+        late.take(SECRET)
+        late.append([record(1, 1, 66)])
+    assert job_log(store).open() is None
+
+
+def test_what_a_deleted_jobs_writer_puts_late_stops_nobody(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    store.put(segment_key(JOB, log.epoch + 5, 3), b"late")
+    store.put(head_key(JOB, log.epoch + 6), store.get(head_key(JOB, log.epoch)) or b"")
+    log.append([record(1, 0, 5)])
+    assert read(store, replays()) == {1: [5]}
+
+
 def test_much_at_once_becomes_several_segments(store: Store, replays: Replays, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "_SEGMENT_BYTES", 1000)
     log = taken(store, replays())
     log.append([record(item, 0, *range(100)) for item in range(9)])
-    assert len(store.keys(f"jobs/{JOB}/00000001/0")) == 5
+    assert len(store.keys(folder(EPOCH) + "0")) == 5
     assert read(store, replays()) == {item: list(range(100)) for item in range(9)}
 
 

@@ -67,9 +67,24 @@ def test_a_job_whose_head_is_torn_has_its_folders_age(store: DirectoryStore, tmp
 def test_a_job_whose_newest_head_is_torn_has_the_age_of_the_one_before(store: DirectoryStore, tmp_path: Path) -> None:
     make(store, "a", 950.0)
     make(store, "a", 960.0)
-    (tmp_path / "journal" / head_key("a", 2)).write_bytes(b"LHJL")
+    (tmp_path / "journal" / head_key("a", 960_000_000)).write_bytes(b"LHJL")
     assert swept(store).expired == 0
     assert sweep(store, lifetime_s=40, max_bytes=1 << 30, keep=NOBODY, clock=lambda: 1000.0).expired == 1
+
+
+def test_a_job_that_is_begun_anew_while_others_are_looked_at_stays(store: DirectoryStore) -> None:
+    make(store, "a", 800.0)
+
+    class Keep(frozenset[str]):
+        """It is asked after all were looked at."""
+
+        def __contains__(self, job: object) -> bool:
+            store.delete("jobs/a/")
+            make(store, "a", 950.0)
+            return False
+
+    assert swept(store, keep=Keep()).expired == 0
+    assert store.folders("jobs/") == ["a"]
 
 
 def test_what_killed_writers_left_is_swept_with_them(store: DirectoryStore, tmp_path: Path) -> None:

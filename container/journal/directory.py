@@ -22,6 +22,8 @@ _NEVER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLON
 """What no waiting makes better when the root is made."""
 _TRIES = 5
 """At what somebody else's deletion of the directory around it undoes."""
+_WALKS = 8
+"""Through directories of which some are deleted meanwhile, before one that is listed and not there is told."""
 
 
 class _Stranger(ValueError):
@@ -85,11 +87,12 @@ class DirectoryStore:
         return False
 
     def keys(self, prefix: str) -> list[str]:
-        while True:
+        for _ in range(_WALKS):
             gone: list[OSError] = []
             keys = sorted(key for key, _ in self._files(prefix, gone.append))
             if not gone:  # else what made it unneeded may have come behind the walk
                 return keys
+        raise StoreError(f"{self.describe}: could not list: directories in it are not there, each time")
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """In bytes, by key."""

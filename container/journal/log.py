@@ -2,10 +2,14 @@
 
     jobs/<job id>/<epoch>/claim, jobs/<job id>/<epoch>/head, jobs/<job id>/<epoch>/<number>
 
-A writer takes a job by the claim to a higher epoch: whoever writes looks for one after each segment, before it calls
-that durable. What is there after the claim is therefore all that counts. The head of the new epoch says how much of
+A writer takes a job by the claim to a higher epoch: whoever writes looks for one after its segments, before it calls
+them durable. What is there after the claim is therefore all that counts. The head of the new epoch says how much of
 each earlier one that is; what an earlier writer adds later is ignored. The highest epoch with an intact head is the
 journal. In a directory, epochs that count nothing are deleted in time.
+
+A job may be deleted at any time, and be begun anew: a new epoch is also higher than the time in microseconds, so that
+nothing that is written or deleted late meets what came after it. An epoch without its claim was deleted: what is put
+there later doesn't count either.
 
 StoreError
 └── JournalGone   the job's objects were deleted by somebody else
@@ -42,7 +46,7 @@ finished long ago gets a new one each time it is asked for."""
 _MOST_LOOKS = 8
 """At a job of which others delete epochs, before the store is not believed."""
 
-_EPOCH = re.compile(r"\d{8,}")
+_EPOCH = re.compile(r"\d{16,}")
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,23 +84,27 @@ def job_id(name: str | None, digest: str) -> str:
 
 
 def head_key(job_id: str, epoch: int) -> str:
-    return f"jobs/{job_id}/{epoch:08d}/head"
+    return f"jobs/{job_id}/{epoch:016d}/head"
 
 
 def claim_key(job_id: str, epoch: int) -> str:
-    return f"jobs/{job_id}/{epoch:08d}/claim"
+    return f"jobs/{job_id}/{epoch:016d}/claim"
 
 
 def segment_key(job_id: str, epoch: int, number: int) -> str:
-    return f"jobs/{job_id}/{epoch:08d}/{number:08d}"
+    return f"jobs/{job_id}/{epoch:016d}/{number:08d}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """The numbers of the segments of every epoch of which anything is there, and the epochs that have a head."""
+    """The numbers of the segments of every epoch of which anything is there, and the claimed ones that have a head."""
 
     numbers: dict[int, list[int]]
     heads: frozenset[int]
+
+    @property
+    def highest(self) -> int:
+        return max(self.numbers, default=0)
 
     def last(self, epoch: int) -> int:
         return max(self.numbers.get(epoch, ()), default=0)
@@ -133,16 +141,24 @@ class JobLog:
         """That is this writer's; 0: none."""
         return self._epoch
 
+    @property
+    def has_claimed(self) -> bool:
+        """Whether it may have stopped who had the job before."""
+        return self._claimed > 0
+
     def _forget(self) -> None:
         self._seen = _Listing({}, frozenset())
+        self._former: Head | None = None  # of the epoch that is taken over
+        self._takes: dict[int, int] = {}  # the last number that counts of each epoch of which one does
+        self._created: float | None = None
+        self._claimed = 0  # epoch that this writer's claim may be there for
         self._epoch = 0
         self._last = 0  # number that may exist in it
-        self._takes: list[tuple[int, int]] = []
-        self._former = (0, 0)  # the epoch that is taken over, and its last number that counts
-        self._created: float | None = None
+        self._unchecked: list[Entry] = []  # written, and not known to count
+        self._unchecked_bytes = 0
         self.bytes = 0
 
-    def open(self, replay: Replay, on_answer: Callable[[], None] = lambda: None) -> Found | None:
+    def open(self, replay: Replay | None = None, on_answer: Callable[[], None] = lambda: None) -> Found | None:
         """What the journal holds; its records go to `replay`. None if there is none, or it has expired.
 
         `on_answer` is called after each answer of the store: of a large journal there are many.
@@ -157,75 +173,75 @@ class JobLog:
             return None
         if head.digest != self._digest:
             raise DigestConflict
-        self._former = own = (head.epoch, self._seen.last(head.epoch))
-        self._takes = [taken for taken in (*head.takes, own) if taken[1]]
-        self._created = head.created
+        self._former, self._created = head, head.created
+        counted = (*head.takes, (head.epoch, self._seen.last(head.epoch)))
+        self._takes = {epoch: last for epoch, last in counted if last}
         return self._read(head, replay, on_answer)
 
     def take(self, secret: bytes, replay: Replay | None = None) -> None:
         """Makes the job this writer's, with what `open` saw of it and what its former writer has added since.
 
-        That goes to `replay`. Raises EpochLost if another took it since, and StoreError, after which it may be called
-        again.
+        That goes to `replay`. Raises EpochLost if another took it since, began it anew or deleted it, and StoreError,
+        after which it may be called again.
         """
         if self._created is None:
             self._created = self._clock()
-        epoch = max(self._seen.numbers, default=0) + 1
-        if self._seen.numbers:
-            self._claim(epoch)
+        epoch = self._claimed or max(self._seen.highest + 1, int(self._clock() * 1e6))
+        if self._former is None:  # who has begun the job meanwhile keeps it, so it isn't to be stopped
             self._catch_up(epoch, replay)
-        self._put_head(epoch, secret)
-        self._epoch, self._last = epoch, 0
-        self._delete_spent()
-
-    def _claim(self, epoch: int) -> None:
-        """From here on the former writer is told that it has lost the job."""
-        key, mine = claim_key(self._job_id, epoch), self._writer.encode()
-        # A put whose answer was lost finds its own claim at the next try.
-        if not self._store.create(key, mine) and self._store.get(key) != mine:
-            raise EpochLost
-
-    def _catch_up(self, epoch: int, replay: Replay | None) -> None:
-        """With what the former writer was told is durable until the claim."""
-        now = self._listed()
-        if max(now.numbers) > epoch or now.heads - self._seen.heads - {epoch}:
-            raise EpochLost
-        former, last = self._former
-        if former and now.last(former) > last:
-            self._read_into(replay, [(former, number) for number in now.numbers[former] if number > last])
-            self._former = (former, now.last(former))
-            self._takes = [*(taken for taken in self._takes if taken[0] != former), self._former]
-
-    def _put_head(self, epoch: int, secret: bytes) -> None:
-        assert self._created is not None
+        self._create_own(claim_key(self._job_id, epoch), self._writer.encode())
+        self._claimed = epoch  # from here on the former writer is told that it has lost the job
+        self._catch_up(epoch, replay)
         head = Head(
             digest=self._digest,
             secret=secret,
             epoch=epoch,
             created=self._created,
             writer=self._writer,
-            takes=self._takes,
+            takes=list(self._takes.items()),
         )
-        if not self._store.create(head_key(self._job_id, epoch), sealed_head(head)):
-            there = self._head(epoch)
-            if not there or (there.writer, there.digest, there.secret) != (head.writer, head.digest, head.secret):
-                raise EpochLost
-            self._created, self._takes = there.created, there.takes
+        self._create_own(head_key(self._job_id, epoch), sealed_head(head))
+        self._epoch, self._last = epoch, 0
+        self._delete_spent()
+
+    def _create_own(self, key: str, data: bytes) -> None:
+        """A put whose answer was lost finds its own data at the next try."""
+        if not self._store.create(key, data) and self._store.get(key) != data:
+            raise EpochLost
+
+    def _catch_up(self, epoch: int, replay: Replay | None) -> None:
+        """With what the former writer was told is durable until the claim."""
+        now = self._listed()
+        former = self._former.epoch if self._former else 0
+        # Also those that were seen half-written, where files have no second name.
+        heads = [self._head(other) for other in sorted(now.heads) if former <= other < epoch]
+        if now.highest > epoch or [head for head in heads if head] != ([self._former] if self._former else []):
+            raise EpochLost
+        if self._former and now.last(former) > self._takes.get(former, 0):
+            added = [number for number in now.numbers[former] if number > self._takes.get(former, 0)]
+            self._read_into(replay, [(former, number) for number in added])
+            self._takes[former] = now.last(former)
 
     def append(self, entries: list[Entry]) -> int:
-        """Durable on return: how many bytes. After an error, `entries` are those that aren't known to count.
+        """Durable on return: how many bytes, and `entries` is empty.
 
-        Raises EpochLost, JournalGone and other StoreErrors, JournalFull.
+        After an error they are what isn't known to count, and may come again among others: what is written already is
+        not written again. Raises EpochLost, JournalGone and other StoreErrors, JournalFull.
         """
         assert self._epoch, "not taken"
-        written = 0
-        while entries:
-            group = _first_group(entries)
-            written += self._write(group)
-            if len(group) == len(entries):
-                self._check_epoch()
-            del entries[: len(group)]
-        return written
+        written = {id(entry) for entry in self._unchecked}
+        rest = [entry for entry in entries if id(entry) not in written]
+        while rest:
+            group = _first_group(rest)
+            self._unchecked_bytes += self._write(group)
+            self._unchecked += rest[: len(group)]
+            del rest[: len(group)]
+        if entries:
+            self._check_epoch()
+        entries.clear()
+        self._unchecked.clear()
+        size, self._unchecked_bytes = self._unchecked_bytes, 0
+        return size
 
     # Writing
 
@@ -245,18 +261,21 @@ class JobLog:
         )
 
     def _check_epoch(self) -> None:
-        """Any higher one means that it is lost: the next may be deleted already, as it counts nothing."""
-        higher, before = self._higher_epochs(), list[int]()
-        while higher != before:  # one without a key is about to get one, or its deleter has a higher one
-            if any(self._store.keys(f"jobs/{self._job_id}/{epoch:08d}/") for epoch in higher):
+        """Any higher claim means that it is lost: the next one may be deleted already, as its epoch counts nothing."""
+        before: list[int] = []
+        for _ in range(_MOST_LOOKS):
+            higher = self._higher_epochs()
+            if any(self._store.exists(claim_key(self._job_id, epoch)) for epoch in higher):
                 self._epoch = 0
                 raise EpochLost
-            higher, before = self._higher_epochs(), higher
-        if self._store.exists(head_key(self._job_id, self._epoch)):
-            return
-        # Who finds the job expired deletes its epochs.
-        self._epoch = 0
-        raise JournalGone(f"{self._store.describe}: the job's journal has been deleted")
+            if higher == before:
+                break
+            before = higher  # one without a claim is about to get one, or its deleter has a higher one
+        else:
+            raise StoreError(f"{self._store.describe}: a job's epochs come and go, each time they are looked at")
+        if not self._store.exists(claim_key(self._job_id, self._epoch)):  # who finds the job expired deletes it
+            self._epoch = 0
+            raise JournalGone(f"{self._store.describe}: the job's journal has been deleted")
 
     def _higher_epochs(self) -> list[int]:
         names = self._store.folders(f"jobs/{self._job_id}/")
@@ -265,43 +284,41 @@ class JobLog:
     # Reading
 
     def _look(self, on_answer: Callable[[], None]) -> tuple[_Listing, Head | None]:
-        """With the newest head that is intact. A listed one that is gone has a higher one that was not listed."""
+        """With the newest head that counts. A listed one that is gone has a higher one that was not listed."""
         for _ in range(_MOST_LOOKS):
             listing = self._listed()
             on_answer()
-            is_whole = True
             for epoch in sorted(listing.heads, reverse=True):
-                data = self._store.get(head_key(self._job_id, epoch))
-                is_whole = data is not None
-                if data is None:
-                    break
-                if (head := self._opened_head(epoch, data)) is not None:
+                if (head := self._head(epoch)) is not None:
                     return listing, head
-            if is_whole:
+                if not self._store.exists(head_key(self._job_id, epoch)):
+                    break
+            else:
                 return listing, None
         raise StoreError(f"{self._store.describe}: what is listed of a job is deleted before it is read, each time")
 
     def _listed(self) -> _Listing:
         prefix = f"jobs/{self._job_id}/"
         numbers: dict[int, list[int]] = {}
-        heads = set()
+        heads, claims = set(), set()
         for key in self._store.keys(prefix):
-            found = re.fullmatch(r"(\d{8,})/(claim|head|\d{8,})", key[len(prefix) :])
+            found = re.fullmatch(r"(\d{16,})/(claim|head|\d{8,})", key[len(prefix) :])
             if found:
                 epoch = int(found[1])
                 of_epoch = numbers.setdefault(epoch, [])
-                if found[2] == "head":
+                if found[2] == "claim":
+                    claims.add(epoch)
+                elif found[2] == "head":
                     heads.add(epoch)
-                elif found[2] != "claim":
+                else:
                     of_epoch.append(int(found[2]))
-        return _Listing(numbers, frozenset(heads))
+        return _Listing(numbers, frozenset(heads & claims))
 
     def _head(self, epoch: int) -> Head | None:
         """If it is there and intact."""
         data = self._store.get(head_key(self._job_id, epoch))
-        return None if data is None else self._opened_head(epoch, data)
-
-    def _opened_head(self, epoch: int, data: bytes) -> Head | None:
+        if data is None:
+            return None
         try:
             head = opened(Head, data)
             if head.epoch != epoch:
@@ -311,10 +328,10 @@ class JobLog:
             return None
         return head
 
-    def _read(self, head: Head, replay: Replay, on_answer: Callable[[], None]) -> Found:
+    def _read(self, head: Head, replay: Replay | None, on_answer: Callable[[], None]) -> Found:
         places = [
             (epoch, number)
-            for epoch, last in self._takes
+            for epoch, last in self._takes.items()
             for number in sorted(self._seen.numbers.get(epoch, ()))
             if number <= last
         ]
@@ -332,7 +349,7 @@ class JobLog:
     ) -> tuple[set[int], int]:
         """The lanes that are closed there, and how many segments are intact."""
         closed: set[int] = set()
-        segments = dropped = 0
+        segments = size = dropped = 0
         for (_, number), data in self._fetched(places):
             on_answer()
             try:
@@ -343,10 +360,11 @@ class JobLog:
                 dropped += 1
                 continue
             segments += 1
-            self.bytes += len(data or b"")
+            size += len(data or b"")
             closed |= {entry.lane for entry in segment.entries if isinstance(entry, LaneClosed)}
             if replay is not None:
                 replay.load(segment.entries)
+        self.bytes += size
         if dropped:
             _LOG.warning("%d of a job's %d segments are torn, changed or missing: dropped", dropped, len(places))
         return closed, segments
@@ -367,18 +385,21 @@ class JobLog:
     def _delete_spent(self) -> None:
         """Takeovers that were left without a segment, and what came too late to count. On S3 the bucket's lifecycle
         rule does it: there a look at hundreds of them is one call."""
-        spent = self._seen.numbers.keys() - {epoch for epoch, _ in self._takes}
+        spent = self._seen.numbers.keys() - self._takes.keys()
         if not self._store.is_local or len(spent) <= _MOST_SPENT:
             return
         try:
+            self._check_epoch()  # a higher one may count them
             self._delete_epochs(spent)
+        except JournalGone as error:
+            raise EpochLost from error
         except StoreError as error:  # the next one tries again
             _LOG.warning("%d of a job's epochs that count nothing are left: %s", len(spent), error)
 
     def _delete_epochs(self, epochs: Iterable[int]) -> None:
         """Only these: a writer that comes meanwhile has a higher one. The newest last, as it says what they are."""
         for epoch in sorted(epochs):
-            self._store.delete(f"jobs/{self._job_id}/{epoch:08d}/")
+            self._store.delete(f"jobs/{self._job_id}/{epoch:016d}/")
 
 
 def _first_group(entries: list[Entry]) -> list[msgspec.Raw]:

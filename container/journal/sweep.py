@@ -62,6 +62,8 @@ def sweep(
         is_expired = now - job.created > lifetime_s
         if job.id in keep or not (is_expired or left > max_bytes):
             continue
+        if _job(store, job.id).created != job.created:  # begun anew meanwhile
+            continue
         store.delete(f"{_JOBS}{job.id}/")
         left -= job.bytes
         expired += is_expired
