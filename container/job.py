@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -27,6 +29,8 @@ InThread = Callable[[Callable[[], object]], Awaitable[object]]
 
 _MOST_RIVALS = 8
 """Servers that take the same job at the same moment, before one that wants it, too, lets them."""
+_PAUSE_S = 0.02
+"""At most, after the first time; doubled each time."""
 _TAKEN_EACH_TIME = "other servers took the job again and again"
 _LOST: dict[type[Exception], str] = {
     EpochLost: "another server has taken it",
@@ -92,6 +96,7 @@ class Job:
         self._remembering: asyncio.Task[None] | None = None
         self._knows_past = self._went_ahead = self._is_taken = False
         self._keeps_drawn = True
+        self._has_ended = self._has_lost = False  # tracks; from the journal, as somebody deleted it
         self._unsaved: list[Entry] = []
         self._writing: list[Entry] = []
         self._late: list[Entry] | None = None
@@ -120,7 +125,7 @@ class Job:
         self.answers_heard += 1
 
     def _take_past(self) -> _Past:
-        for _ in range(_MOST_RIVALS):
+        for attempt in range(_MOST_RIVALS):
             log, replay = self._access.new_log(), self._access.new_replay()
             try:
                 found = log.open(replay, self._heard)
@@ -131,6 +136,7 @@ class Job:
                 return _Past(log, Seeds(found.secret), replay, found.closed_lanes)
             except EpochLost:
                 replay.close()
+                _let_rivals_finish(attempt)
             except BaseException:
                 replay.close()
                 raise
@@ -221,6 +227,7 @@ class Job:
         """It has ended by itself, or nobody waits for it."""
         if self.tracks.get(track.key) is track:
             del self.tracks[track.key]
+            self._has_ended = True
             self._note_track(track)
 
     def freeze(self) -> None:
@@ -242,7 +249,7 @@ class Job:
 
     def is_saved(self, lease: Lease) -> bool:
         """Whether the journal has all that was generated for the request."""
-        is_whole = self._keeps_drawn or not lease.has_drawn
+        is_whole = not self._has_lost and (self._keeps_drawn or not lease.has_drawn)
         return self.is_stored and is_whole and not self.is_given_up and not self.has_unsaved
 
     async def save(self) -> int:
@@ -250,6 +257,8 @@ class Job:
         async with self._using_log:
             for track in self.tracks.values():
                 self._note_track(track)
+            if self.is_given_up:
+                self._log.forget()
             if self.is_given_up or not self._unsaved:
                 return 0
             self._writing, self._unsaved = self._unsaved, []
@@ -261,7 +270,8 @@ class Job:
                 self.give_up(str(error) or _LOST[type(error)])
                 return 0
             except BaseException as error:
-                self._unsaved = self._writing + self._unsaved
+                if not self.is_given_up:
+                    self._unsaved = self._writing + self._unsaved
                 if isinstance(error, JournalGone):
                     self._begin_again()
                 raise
@@ -283,16 +293,15 @@ class Job:
         return self._log.append(self._writing)
 
     def _taken(self) -> bytes:
-        """The job's secret."""
-        for _ in range(_MOST_RIVALS):
+        """The job's secret. Of two servers that have begun it the later one has the journal."""
+        for attempt in range(_MOST_RIVALS):
             secret = self._seeds.secret if self._knows_past else self._meet_past()
             try:
                 self._log.take(secret)
                 return secret
             except EpochLost:
-                if self._knows_past and not self._log.has_claimed:
-                    raise  # another has begun it first, and goes on
                 self._knows_past = False
+                _let_rivals_finish(attempt)
         raise StoreError(_TAKEN_EACH_TIME)
 
     def _meet_past(self) -> bytes:
@@ -304,6 +313,7 @@ class Job:
     def _begin_again(self) -> None:
         """Somebody has deleted the journal: a new one has at least all of what is at work."""
         self._is_taken = self._knows_past = False
+        self._has_lost |= self._has_ended or self._replay is not None
         for track in self.tracks.values():
             track.kept_tokens = 0
 
@@ -349,6 +359,11 @@ class Job:
         if self._replay is not None:
             self._replay.close()
             self._replay = None
+
+
+def _let_rivals_finish(attempt: int) -> None:
+    """Else each stops the other again."""
+    time.sleep(random.uniform(0, _PAUSE_S) * 2**attempt)
 
 
 def _size(entry: Entry) -> int:

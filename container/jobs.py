@@ -131,10 +131,10 @@ class Jobs:
             await asyncio.gather(*map(self._save, jobs))
 
     async def _is_back(self, jobs: list[Job]) -> bool:
-        """Whether the store has taken the first thing that there is to write."""
+        """Whether the store takes anything. What it refuses may be wrong with one job alone."""
         for job in jobs:
             if not await self._save(job):
-                return False
+                break
             if self._broken_by is None:
                 return True
         try:

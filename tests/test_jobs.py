@@ -46,9 +46,9 @@ class Store(DirectoryStore):
         """Called once."""
 
     def _wait(self) -> None:
+        assert self.answers.wait(60)
         if self.failing:
             raise StoreError("told to")
-        assert self.answers.wait(60)
 
     def keys(self, prefix: str) -> list[str]:
         self._wait()
@@ -193,6 +193,81 @@ def test_a_job_with_nothing_to_write_does_not_keep_a_healed_store_from_the_other
             await jobs.save_all()
         assert jobs.is_saved(lease)
         assert engine.metrics.journal_broken._value.get() == 0
+
+    run(test())
+
+
+def test_a_job_that_can_not_be_written_does_not_keep_the_others_from_it(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose folder is unreadable."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        bad, good = await jobs.attach("bad", DIGEST), await jobs.attach("good", DIGEST)
+        create = store.create
+
+        def refuse(key: str, data: bytes) -> bool:
+            if bad.job.id in key:
+                raise StoreError("this job only")
+            return create(key, data)
+
+        monkeypatch.setattr(store, "create", refuse)
+        for lease in (bad, good):
+            engine.generate(lease, 0)
+        for _ in range(3):
+            engine.say(1)
+            await jobs.save_all()
+            assert jobs.is_saved(good)
+        assert not jobs.is_saved(bad)
+
+    run(test())
+
+
+def test_a_job_that_is_given_up_while_it_is_written_leaves_nothing_behind(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    async def test() -> None:
+        jobs = new_jobs()
+        lease = await jobs.attach("a-job", DIGEST)
+        engine.generate(lease, 0)
+        engine.say(1)
+        store.answers.clear()
+        saving = asyncio.create_task(jobs.save_all())
+        await asyncio.sleep(0)
+        lease.job.give_up("there is no memory for more")
+        store.failing = True
+        store.answers.set()
+        await saving
+        assert not lease.job.has_unsaved
+        assert lease.job.unsaved_bytes == 0
+        jobs.release(lease, is_complete=True)
+        await settled(jobs)
+        assert not jobs._jobs
+
+    run(test())
+
+
+def test_a_job_whose_journal_was_deleted_is_not_told_to_be_saved(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    """What had ended went with it."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        lease = await jobs.attach("a-job", DIGEST)
+        engine.generate(lease, 0)
+        engine.say(8)
+        await jobs.save_all()
+        assert jobs.is_saved(lease)
+        engine.generate(lease, 1)
+        engine.say(1)
+        store.delete(f"jobs/{lease.job.id}/")
+        for _ in range(3):
+            await jobs.save_all()
+        assert lease.job.is_stored and not lease.job.has_unsaved
+        assert not jobs.is_saved(lease)
+        assert await finished_items(new_jobs(), 1) == 0
 
     run(test())
 
@@ -386,22 +461,25 @@ def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
     run(test())
 
 
-def test_who_begins_a_job_that_another_has_begun_first_leaves_it_to_that(
+def test_a_request_sent_again_to_another_server_has_the_journal_though_the_first_one_writes_its_last_words(
     new_jobs: Callable[[], Jobs], engine: Engine
 ) -> None:
+    """It has come before the first one had written anything, and before that noticed that its client is gone."""
+
     async def test() -> None:
         first, second = new_jobs(), new_jobs()
-        leases = [await jobs.attach("a-job", DIGEST) for jobs in (first, second)]
-        for lease in leases:
-            engine.generate(lease, 0)
+        left = await first.attach("a-job", DIGEST)
+        engine.generate(left, 0)
         engine.say(1)
-        await first.save_all()
+        lease = await second.attach("a-job", DIGEST)
+        first.release(left, is_complete=False)
+        await settled(first)
+        for item in range(2):
+            engine.generate(lease, item)
+        engine.say(8)
         await second.save_all()
-        engine.say(7)
-        await first.save_all()
-        assert first.is_saved(leases[0])
-        assert leases[1].job.is_given_up
-        assert await finished_items(new_jobs(), 1) == 1
+        assert second.is_saved(lease)
+        assert await finished_items(new_jobs(), 2) == 2
 
     run(test())
 

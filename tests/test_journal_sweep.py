@@ -5,12 +5,13 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from container.journal.directory import DirectoryStore
 from container.journal.log import JobLog, head_key
 from container.journal.replay import Replay
-from container.journal.segment import LaneClosed
+from container.journal.segment import Head, LaneClosed, opened, sealed_head
 from container.journal.sweep import Swept, sweep
 
 NOBODY: frozenset[str] = frozenset()
@@ -29,6 +30,11 @@ def make(store: DirectoryStore, job: str, created: float) -> int:
     log.take(bytes(16))
     log.append([LaneClosed(lane) for lane in range(500)])
     return sum(store.sizes(f"jobs/{job}/").values())
+
+
+def newest(store: DirectoryStore, job: str) -> int:
+    """Its epoch."""
+    return max(map(int, store.folders(f"jobs/{job}/")))
 
 
 def swept(store: DirectoryStore, max_bytes: int = 1 << 30, keep: frozenset[str] = NOBODY) -> Swept:
@@ -58,7 +64,7 @@ def test_a_job_whose_head_is_torn_has_its_folders_age(store: DirectoryStore, tmp
     for job, changed in {"old": 899.0, "young": 950.0}.items():
         make(store, job, 0)
         folder = tmp_path / "journal" / "jobs" / job
-        (tmp_path / "journal" / head_key(job, 1)).write_bytes(b"LHJL")
+        (tmp_path / "journal" / head_key(job, newest(store, job))).write_bytes(b"LHJL")
         os.utime(folder, (changed, changed))
     assert swept(store).expired == 1
     assert store.folders("jobs/") == ["young"]
@@ -67,9 +73,20 @@ def test_a_job_whose_head_is_torn_has_its_folders_age(store: DirectoryStore, tmp
 def test_a_job_whose_newest_head_is_torn_has_the_age_of_the_one_before(store: DirectoryStore, tmp_path: Path) -> None:
     make(store, "a", 950.0)
     make(store, "a", 960.0)
-    (tmp_path / "journal" / head_key("a", 960_000_000)).write_bytes(b"LHJL")
+    (tmp_path / "journal" / head_key("a", newest(store, "a"))).write_bytes(b"LHJL")
     assert swept(store).expired == 0
     assert sweep(store, lifetime_s=40, max_bytes=1 << 30, keep=NOBODY, clock=lambda: 1000.0).expired == 1
+
+
+def test_a_head_without_a_claim_says_nothing_of_a_jobs_age(store: DirectoryStore) -> None:
+    """It was put late, by a writer of one of the same name that was deleted before."""
+    make(store, "a", 800.0)
+    late = store.get(head_key("a", newest(store, "a"))) or b""
+    store.delete("jobs/a/")
+    make(store, "a", 950.0)
+    epoch = newest(store, "a") + 1
+    store.put(head_key("a", epoch), sealed_head(msgspec.structs.replace(opened(Head, late), epoch=epoch)))
+    assert swept(store).expired == 0
 
 
 def test_a_job_that_is_begun_anew_while_others_are_looked_at_stays(store: DirectoryStore) -> None:

@@ -22,7 +22,7 @@ _NEVER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLON
 """What no waiting makes better when the root is made."""
 _TRIES = 5
 """At what somebody else's deletion of the directory around it undoes."""
-_WALKS = 8
+_WALKS = 100
 """Through directories of which some are deleted meanwhile, before one that is listed and not there is told."""
 
 

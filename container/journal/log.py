@@ -7,9 +7,9 @@ them durable. What is there after the claim is therefore all that counts. The he
 each earlier one that is; what an earlier writer adds later is ignored. The highest epoch with an intact head is the
 journal. In a directory, epochs that count nothing are deleted in time.
 
-A job may be deleted at any time, and be begun anew: a new epoch is also higher than the time in microseconds, so that
-nothing that is written or deleted late meets what came after it. An epoch without its claim was deleted: what is put
-there later doesn't count either.
+A job may be deleted at any time, and be begun anew: a new epoch is also higher than the time in microseconds, by a
+random part of a second, so that nothing that is written or deleted late meets what came after it. An epoch without its
+claim was deleted: what is put there later doesn't count either.
 
 StoreError
 └── JournalGone   the job's objects were deleted by somebody else
@@ -43,8 +43,10 @@ _MOST_NUMBERS_TAKEN = 100
 _MOST_SPENT = 8
 """Epochs that count nothing, until they are deleted. Each look at a job goes through all of them, and one that was
 finished long ago gets a new one each time it is asked for."""
-_MOST_LOOKS = 8
+_MOST_LOOKS = 100
 """At a job of which others delete epochs, before the store is not believed."""
+
+_EPOCHS_A_SECOND = 1_000_000
 
 _EPOCH = re.compile(r"\d{16,}")
 
@@ -134,24 +136,20 @@ class JobLog:
         self._lifetime_s = lifetime_s
         self._max_bytes = max_bytes
         self._clock = clock
-        self._forget()
+        self.forget()
 
     @property
     def epoch(self) -> int:
         """That is this writer's; 0: none."""
         return self._epoch
 
-    @property
-    def has_claimed(self) -> bool:
-        """Whether it may have stopped who had the job before."""
-        return self._claimed > 0
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """What it knows of the store, and what it has written and not checked."""
         self._seen = _Listing({}, frozenset())
         self._former: Head | None = None  # of the epoch that is taken over
         self._takes: dict[int, int] = {}  # the last number that counts of each epoch of which one does
         self._created: float | None = None
-        self._claimed = 0  # epoch that this writer's claim may be there for
+        self._claimed = 0  # epoch of which this writer's claim may be there
         self._epoch = 0
         self._last = 0  # number that may exist in it
         self._unchecked: list[Entry] = []  # written, and not known to count
@@ -164,12 +162,12 @@ class JobLog:
         `on_answer` is called after each answer of the store: of a large journal there are many.
         Raises DigestConflict, StoreError, OutOfSpace (of `replay`).
         """
-        self._forget()
+        self.forget()
         self._seen, head = self._look(on_answer)
         if head is None:
             return None
         if self._clock() - head.created > self._lifetime_s:
-            self._delete_epochs(self._seen.numbers)
+            self._delete_epochs(self._seen.numbers, on_answer)
             return None
         if head.digest != self._digest:
             raise DigestConflict
@@ -186,11 +184,12 @@ class JobLog:
         """
         if self._created is None:
             self._created = self._clock()
-        epoch = self._claimed or max(self._seen.highest + 1, int(self._clock() * 1e6))
-        if self._former is None:  # who has begun the job meanwhile keeps it, so it isn't to be stopped
-            self._catch_up(epoch, replay)
+        if not self._claimed:
+            lowest = max(self._seen.highest, int(self._clock() * _EPOCHS_A_SECOND)) + 1
+            self._claimed = lowest + secrets.randbelow(_EPOCHS_A_SECOND)
+        epoch = self._claimed
+        # From here on the former writer is told that it has lost the job.
         self._create_own(claim_key(self._job_id, epoch), self._writer.encode())
-        self._claimed = epoch  # from here on the former writer is told that it has lost the job
         self._catch_up(epoch, replay)
         head = Head(
             digest=self._digest,
@@ -273,7 +272,7 @@ class JobLog:
             before = higher  # one without a claim is about to get one, or its deleter has a higher one
         else:
             raise StoreError(f"{self._store.describe}: a job's epochs come and go, each time they are looked at")
-        if not self._store.exists(claim_key(self._job_id, self._epoch)):  # who finds the job expired deletes it
+        if self._store.get(claim_key(self._job_id, self._epoch)) != self._writer.encode():
             self._epoch = 0
             raise JournalGone(f"{self._store.describe}: the job's journal has been deleted")
 
@@ -396,10 +395,11 @@ class JobLog:
         except StoreError as error:  # the next one tries again
             _LOG.warning("%d of a job's epochs that count nothing are left: %s", len(spent), error)
 
-    def _delete_epochs(self, epochs: Iterable[int]) -> None:
+    def _delete_epochs(self, epochs: Iterable[int], on_answer: Callable[[], None] = lambda: None) -> None:
         """Only these: a writer that comes meanwhile has a higher one. The newest last, as it says what they are."""
         for epoch in sorted(epochs):
             self._store.delete(f"jobs/{self._job_id}/{epoch:016d}/")
+            on_answer()
 
 
 def _first_group(entries: list[Entry]) -> list[msgspec.Raw]:

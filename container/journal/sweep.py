@@ -80,8 +80,8 @@ def _job(store: DirectoryStore, job_id: str) -> _Job:
 
 
 def _created(store: DirectoryStore, job_id: str, keys: dict[str, int]) -> float:
-    """By its newest intact head; without one it is the folder's age that is left."""
-    epochs = {key.split("/")[2] for key in keys if key.endswith("/head")}
+    """By its newest intact head beside a claim; without one it is the folder's age that is left."""
+    epochs = {key.split("/")[2] for key in keys if key.endswith("/head") and f"{key[:-4]}claim" in keys}
     for epoch in sorted((int(epoch) for epoch in epochs if epoch.isdecimal()), reverse=True):
         try:
             return opened(Head, store.get(head_key(job_id, epoch)) or b"").created
