@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import EFFORT
 
 from container.journal import log as log_module
 from container.journal.directory import DirectoryStore
@@ -22,8 +24,7 @@ from container.journal.store import StoreError
 JOB = "a" * 64
 LIFETIME_S = 100.0
 MOST_CALLS = 1500
-SCHEDULES = 100
-
+SCHEDULES = 100 * EFFORT
 
 Disturber = Callable[["World", Any], None]
 
@@ -244,8 +245,10 @@ def test_all_that_is_durable_counts_and_nothing_without_what_it_builds_on(
     monkeypatch.setattr(log_module, "_MOST_SPENT", 1)
     due = 0
     for seed in range(SCHEDULES):
+        directory = tmp_path / str(seed)
         try:
-            due += kept(played(seed, tmp_path / str(seed), disturber))
+            due += kept(played(seed, directory, disturber))
         except AssertionError as error:
             raise AssertionError(f"with seed {seed}: {error}") from error
+        shutil.rmtree(directory)
     assert due > SCHEDULES

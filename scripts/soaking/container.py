@@ -3,7 +3,7 @@
 traffic     `./serve` of a tiny model under right requests of every dialect (the same request has the same answer each
             time), bad documents, JSON lines with bad lines, hostile transport, killed engines, and pings all along. The
             edge lives, nothing hangs, every answer is right or documented, and no process grows.
-properties  the suites of hypothesis and schemathesis, each with `--effort` times its examples.
+properties  the suites of hypothesis and schemathesis and the journal's races, with `--effort` times their examples.
 
 The same seed draws the same requests.
 """
@@ -36,7 +36,13 @@ from .traffic import Traffic
 from .watch import FILES, Sample, Watch, sampled, spool_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SUITES = ("test_admission_fuzz.py", "test_batching_fuzz.py", "test_dialects_fuzz.py", "test_openapi.py")
+SUITES = (
+    "test_admission_fuzz.py",
+    "test_batching_fuzz.py",
+    "test_dialects_fuzz.py",
+    "test_journal_races.py",
+    "test_openapi.py",
+)
 PING_P99_S = 0.5
 QUIET_S = 60.0
 """After the last request, until nothing runs, waits or lies in the spool."""
