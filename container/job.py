@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 InThread = Callable[[Callable[[], object]], Awaitable[object]]
 
 _MOST_RIVALS = 8
-"""Servers that take the same job at the same moment, before one that wants it, too, lets them."""
+"""Servers that take the same job at the same moment, before one that wants it, too, waits for its next turn."""
 _PAUSE_S = 0.02
 """At most, after the first time; doubled each time."""
 _TAKEN_EACH_TIME = "other servers took the job again and again"
@@ -94,9 +94,12 @@ class Job:
         self._written_lanes: set[int] = set()
         self._replay: Replay | None = None
         self._remembering: asyncio.Task[None] | None = None
-        self._knows_past = self._went_ahead = self._is_taken = False
+        self._went_ahead = self._is_taken = False
         self._keeps_drawn = True
-        self._has_ended = self._has_lost = False  # tracks; from the journal, as somebody deleted it
+        self._has_past = self._has_ended = (
+            False  # what the journal had, and tracks of its own: work that isn't done again
+        )
+        self._has_lost = False  # some of that, as somebody deleted the journal
         self._unsaved: list[Entry] = []
         self._writing: list[Entry] = []
         self._late: list[Entry] | None = None
@@ -133,7 +136,7 @@ class Job:
                     replay.close()
                     return _Past(log, self._seeds)
                 log.take(found.secret, replay)
-                return _Past(log, Seeds(found.secret), replay, found.closed_lanes)
+                return _Past(log, Seeds(found.secret), replay, frozenset(log.closed_lanes))
             except EpochLost:
                 replay.close()
                 _let_rivals_finish(attempt)
@@ -144,9 +147,8 @@ class Job:
 
     def _adopt(self, past: _Past) -> None:
         self._log, self._seeds, self._replay = past.log, past.seeds, past.replay
-        self._knows_past = True
         if past.replay is not None:
-            self._is_taken = self.is_stored = True
+            self._is_taken = self.is_stored = self._has_past = True
             begun = past.replay.lanes()
             self._written_lanes |= begun
             self._lanes.adopt(begun, past.closed_lanes)
@@ -245,7 +247,7 @@ class Job:
     @property
     def is_worth_saving(self) -> bool:
         """What no request has left is answered before it is ever written, if it takes no time."""
-        return self.name is not None or self.is_stored or self.was_left
+        return self.name is not None or self.is_stored or self.was_left or bool(self._writing)
 
     def is_saved(self, lease: Lease) -> bool:
         """Whether the journal has all that was generated for the request."""
@@ -293,27 +295,23 @@ class Job:
         return self._log.append(self._writing)
 
     def _taken(self) -> bytes:
-        """The job's secret. Of two servers that have begun it the later one has the journal."""
+        """The job's secret. Nothing is lost of a past that could not be read when the job began, or came later."""
         for attempt in range(_MOST_RIVALS):
-            secret = self._seeds.secret if self._knows_past else self._meet_past()
+            self._log = self._access.new_log()
+            found = self._log.open()
+            secret = self._seeds.secret if found is None else found.secret
             try:
                 self._log.take(secret)
                 return secret
             except EpochLost:
-                self._knows_past = False
                 _let_rivals_finish(attempt)
         raise StoreError(_TAKEN_EACH_TIME)
 
-    def _meet_past(self) -> bytes:
-        """What could not be read when the job began: nothing of it is lost."""
-        self._log = self._access.new_log()
-        found = self._log.open()
-        return self._seeds.secret if found is None else found.secret
-
     def _begin_again(self) -> None:
         """Somebody has deleted the journal: a new one has at least all of what is at work."""
-        self._is_taken = self._knows_past = False
-        self._has_lost |= self._has_ended or self._replay is not None
+        self._is_taken = False
+        self._keeps_drawn = True
+        self._has_lost |= self._has_past or self._has_ended
         for track in self.tracks.values():
             track.kept_tokens = 0
 
@@ -363,7 +361,8 @@ class Job:
 
 def _let_rivals_finish(attempt: int) -> None:
     """Else each stops the other again."""
-    time.sleep(random.uniform(0, _PAUSE_S) * 2**attempt)
+    if attempt < _MOST_RIVALS - 1:
+        time.sleep(random.uniform(0, _PAUSE_S) * 2**attempt)
 
 
 def _size(entry: Entry) -> int:

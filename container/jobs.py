@@ -132,8 +132,10 @@ class Jobs:
 
     async def _is_back(self, jobs: list[Job]) -> bool:
         """Whether the store takes anything. What it refuses may be wrong with one job alone."""
+        is_refused = False
         for job in jobs:
             if not await self._save(job):
+                is_refused = True
                 break
             if self._broken_by is None:
                 return True
@@ -142,7 +144,8 @@ class Jobs:
         except StoreError as error:
             self._broke("writing", error)
             return False
-        self._healed("writing")
+        if not is_refused:
+            self._healed("writing")
         return True
 
     def is_saved(self, lease: Lease) -> bool:
@@ -263,7 +266,8 @@ class Jobs:
         if size > 0 and self._unsaved_bytes >= _SOON_BYTES and self._broken_by is None:
             self._soon.set()
         if size > 0 and self._unsaved_bytes > _MOST_UNSAVED_BYTES:
-            self._jobs[id].give_up("the store has failed for too long, and there is no memory for more")
+            largest = max(self._jobs.values(), key=lambda job: job.unsaved_bytes)
+            largest.give_up("the store has failed for too long, and there is no memory for more")
 
     def _broke(self, by: Literal["reading", "writing"], error: object) -> None:
         self._metrics.journal_errors.inc()

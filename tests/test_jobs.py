@@ -224,6 +224,24 @@ def test_a_job_that_can_not_be_written_does_not_keep_the_others_from_it(
     run(test())
 
 
+def test_where_there_is_no_memory_for_more_the_job_that_has_most_of_it_is_given_up(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        jobs = new_jobs()
+        large, small = await jobs.attach("large", DIGEST), await jobs.attach("small", "b" * 64)
+        for item in range(10):
+            engine.generate(large, item)
+        engine.say(8)
+        monkeypatch.setattr(jobs_module, "_MOST_UNSAVED_BYTES", jobs._unsaved_bytes)
+        engine.generate(small, 0)
+        engine.say(8)
+        assert large.job.is_given_up
+        assert not small.job.is_given_up
+
+    run(test())
+
+
 def test_a_job_that_is_given_up_while_it_is_written_leaves_nothing_behind(
     new_jobs: Callable[[], Jobs], engine: Engine, store: Store
 ) -> None:
@@ -321,6 +339,54 @@ def test_a_lane_whose_answer_has_arrived_is_not_taken_again(
     run(test())
 
 
+def test_a_lane_that_is_closed_while_another_server_takes_the_job_is_not_taken_again(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    """The first one's answer arrives between the second one's look and its claim."""
+
+    async def test() -> None:
+        first, second = new_jobs(), new_jobs()
+        lease = await first.attach(None, DIGEST)
+        delivered = engine.generate(lease, 0, is_drawn=True)
+        engine.say(1)
+        await first.save_all()
+        engine.say(7)
+        loop = asyncio.get_running_loop()
+
+        async def deliver() -> None:
+            first.release(lease, is_complete=True)
+            await settled(first)
+
+        store.before_get = lambda: asyncio.run_coroutine_threadsafe(deliver(), loop).result()
+        again = engine.generate(await second.attach(None, DIGEST), 0, is_drawn=True)
+        assert again.track.sequence.sampling.seed != delivered.track.sequence.sampling.seed
+
+    run(test())
+
+
+def test_a_lane_that_is_closed_while_the_job_is_first_written_is_not_taken_again(
+    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+) -> None:
+    async def test() -> None:
+        jobs = new_jobs()
+        lease = await jobs.attach(None, DIGEST)
+        delivered = engine.generate(lease, 0, is_drawn=True)
+        engine.say(1)
+        store.answers.clear()
+        saving = asyncio.create_task(jobs.save_all())
+        await asyncio.sleep(0)
+        engine.say(7)
+        jobs.release(lease, is_complete=True)
+        store.answers.set()
+        await saving
+        await settled(jobs)
+        assert jobs._unsaved_bytes == 0
+        again = engine.generate(await new_jobs().attach(None, DIGEST), 0, is_drawn=True)
+        assert again.track.sequence.sampling.seed != delivered.track.sequence.sampling.seed
+
+    run(test())
+
+
 def test_identical_requests_that_overlap_for_months_leave_nothing_behind(
     new_jobs: Callable[[], Jobs], engine: Engine
 ) -> None:
@@ -378,7 +444,7 @@ def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_b
         third = asyncio.create_task(jobs.attach(None, DIGEST))
         for _ in range(20):
             await asyncio.sleep(0)
-        did_not_wait = job._replay is not None and not job._knows_past
+        did_not_wait = job._replay is not None and not job._is_taken
         go_on.set()
         await asyncio.wait({second, third})
         assert not did_not_wait

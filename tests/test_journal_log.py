@@ -116,9 +116,9 @@ def test_where_nothing_is_nothing_is_found(store: Store, replays: Replays) -> No
 def test_what_was_appended_is_found_with_the_secret_and_the_closed_lanes(store: Store, replays: Replays) -> None:
     log = taken(store, replays())
     written = log.append([record(1, 0, 5, 6), LaneClosed(3)]) + log.append([record(1, 2, 7), LaneClosed(4)])
-    replay = replays()
-    found = job_log(store).open(replay)
-    assert found == Found(secret=SECRET, created=1000.0, closed_lanes=frozenset({3, 4}), segments=2, bytes=written)
+    reader, replay = job_log(store), replays()
+    assert reader.open(replay) == Found(secret=SECRET, created=1000.0, segments=2, bytes=written)
+    assert reader.closed_lanes == {3, 4}
     assert outputs(replay) == {1: [5, 6, 7]}
 
 
@@ -427,6 +427,16 @@ def test_of_two_who_saw_the_same_the_later_one_looks_again(store: Store, replays
     assert second.append([record(1, 0, 1)])
     with pytest.raises(EpochLost):
         first.append([record(1, 0, 66)])
+
+
+def test_a_lane_that_is_closed_between_the_look_and_the_claim_is_closed(store: Store, replays: Replays) -> None:
+    old = taken(store, replays())
+    old.append([LaneClosed(1)])
+    new = job_log(store)
+    new.open()
+    old.append([LaneClosed(2)])
+    new.take(SECRET)
+    assert new.closed_lanes == {1, 2}
 
 
 def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, replays: Replays) -> None:

@@ -12,6 +12,7 @@ from container.journal.directory import DirectoryStore
 from container.journal.log import JobLog, head_key
 from container.journal.replay import Replay
 from container.journal.segment import Head, LaneClosed, opened, sealed_head
+from container.journal.store import StoreError
 from container.journal.sweep import Swept, sweep
 
 NOBODY: frozenset[str] = frozenset()
@@ -102,6 +103,24 @@ def test_a_job_that_is_begun_anew_while_others_are_looked_at_stays(store: Direct
 
     assert swept(store, keep=Keep()).expired == 0
     assert store.folders("jobs/") == ["a"]
+
+
+def test_a_job_that_can_not_be_looked_at_keeps_no_other(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for job in ("a", "b"):
+        make(store, job, 800.0)
+    sizes = store.sizes
+
+    def refuse(prefix: str) -> dict[str, int]:
+        if prefix == "jobs/a/":
+            raise StoreError("told to")
+        return sizes(prefix)
+
+    monkeypatch.setattr(store, "sizes", refuse)
+    assert swept(store).expired == 1
+    assert store.folders("jobs/") == ["a"]
+    assert "stays: told to" in caplog.text
 
 
 def test_what_killed_writers_left_is_swept_with_them(store: DirectoryStore, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ journal. In a directory, epochs that count nothing are deleted in time.
 
 A job may be deleted at any time, and be begun anew: a new epoch is also higher than the time in microseconds, by a
 random part of a second, so that nothing that is written or deleted late meets what came after it. An epoch without its
-claim was deleted: what is put there later doesn't count either.
+claim counts nothing: it is about to begin, or was deleted, and what is put there late doesn't count either.
 
 StoreError
 └── JournalGone   the job's objects were deleted by somebody else
@@ -75,7 +75,6 @@ class Found:
 
     secret: bytes
     created: float
-    closed_lanes: frozenset[int]
     segments: int
     bytes: int
 
@@ -155,6 +154,7 @@ class JobLog:
         self._unchecked: list[Entry] = []  # written, and not known to count
         self._unchecked_bytes = 0
         self.bytes = 0
+        self.closed_lanes: set[int] = set()  # that were read
 
     def open(self, replay: Replay | None = None, on_answer: Callable[[], None] = lambda: None) -> Found | None:
         """What the journal holds; its records go to `replay`. None if there is none, or it has expired.
@@ -334,20 +334,18 @@ class JobLog:
             for number in sorted(self._seen.numbers.get(epoch, ()))
             if number <= last
         ]
-        closed, segments = self._read_into(replay, places, on_answer)
+        segments = self._read_into(replay, places, on_answer)
         return Found(
             secret=head.secret,
             created=head.created,
-            closed_lanes=frozenset(closed),
             segments=segments,
             bytes=self.bytes,
         )
 
     def _read_into(
         self, replay: Replay | None, places: list[tuple[int, int]], on_answer: Callable[[], None] = lambda: None
-    ) -> tuple[set[int], int]:
-        """The lanes that are closed there, and how many segments are intact."""
-        closed: set[int] = set()
+    ) -> int:
+        """How many are intact."""
         segments = size = dropped = 0
         for (_, number), data in self._fetched(places):
             on_answer()
@@ -360,13 +358,13 @@ class JobLog:
                 continue
             segments += 1
             size += len(data or b"")
-            closed |= {entry.lane for entry in segment.entries if isinstance(entry, LaneClosed)}
+            self.closed_lanes |= {entry.lane for entry in segment.entries if isinstance(entry, LaneClosed)}
             if replay is not None:
                 replay.load(segment.entries)
         self.bytes += size
         if dropped:
             _LOG.warning("%d of a job's %d segments are torn, changed or missing: dropped", dropped, len(places))
-        return closed, segments
+        return segments
 
     def _fetched(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], bytes | None]]:
         """In order, and a few at once where each is a round trip."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .directory import DirectoryStore
 from .log import head_key
 from .segment import CorruptFile, Head, opened
-from .store import Store
+from .store import Store, StoreError
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _JOBS = "jobs/"
@@ -53,9 +53,13 @@ def sweep(
         return Swept()
     leftovers = store.sweep()
     now = clock()
-    jobs = sorted(
-        (_job(store, name) for name in store.folders(_JOBS) if _ID.fullmatch(name)), key=lambda job: job.created
-    )
+    jobs = []
+    for name in filter(_ID.fullmatch, store.folders(_JOBS)):
+        try:
+            jobs.append(_job(store, name))
+        except StoreError as error:
+            _LOG.warning("A job can't be looked at, and stays: %s", error)
+    jobs.sort(key=lambda job: job.created)
     left = sum(job.bytes for job in jobs)
     expired = evicted = 0
     for job in jobs:
