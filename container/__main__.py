@@ -31,7 +31,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def main(root: str = "/") -> int:
     """The exit status. `root` is the file system in which the GPU's driver is looked for."""
-    from .settings import BadSetting, Settings
+    from container.settings import BadSetting, Settings
 
     try:
         settings = Settings.from_env(os.environ)
@@ -43,10 +43,10 @@ def main(root: str = "/") -> int:
 
     import uvloop
 
-    from .driver import UnfitDriver, check
-    from .edge import serve
-    from .model_source import find_model
-    from .telemetry import configure_logging
+    from container.server.server import serve
+    from container.startup.gpu_driver import UnfitDriver, check
+    from container.startup.model_source import find_model
+    from container.telemetry.metrics import configure_logging
 
     configure_logging(settings.log_level)
     try:
@@ -59,7 +59,7 @@ def main(root: str = "/") -> int:
 
 
 def _refuse(reason: str) -> int:
-    from .telemetry import configure_logging
+    from container.telemetry.metrics import configure_logging
 
     configure_logging("INFO")
     logging.getLogger("container").error(reason, extra={"action": "refused"})

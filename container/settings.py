@@ -99,7 +99,7 @@ def _setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, checked. Read `model` through `container.model_source`: it may be a hub id."""
+    """Every setting, checked. Read `model` through `container.startup.model_source`: it may be a hub id."""
 
     model: str | None = _setting(
         "LONGHAUL_MODEL",

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from container.engine.sampling import Row, choose
 from container.engine.sequence import Sampling
+from container.engine.worker.sampler import Row, choose
 
 Sampler = Callable[[torch.Tensor, Sequence[Row]], torch.Tensor]
 """`choose`, or what a test puts in its place."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from emulator import Emulator
 
-from container.journal.s3 import S3Store
-from container.journal.store import Store, open_store
+from container.journal.stores.s3 import S3Store
+from container.journal.stores.store import Store, open_store
 
 KINDS = ("directory", "s3")
 

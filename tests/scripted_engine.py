@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from container.admission import Admission
-from container.defaults import Defaults
 from container.engine.messages import EngineInfo
 from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
-from container.invocation import Service
-from container.jobs import Jobs
-from container.journal.directory import DirectoryStore
-from container.preparation import Preparer
-from container.progress import Progress
-from container.telemetry import Metrics
-from container.tokenizer import Tokenizer
+from container.engine.supervisor.admission import Admission
+from container.invocations.invocation import Service
+from container.jobs.registry import Jobs
+from container.journal.stores.directory import DirectoryStore
+from container.telemetry.metrics import Metrics
+from container.telemetry.progress import Progress
+from container.tokenization.model_defaults import Defaults
+from container.tokenization.preparer import Preparer
+from container.tokenization.tokenizer import Tokenizer
 
 INFO = EngineInfo(
     model_type="scripted",

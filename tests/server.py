@@ -46,7 +46,7 @@ def free_port() -> int:
 
 def _is_engine(command: list[str]) -> bool:
     """Before and after it has given itself a name."""
-    return "container.engine.process" in command or command[:1] == ["longhaul-engine"]
+    return "container.engine.worker.process" in command or command[:1] == ["longhaul-engine"]
 
 
 class Server:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from container.admission import Admission
-from container.engine.client import EngineClient
 from container.engine.sequence import EngineError, Sampling, Sequence
+from container.engine.supervisor.admission import Admission
+from container.engine.supervisor.engine_client import EngineClient
 
 OWNERS = st.sampled_from(["a", "b", "c", "d"])
 ANY = st.integers(0, 10**6)

@@ -11,7 +11,7 @@ import torch.nn.attention.varlen  # registers the operator that is looked for be
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from container.engine import attention
+from container.engine.worker import attention
 
 DIM = 16
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
+from container.core import Completion, Result, Text
 from container.dialects.batch import Line, is_blank, name_line, name_long_line, read_line
 from container.errors import EngineFailure, RequestError
-from container.generation import Completion, Result, Text
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 OPENAI = {"custom_id": "mine", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}

@@ -16,20 +16,20 @@ import pytest
 from scripted_engine import INFO, ScriptedEngine, scripted_service
 from starlette.requests import Request
 
-from container.app import _answer_batch
-from container.batch_run import BatchRun
-from container.deadline import Deadline
-from container.edge import Edge
+from container.core import Item
+from container.disk.spool import OrderedSpool, Spool
 from container.engine.sequence import Sequence
-from container.exchange import Exchange
-from container.generation import Item
-from container.invocation import Invocation, Service
-from container.preparation import Prepared
-from container.progress import Progress, Work
+from container.invocations.batch_runner import BatchRun
+from container.invocations.deadline import Deadline
+from container.invocations.invocation import Invocation, Service
 from container.seeds import Seeds
+from container.server.app import _answer_batch
+from container.server.exchange import Exchange
+from container.server.server import Edge
 from container.settings import Settings
-from container.spool import OrderedSpool, Spool
-from container.tokenizer import Tokenizer
+from container.telemetry.progress import Progress, Work
+from container.tokenization.preparer import Prepared
+from container.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ from transformers.generation.continuous_batching import (
     scheduler,
 )
 
-from container.engine import model
-from container.engine.batching import PAGE_TOKENS, Batch
 from container.engine.messages import Cancel, EngineConfig, Step, Submit
 from container.engine.sequence import FinishReason, Sampling
+from container.engine.worker import model
+from container.engine.worker.batch import PAGE_TOKENS, Batch
 
 AssertExact = Callable[..., None]
 

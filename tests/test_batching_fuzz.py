@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from test_batching import PREFIX, Engine, random_prompt
 from tiny_models import WINDOW, TinyModel
 
-from container.engine.batching import PAGE_TOKENS
+from container.engine.worker.batch import PAGE_TOKENS
 
 CACHE = 6 * PAGE_TOKENS
 MOST_TOKENS = 40

@@ -11,12 +11,12 @@ from tiny_tokenizers import TEMPLATE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from container.core import Chat, Template, Text
 from container.dialects.chat import RESERVED
 from container.dialects.huggingface import read_request
 from container.dialects.openai import read_chat
 from container.errors import InvalidRequest
-from container.generation import Chat, Template, Text
-from container.tokenizer import Tokenizer
+from container.tokenization.tokenizer import Tokenizer
 
 CANARY = "kept-secret"
 USER = {"role": "user", "content": "How is the sea? 🙂"}

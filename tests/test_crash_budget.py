@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from container.engine.crash_budget import CrashBudget, Crashes
+from container.engine.supervisor.crash_budget import CrashBudget, Crashes
 
 
 class Account:

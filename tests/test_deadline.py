@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from container.deadline import Deadline
 from container.errors import InvalidRequest
+from container.invocations.deadline import Deadline
 from container.settings import Settings
 
 MIB = 1 << 20

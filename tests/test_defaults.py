@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from container.defaults import Defaults
+from container.core import Item, Parameters, Text
 from container.engine.sequence import Sampling
 from container.errors import InvalidRequest
-from container.generation import Item, Parameters, Text
+from container.tokenization.model_defaults import Defaults
 
 
 def item(*, sample_by_default: bool = False, **given: Any) -> Item:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from container.detokenizer import Detokenizer
-from container.vocabulary import Vocabulary
+from container.tokenization.detokenizer import Detokenizer
+from container.tokenization.vocabulary import Vocabulary
 
 FALLBACK = tiny_tokenizers.byte_fallback()
 SPECIAL = FALLBACK.eos_token_id

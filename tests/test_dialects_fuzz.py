@@ -16,15 +16,15 @@ from effort import tries
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from container.defaults import Defaults
+from container.core import Completion, Item, Result, TokenLogprob
 from container.dialects import huggingface, openai
 from container.dialects.batch import BedrockRequest, OpenAIRequest, is_blank, read_line
 from container.dialects.call import Call
 from container.dialects.document import read_document
 from container.dialects.wire import Wire
 from container.errors import RequestError
-from container.generation import Completion, Item, Result, TokenLogprob
-from container.tokenizer import Tokenizer
+from container.tokenization.model_defaults import Defaults
+from container.tokenization.tokenizer import Tokenizer
 
 CANARY = "kept-secret"
 TOKEN = TokenLogprob(id=5, text=CANARY, utf8=None, logprob=-1.0)

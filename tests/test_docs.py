@@ -9,11 +9,11 @@ import pytest
 from exactness import TIE
 from transformers import CONFIG_MAPPING
 
-from container.app import create_app
 from container.dialects.batch import read_line
 from container.dialects.document import is_json_lines, read_document
-from container.edge import Edge
-from container.engine.model import SUPPORTED
+from container.engine.worker.model import SUPPORTED
+from container.server.app import create_app
+from container.server.server import Edge
 from container.settings import Settings, settings_table
 
 ROOT = Path(__file__).parent.parent

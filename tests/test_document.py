@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from container.core import Text
 from container.dialects.document import SHAPES, is_json_lines, read_document
 from container.errors import InvalidRequest, UnsupportedMedia
-from container.generation import Text
 
 BODY = b'{"prompt": "Once"}'
 

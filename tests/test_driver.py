@@ -14,7 +14,7 @@ import pytest
 import torch
 from server import ROOT, Server, eventually
 
-from container.driver import (
+from container.startup.gpu_driver import (
     CAPABILITIES,
     GENERATIONS,
     LEAST_DRIVER,
@@ -25,7 +25,7 @@ from container.driver import (
     check,
     decide,
 )
-from container.driver_facts import GPU, Torch, find_torch, read_facts, read_torch
+from container.startup.gpu_facts import GPU, Torch, find_torch, read_facts, read_torch
 
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Feb 17 22:55:48 UTC 2024\nGCC version:  gcc 12.3.0\n"
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (dvs@U22)  Wed Jul 30 2025\n"

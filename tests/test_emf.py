@@ -8,8 +8,8 @@ import jsonschema_rs
 import pytest
 from emf_document import extracted
 
-from container.emf import Metric, members
-from container.telemetry import JSONFormatter
+from container.telemetry.emf import Metric, members
+from container.telemetry.metrics import JSONFormatter
 
 SPEED = Metric("Speed", 2.5, "Count/Second")
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from container.engine.client import EngineClient
-from container.engine.crash_budget import CrashBudget
 from container.engine.messages import EngineConfig
 from container.engine.sequence import EngineError, Sampling, Sequence
+from container.engine.supervisor.crash_budget import CrashBudget
+from container.engine.supervisor.engine_client import EngineClient
 
 ENGINE = """
 import msgspec, os, pathlib, resource, select, signal, socket, struct, sys, time

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from container.engine.environment import engine_environment
 from container.engine.messages import EngineConfig
-from container.engine.packing import can_pack
+from container.engine.supervisor.environment import engine_environment
+from container.engine.worker.packed_linear import can_pack
 
 CONFIG = EngineConfig(model_dir="/model", threads=1)
 

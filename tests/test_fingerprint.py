@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from container.dialects.document import Route
-from container.fingerprint import Fingerprint, model_identity
+from container.invocations.request_digest import Fingerprint, model_identity
 
 JSON = "application/json"
 
@@ -77,7 +77,7 @@ def test_a_models_identity_is_its_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["first", "second", "last"])
 def test_of_large_weights_every_tensor_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("container.fingerprint._WHOLE_BYTES", 1 << 10)
+    monkeypatch.setattr("container.invocations.request_digest._WHOLE_BYTES", 1 << 10)
     tensors = {"first": torch.zeros(100_000), "second": torch.zeros(3), "last": torch.zeros(50_000)}
     save_file(tensors, tmp_path / "model.safetensors")
     before = model_identity(str(tmp_path))
@@ -86,7 +86,7 @@ def test_of_large_weights_every_tensor_counts(tmp_path: Path, monkeypatch: pytes
 
 
 def test_of_other_large_files_pieces_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("container.fingerprint._WHOLE_BYTES", 1 << 20)
+    monkeypatch.setattr("container.invocations.request_digest._WHOLE_BYTES", 1 << 20)
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(4 << 20))
     before = model_identity(str(tmp_path))

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from container.core import Chat, Completion, Parameters, Prompt, Result, Text, TokenLogprob
 from container.dialects.huggingface import read_request
 from container.errors import InvalidRequest
-from container.generation import Chat, Completion, Parameters, Prompt, Result, Text, TokenLogprob
 
 CANARY = "kept-secret"
 USER = {"role": "user", "content": "Hi"}

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from scripted_engine import END, ScriptedEngine, scripted_service
 
-from container.deadline import Deadline
+from container.core import Completion, Item, Parameters, Text
 from container.engine.sequence import FinishReason
-from container.generation import Completion, Item, Parameters, Text
-from container.invocation import Invocation
-from container.tokenizer import Tokenizer
+from container.invocations.deadline import Deadline
+from container.invocations.invocation import Invocation
+from container.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

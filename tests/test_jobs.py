@@ -13,23 +13,23 @@ from typing import Any, cast
 
 import pytest
 
-from container import jobs as jobs_module
-from container.edge import Edge
 from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.errors import Conflict
-from container.fingerprint import model_identity
-from container.jobs import Jobs
-from container.journal.directory import DirectoryStore
-from container.journal.log import JobLog
-from container.journal.replay import Replay
+from container.invocations.request_digest import model_identity
+from container.jobs import registry as jobs_module
+from container.jobs.attachment import Lease
+from container.jobs.generation import Generation, Track
+from container.jobs.registry import Jobs
+from container.jobs.slots import SHARED
+from container.journal.job_log import JobLog
+from container.journal.output_table import Replay
 from container.journal.segment import Record, TrackKey, packed
-from container.journal.store import StoreError
-from container.lanes import SHARED
-from container.lease import Lease
-from container.preparation import Prepared
+from container.journal.stores.directory import DirectoryStore
+from container.journal.stores.store import StoreError
+from container.server.server import Edge
 from container.settings import Settings
-from container.telemetry import Metrics
-from container.track import Generation, Track
+from container.telemetry.metrics import Metrics
+from container.tokenization.preparer import Prepared
 
 DIGEST = "a" * 64
 

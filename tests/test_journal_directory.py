@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from container.journal.directory import DirectoryStore
-from container.journal.store import StoreError
+from container.journal.stores.directory import DirectoryStore
+from container.journal.stores.store import StoreError
 
 ROOT = Path(__file__).parent.parent
 OTHER = 12345

@@ -18,8 +18,8 @@ from emulator import Emulator
 from faulty_s3 import FaultyS3
 from journal_stores import KINDS, closing_store, emulated, impatient, new_bucket, new_uri, set_environment
 
-from container.journal import log as log_module
-from container.journal.log import (
+from container.journal import job_log as log_module
+from container.journal.job_log import (
     DigestConflict,
     EpochLost,
     Found,
@@ -31,9 +31,9 @@ from container.journal.log import (
     job_id,
     segment_key,
 )
-from container.journal.replay import Replay
+from container.journal.output_table import Replay
 from container.journal.segment import LaneClosed, Record, TrackKey, packed
-from container.journal.store import Store, StoreError
+from container.journal.stores.store import Store, StoreError
 
 SECRET = bytes(range(16))
 JOB = job_id("my-job", "digest")

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from effort import EFFORT
 
-from container.journal import log as log_module
-from container.journal.directory import DirectoryStore
-from container.journal.log import EpochLost, JobLog
-from container.journal.replay import Replay
+from container.journal import job_log as log_module
+from container.journal.job_log import EpochLost, JobLog
+from container.journal.output_table import Replay
 from container.journal.segment import Record, TrackKey, packed
-from container.journal.store import StoreError
+from container.journal.stores.directory import DirectoryStore
+from container.journal.stores.store import StoreError
 
 JOB = "a" * 64
 LIFETIME_S = 100.0

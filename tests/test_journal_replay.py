@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from server import eventually
 
 from container.engine.sequence import TokenLogprobs
-from container.journal.replay import Replay, Saved
+from container.journal.output_table import Replay, Saved
 from container.journal.segment import End, Entry, LaneClosed, Record, TrackKey, packed
 
 KEY = TrackKey(0, 0, 0, 0)

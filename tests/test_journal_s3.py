@@ -14,8 +14,8 @@ from faulty_s3 import Fault, FaultyS3
 from journal_stores import closing_store, emulated, impatient, new_bucket, set_environment
 from server import free_port
 
-from container.journal.s3 import S3Store
-from container.journal.store import StoreError, open_store
+from container.journal.stores.s3 import S3Store
+from container.journal.stores.store import StoreError, open_store
 
 
 @pytest.fixture(scope="module")

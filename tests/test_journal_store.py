@@ -9,7 +9,7 @@ import pytest
 from emulator import Emulator
 from journal_stores import KINDS, closing_store, emulated, new_uri
 
-from container.journal.store import Store, open_store
+from container.journal.stores.store import Store, open_store
 
 
 @pytest.fixture(scope="module")

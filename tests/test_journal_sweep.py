@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from container.journal.directory import DirectoryStore
-from container.journal.log import JobLog, head_key
-from container.journal.replay import Replay
+from container.journal.job_log import JobLog, head_key
+from container.journal.output_table import Replay
+from container.journal.retention import Swept, sweep
 from container.journal.segment import Head, LaneClosed, opened, sealed_head
-from container.journal.store import StoreError
-from container.journal.sweep import Swept, sweep
+from container.journal.stores.directory import DirectoryStore
+from container.journal.stores.store import StoreError
 
 NOBODY: frozenset[str] = frozenset()
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from container import logprobs
+from container.core import TokenLogprob
 from container.engine.sequence import FinishReason, TokenLogprobs
-from container.generation import TokenLogprob
-from container.vocabulary import Vocabulary
+from container.tokenization import logprobs
+from container.tokenization.vocabulary import Vocabulary
 
 FALLBACK = tiny_tokenizers.byte_fallback()
 END = 2

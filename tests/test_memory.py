@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from container.engine import memory
+from container.engine.worker import memory
 
 CPU = torch.device("cpu")
 

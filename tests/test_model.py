@@ -11,7 +11,7 @@ from tiny_models import save_tiny_model
 from transformers import AutoConfig
 
 from container.engine.messages import EngineConfig
-from container.engine.model import ModelRefused, load
+from container.engine.worker.model import ModelRefused, load
 
 
 def llama(directory: Path, shard_size: str = "1GB") -> Path:

@@ -8,10 +8,10 @@ import pytest
 from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletion
 
+from container.core import Chat, Completion, Parameters, Prompt, Result, Text, TokenIds, TokenLogprob
 from container.dialects.call import Call
 from container.dialects.openai import read_chat, read_completion
 from container.errors import InvalidRequest
-from container.generation import Chat, Completion, Parameters, Prompt, Result, Text, TokenIds, TokenLogprob
 
 CANARY = "kept-secret"
 MESSAGES = [{"role": "user", "content": "Hi"}]

@@ -26,11 +26,11 @@ from schemathesis.specs.openapi.checks import (
 from server import Server
 from test_docs import LINES, REQUESTS
 
-from container import description
-from container.app import create_app
+from container.core import Completion, Result
 from container.dialects.document import JSON_LINES, read_document
-from container.edge import Edge
-from container.generation import Completion, Result
+from container.server import openapi
+from container.server.app import create_app
+from container.server.server import Edge
 from container.settings import Settings
 
 
@@ -42,7 +42,7 @@ def only_json(value: Any) -> Any:
     return value
 
 
-DOCUMENT = description.document()
+DOCUMENT = openapi.document()
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT, config=schemathesis.Config())
 JSON_SCHEMA = schemathesis.openapi.from_dict(only_json(DOCUMENT), config=schemathesis.Config())
 OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]

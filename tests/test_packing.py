@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from container.engine.packing import PackedLinear, can_pack, pack_linears
+from container.engine.worker.packed_linear import PackedLinear, can_pack, pack_linears
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="no oneDNN for this processor")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from container.engine.penalties import TokenCounts, bias
-from container.engine.sampling import Row, choose
 from container.engine.sequence import Sampling
+from container.engine.worker.penalties import TokenCounts, bias
+from container.engine.worker.sampler import Row, choose
 
 VOCABULARY = 50
 PROMPT, OUTPUT = [3, 4, 4], [5, 6, 6, 6]

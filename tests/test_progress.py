@@ -15,9 +15,9 @@ from emf_document import extracted
 from server import Server, eventually, lasting
 
 from container.dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
-from container.progress import Progress, Write
 from container.settings import Settings
-from container.telemetry import JSONFormatter, Metrics
+from container.telemetry.metrics import JSONFormatter, Metrics
+from container.telemetry.progress import Progress, Write
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,7 +60,7 @@ class Lines(logging.Handler):
 @pytest.fixture
 def log() -> Iterator[Lines]:
     """Of a server whose LONGHAUL_LOG_LEVEL is WARNING."""
-    root, progress, lines = logging.getLogger(), logging.getLogger("container.progress"), Lines()
+    root, progress, lines = logging.getLogger(), logging.getLogger("container.telemetry.progress"), Lines()
     root.addHandler(lines)
     before = root.level, progress.level
     root.setLevel(logging.WARNING)

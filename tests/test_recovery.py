@@ -16,10 +16,10 @@ from exactness import Reference
 from server import Server, eventually
 from tiny_models import TinyModel, random_prompt
 
-from container.engine.client import EngineClient
-from container.engine.crash_budget import CrashBudget
 from container.engine.messages import EngineConfig, Step
 from container.engine.sequence import EngineError, Sampling, Sequence
+from container.engine.supervisor.crash_budget import CrashBudget
+from container.engine.supervisor.engine_client import EngineClient
 
 AssertExact = Callable[..., None]
 Start = Callable[..., Server]
@@ -152,7 +152,7 @@ ABORTS, RAISES = 4242, 4243
 HOOK = """
 import resource, sys
 
-if "container.engine.process" in sys.orig_argv:
+if "container.engine.worker.process" in sys.orig_argv:
     import os
     from container.engine.sampling import Sampler
 

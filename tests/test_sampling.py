@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from container.engine.sampling import _GOLDEN, _MASK64, CANDIDATES, _mix, choose, gumbel, noise_key
+from container.engine.worker.sampler import _GOLDEN, _MASK64, CANDIDATES, _mix, choose, gumbel, noise_key
 
 VOCABULARY = 1000
 

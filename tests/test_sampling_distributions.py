@@ -24,10 +24,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from container.engine import sampling
-from container.engine.penalties import TokenCounts
-from container.engine.sampling import Row, choose, gumbel, noise_key
 from container.engine.sequence import Sampling
+from container.engine.worker import sampler as sampler_module
+from container.engine.worker.penalties import TokenCounts
+from container.engine.worker.sampler import Row, choose, gumbel, noise_key
 
 DRAWS = 50_000
 ALPHA = 1e-4
@@ -158,13 +158,13 @@ def with_part(name: str, part: Callable[..., Any]) -> Sampler:
     """The sampler with another part of that name."""
 
     def sampler(scores: torch.Tensor, rows: Any) -> torch.Tensor:
-        with patch.object(sampling, name, part):
+        with patch.object(sampler_module, name, part):
             return choose(scores, rows)
 
     return sampler
 
 
-def keep_all_but_the_last(*args: Any, original: Callable[..., Any] = sampling._keep) -> Any:
+def keep_all_but_the_last(*args: Any, original: Callable[..., Any] = sampler._keep) -> Any:
     kept, is_known = original(*args)
     return kept & (kept.cumsum(1) < kept.sum(1, keepdim=True)), is_known
 
@@ -310,7 +310,7 @@ DEPENDENT: dict[str, tuple[Callable[[Sampler], float], Callable[[int, int], int]
     # A token's noise is a hash of the key plus its own id's multiple of the same number: the next seed's are shifted.
     "seeds and token ids add up": (
         consecutive_seeds,
-        lambda seed, _: sampling._signed(seed * sampling._GOLDEN & sampling._MASK64),
+        lambda seed, _: sampler._signed(seed * sampler._GOLDEN & sampler._MASK64),
     ),
 }
 

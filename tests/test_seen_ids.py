@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from container.seen_ids import SeenIds
+from container.disk.seen_ids import SeenIds
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any, cast
 from fake_engine import FakeEngine
 from server import Server, eventually, lasting
 
-from container.admission import Admission
-from container.engine.client import EngineClient
 from container.engine.sequence import EngineError, Sampling, Sequence
+from container.engine.supervisor.admission import Admission
+from container.engine.supervisor.engine_client import EngineClient
 
 
 class Queue:

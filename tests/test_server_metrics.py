@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from container.server_metrics import ServerMetrics
-from container.telemetry import Metrics
+from container.telemetry.cloudwatch import ServerMetrics
+from container.telemetry.metrics import Metrics
 
 
 class Clock:

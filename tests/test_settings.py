@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from container.model_source import find_model, local_directory
 from container.settings import BadSetting, Settings, is_service_link
+from container.startup.model_source import find_model, local_directory
 
 
 def refusal(**environ: str) -> str:

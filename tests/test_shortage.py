@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from container.engine.messages import EngineConfig
-from container.engine.shortage import is_shortage, oom_kills, smaller
+from container.engine.supervisor.memory_shortage import is_shortage, oom_kills, smaller
 
 KILLED, ABORTED = -signal.SIGKILL, -signal.SIGABRT
 

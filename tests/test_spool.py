@@ -16,8 +16,8 @@ import httpx
 import pytest
 from server import Server
 
+from container.disk.spool import OrderedSpool, Spool
 from container.errors import OutOfSpace
-from container.spool import OrderedSpool, Spool
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from container.generation import Text
-from container.stop_strings import StopStrings
-from container.tokenizer import Tokenizer
+from container.core import Text
+from container.tokenization.stop_strings import StopStrings
+from container.tokenization.tokenizer import Tokenizer
 
 Decode = Callable[[list[int]], str]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from server import Server, eventually
 
-from container.telemetry import JSONFormatter, Metrics, invocation_id, outcome_of
+from container.telemetry.metrics import JSONFormatter, Metrics, invocation_id, outcome_of
 
 CANARY = "xyzzy-canary"
 

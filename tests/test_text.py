@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from container.core import Completion, Item, Parameters, Result, Text
 from container.dialects.attributes import Attributes
 from container.dialects.document import read_document
 from container.errors import InvalidRequest
-from container.generation import Completion, Item, Parameters, Result, Text
 
 HEADER = "X-Amzn-SageMaker-Custom-Attributes"
 

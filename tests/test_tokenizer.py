@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from container.core import Chat, Prompt, Text, TokenIds
 from container.errors import InvalidRequest
-from container.generation import Chat, Prompt, Text, TokenIds
-from container.tokenizer import Tokenizer
+from container.tokenization.tokenizer import Tokenizer
 
 CANARY = "kept-secret"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from container.vocabulary import Token, Vocabulary
+from container.tokenization.vocabulary import Token, Vocabulary
 
 FALLBACK = tiny_tokenizers.byte_fallback()
 WRITABLE = st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cc", "Cs"])

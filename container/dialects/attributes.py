@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import InvalidRequest
+from container.errors import InvalidRequest
 
 HEADER = "X-Amzn-SageMaker-Custom-Attributes"
 PREFIX = f"{HEADER}: "

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
-from ..errors import InvalidRequest, RequestError
-from ..generation import Result
-from . import openai
-from .call import Call
-from .document import read_object
-from .wire import BYTE_ORDER_MARK, Wire, decode, read
+from container.core import Result
+from container.dialects import openai
+from container.dialects.call import Call
+from container.dialects.document import read_object
+from container.dialects.wire import BYTE_ORDER_MARK, Wire, decode, read
+from container.errors import InvalidRequest, RequestError
 
 Form = Literal["openai", "bedrock", "bare"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..generation import Item, Result
+from container.core import Item, Result
 
 Renderer = Callable[[Sequence[Result], str], Any]
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..errors import InvalidRequest
-from ..generation import Chat, Ending, Template
-from .fields import Flag
-from .wire import FIELD_NAME, Wire, decode, read
+from container.core import Chat, Ending, Template
+from container.dialects.fields import Flag
+from container.dialects.wire import FIELD_NAME, Wire, decode, read
+from container.errors import InvalidRequest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_TOOLS = 128

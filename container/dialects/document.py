@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from ..errors import InvalidRequest, UnsupportedMedia
-from . import huggingface, openai, text
-from .call import Call
-from .wire import decode
+from container.dialects import huggingface, openai, plain_text
+from container.dialects.call import Call
+from container.dialects.wire import decode
+from container.errors import InvalidRequest, UnsupportedMedia
 
 JSON_LINES = frozenset({"application/jsonlines", "application/x-ndjson", "application/jsonl"})
 # Clients that say nothing: SageMaker and S3 then fill in a stream of bytes.
@@ -51,7 +51,7 @@ def read_document(content_type: str | None, body: bytes, custom_attributes: str 
     media = media_type(content_type)
     check_charset(content_type)
     if media == "text/plain":
-        return text.read_prompt(body, custom_attributes)
+        return plain_text.read_prompt(body, custom_attributes)
     if media == "application/json" or media.endswith("+json") or media in UNSAID:
         return read_object(decode(body))
     raise UnsupportedMedia(f"this content type is not supported; {ACCEPTED}")

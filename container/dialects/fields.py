@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from ..generation import HOTTEST
+from container.core import HOTTEST
 
 MOST_CHOICES = 128
 MOST_STOP_STRINGS = 16

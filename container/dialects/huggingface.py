@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ..errors import InvalidRequest
-from ..generation import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
-from .call import Call
-from .chat import TemplateOptions, read_chat
-from .fields import (
+from container.core import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
+from container.dialects.call import Call
+from container.dialects.chat import TemplateOptions, read_chat
+from container.dialects.fields import (
     Choices,
     Flag,
     LogitBias,
@@ -35,8 +34,9 @@ from .fields import (
     TopK,
     TopP,
 )
-from .prompt import read_each, read_text
-from .wire import Wire, read
+from container.dialects.prompt import read_each, read_text
+from container.dialects.wire import Wire, read
+from container.errors import InvalidRequest
 
 PREFIX = "parameters."
 NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens", "stop_token_ids", "logit_bias", "tools")}

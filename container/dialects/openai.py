@@ -18,12 +18,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..errors import InvalidRequest
-from ..generation import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
-from .call import Call
-from .chat import TemplateOptions
-from .chat import read_chat as read_chat_prompt
-from .fields import (
+from container.core import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
+from container.dialects.call import Call
+from container.dialects.chat import TemplateOptions
+from container.dialects.chat import read_chat as read_chat_prompt
+from container.dialects.fields import (
     LARGEST_COUNT,
     Choices,
     Flag,
@@ -39,8 +38,9 @@ from .fields import (
     StopTokenIds,
     TopP,
 )
-from .prompt import read_each, read_text, read_token_ids
-from .wire import Wire, read
+from container.dialects.prompt import read_each, read_text, read_token_ids
+from container.dialects.wire import Wire, read
+from container.errors import InvalidRequest
 
 Temperature = Annotated[float | None, Field(ge=0, le=2, description="a number from 0 to 2")]
 TopK = Annotated[int | None, Field(ge=-1, le=LARGEST_COUNT, description="an integer of -1 (off) or more")]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..errors import InvalidRequest
-from ..generation import Prompt, Text, TokenIds
+from container.core import Prompt, Text, TokenIds
+from container.errors import InvalidRequest
 
 MOST_TEXTS = 10_000
 """Prompts times choices of one document or line, whose results are all held until the last."""

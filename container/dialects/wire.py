@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import InvalidRequest
+from container.errors import InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")

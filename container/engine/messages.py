@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .sequence import FinishReason, Sampling, TokenLogprobs
+from container.engine.sequence import FinishReason, Sampling, TokenLogprobs
 
 HEADER = struct.Struct("<I")
 """Each message is preceded by its length in bytes."""

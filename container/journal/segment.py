@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from ..engine.sequence import TokenLogprobs
+from container.engine.sequence import TokenLogprobs
 
 _MAGIC = b"LHJL"
 _VERSION = 1

@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from ..engine.messages import HEADER, encode
-from ..errors import RequestError
-from ..generation import Result
-from ..seeds import Seeds
-from ..spool import Spool
-from .messages import (
+from container.core import Result
+from container.disk.spool import Spool
+from container.engine.messages import HEADER, encode
+from container.errors import RequestError
+from container.reader.messages import (
     Broken,
     Done,
     Failure,
@@ -39,6 +38,7 @@ from .messages import (
     to_edge,
     too_much_memory,
 )
+from container.seeds import Seeds
 
 logger = logging.getLogger(__name__)
 

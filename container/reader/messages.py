@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import msgspec
 
-from ..dialects.batch import Form
-from ..dialects.document import Route
-from ..engine.sequence import Sampling
-from ..errors import OutOfSpace, RequestError, TooLarge
-from ..generation import Completion
-from ..seeds import Seeds
+from container.core import Completion
+from container.dialects.batch import Form
+from container.dialects.document import Route
+from container.engine.sequence import Sampling
+from container.errors import OutOfSpace, RequestError, TooLarge
+from container.seeds import Seeds
 
 
 class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):

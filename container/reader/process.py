@@ -20,19 +20,15 @@ from typing import BinaryIO
 import psutil
 from setproctitle import setproctitle
 
-from ..defaults import Defaults
-from ..dialects.batch import Line, read_line
-from ..dialects.call import Call
-from ..dialects.document import read_call
-from ..engine.messages import HEADER, encode
-from ..engine.process import die_with_parent
-from ..errors import RequestError
-from ..generation import Completion, Result
-from ..preparation import Preparer, unstarted
-from ..seeds import Seeds
-from ..spool import naming_a_full_disk
-from ..tokenizer import Tokenizer
-from .messages import (
+from container.core import Completion, Result
+from container.dialects.batch import Line, read_line
+from container.dialects.call import Call
+from container.dialects.document import read_call
+from container.disk.spool import naming_a_full_disk
+from container.engine.messages import HEADER, encode
+from container.engine.worker.process import die_with_parent
+from container.errors import RequestError
+from container.reader.messages import (
     Broken,
     Done,
     Failure,
@@ -54,6 +50,10 @@ from .messages import (
     to_reader,
     too_much_memory,
 )
+from container.seeds import Seeds
+from container.tokenization.model_defaults import Defaults
+from container.tokenization.preparer import Preparer, unstarted
+from container.tokenization.tokenizer import Tokenizer
 
 _MEMORY_BYTES = 256 << 20
 _MEMORY_PER_BYTE = 16

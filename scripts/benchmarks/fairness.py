@@ -25,10 +25,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from container.engine.batching import Batch
 from container.engine.messages import EngineConfig, Step, Submit
-from container.engine.model import load
 from container.engine.sequence import Sampling
+from container.engine.worker.batch import Batch
+from container.engine.worker.model import load
 
 from .serving import Served
 from .throughput import Job, fresh, make_jobs

@@ -29,11 +29,11 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
-from container.engine.batching import Batch
 from container.engine.messages import EngineConfig, Step, Submit
-from container.engine.model import load
-from container.engine.packing import pack_linears
 from container.engine.sequence import Sampling
+from container.engine.worker.batch import Batch
+from container.engine.worker.model import load
+from container.engine.worker.packed_linear import pack_linears
 
 from .serving import ROOT, Served
 

@@ -15,14 +15,14 @@ import torch
 from exactness import TIE
 from transformers import AutoModelForCausalLM
 
-from container.defaults import Defaults
+from container.core import Text
 from container.dialects.batch import read_line
-from container.engine.penalties import TokenCounts
-from container.engine.sampling import Row, choose, gumbel, noise_key
 from container.engine.sequence import Sampling
-from container.generation import Text
-from container.preparation import Prepared, Preparer
-from container.tokenizer import Tokenizer
+from container.engine.worker.penalties import TokenCounts
+from container.engine.worker.sampler import Row, choose, gumbel, noise_key
+from container.tokenization.model_defaults import Defaults
+from container.tokenization.preparer import Prepared, Preparer
+from container.tokenization.tokenizer import Tokenizer
 
 from .told import Choice
 

@@ -15,7 +15,7 @@ TOKEN_ID = 4242
 _HOOK = f"""
 import sys
 
-if "container.engine.process" in sys.orig_argv:
+if "container.engine.worker.process" in sys.orig_argv:
     import os, resource
     from container.engine.sampling import Sampler
 

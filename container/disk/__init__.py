@@ -1,0 +1,1 @@
+"""What is too large for memory: bodies, answers and tables in temporary files."""

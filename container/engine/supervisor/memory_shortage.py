@@ -1,0 +1,83 @@
+"""Whether an engine died for want of memory, and what the next one makes do with."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from container.engine.messages import EngineConfig, EngineInfo
+
+LEAST_BATCH_TOKENS = 64
+"""Smaller steps save next to nothing."""
+LEAST_CACHE_TOKENS = 64
+
+_WORDS = re.compile(r"out ?of ?memory|memoryerror|(can't|cannot|unable to) allocate|not enough memory", re.IGNORECASE)
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """How many processes the kernel has killed for want of memory: in this container where it tells, else anywhere
+    on the machine. None where nothing tells.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.events), cgroup-v1/memory.html (memory.oom_control).
+    """
+    for file in _counters(root):
+        try:
+            found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return None
+
+
+def _counters(root: Path) -> Iterable[Path]:
+    groups = root / "sys/fs/cgroup"
+    try:
+        own = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        own = []
+    for _, controllers, path in own:
+        if controllers == "":
+            yield groups / path.lstrip("/") / "memory.events"
+        elif "memory" in controllers.split(","):
+            yield groups / "memory" / path.lstrip("/") / "memory.oom_control"
+    # In a namespace of its own a container sees its group as the root.
+    yield groups / "memory.events"
+    yield groups / "memory" / "memory.oom_control"
+    yield root / "proc/vmstat"
+
+
+def is_shortage(last_words: str | None, status: int, kills_before: int | None, kills: int | None) -> bool:
+    """Whether memory is what an engine died of, with these last words or else this exit status.
+
+    Where nothing counts the kernel's kills, a SIGKILL that nobody here has sent is taken for one of them.
+    """
+    if last_words is not None:
+        return _WORDS.search(last_words) is not None
+    counted = kills_before is None or kills is None or kills > kills_before
+    return status == -signal.SIGKILL and counted
+
+
+def smaller(
+    config: EngineConfig, info: EngineInfo | None, *, was_at_work: bool, needed_tokens: int
+) -> EngineConfig | None:
+    """What the next engine starts with, or None if nothing can be made smaller.
+
+    At work, what grows is a step: it is halved first, then the cache. An engine that could not even start lacks the
+    memory for its cache. `needed_tokens` are those that the longest unfinished sequence may come to: the cache keeps
+    room for it. `info` is the last engine's, if one ever started; it tells sizes that the settings leave open.
+    """
+    step = config.max_batch_tokens or (info and info.max_batch_tokens)
+    cache = config.kv_cache_tokens or (info and info.kv_cache_tokens)
+    if was_at_work and step and step > LEAST_BATCH_TOKENS:
+        return msgspec.structs.replace(
+            config, max_batch_tokens=max(LEAST_BATCH_TOKENS, step // 2), kv_cache_tokens=cache
+        )
+    least = LEAST_CACHE_TOKENS * max(1, -(-needed_tokens // LEAST_CACHE_TOKENS))
+    if cache and cache > least:
+        return msgspec.structs.replace(config, kv_cache_tokens=max(least, cache // 2))
+    return None

@@ -1,0 +1,291 @@
+"""The continuous batch: `transformers`' manager with our attention, our sampler, and one report per step.
+
+Extends the library by overriding and calling `super()`. `tests/test_batching.py` holds a digest of each overridden
+method's source, so that an upgrade that changes one is noticed.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Any, cast
+
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.continuous_api import (
+    ContinuousBatchingManager,
+    ContinuousBatchProcessor,
+    OutputRouter,
+)
+from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
+from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
+from transformers.generation.continuous_batching.requests import (
+    FutureRequestState,
+    GenerationOutput,
+    RequestStatus,
+)
+
+from container.engine.messages import Cancel, EngineConfig, EngineInfo, Failed, NewTokens, Step, Submit
+from container.engine.sequence import FinishReason, TokenLogprobs
+from container.engine.worker import fair_scheduler
+from container.engine.worker.memory import cache_tokens
+from container.engine.worker.model import LoadedModel, ModelRefused
+from container.engine.worker.sampler import Sampler
+
+PAGE_TOKENS = 32
+"""Prompts share a cached prefix in whole pages of this many tokens."""
+
+# A step of this many tokens takes well under a second on two cores, and fills a GPU.
+_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
+_RUNNING = {"cpu": 64, "cuda": 256}
+
+
+class _FailureRouter(OutputRouter):
+    """Finished sequences are reported with their step; only a sequence that the library fails comes through here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: list[Failed] = []
+
+    def deliver(self, output: GenerationOutput) -> None:
+        if output.status == RequestStatus.FAILED:
+            self.failed.append(Failed(int(output.request_id), output.error or "unknown error"))
+
+    def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
+        for output in outputs:
+            self.deliver(output)
+
+
+class _Preemption(OffloadingManager):
+    """The library's, and a way out where it has none.
+
+    The cache hands out sectors, each to one kind of layers. What finished and preempted sequences leave free in the
+    sectors of full attention is of no use to sliding layers, and the other way round, so that even a sequence that
+    fits an empty cache may be stuck as the last one running. The library gives up there, and all sequences with it.
+    """
+
+    def offload_requests(self) -> bool:
+        return bool(super().offload_requests()) or self._start_last_again()
+
+    def _start_last_again(self) -> bool:
+        """Prefill the only running sequence anew, in an empty cache that is its own until some sequence finishes."""
+        scheduler = self.scheduler
+        if len(scheduler.active_requests) != 1 or not scheduler.starved_requests:
+            return False
+        ((state, new_tokens),) = scheduler.starved_requests
+        self.cache.free_blocks(state.request_id, no_cache=True)
+        self.cache.pool.try_to_free_sectors()
+        if not self.cache.can_store_request_tokens(state, new_tokens, dry_run=True):
+            return False
+        again = state.create_equivalent_initial_request()
+        again.status = RequestStatus.PREFILLING
+        scheduler.active_requests[state.request_id] = again
+        scheduler.block_new_requests = True
+        return True
+
+
+class Batch(ContinuousBatchingManager):
+    """Owns the running sequences and the KV cache of the engine process.
+
+    `on_step` is called on the generation thread after every step, and when cancellations changed what is running;
+    `on_crash` once, if the generation loop dies.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: EngineConfig,
+        *,
+        on_step: Callable[[Step], None],
+        on_crash: Callable[[Exception], None],
+    ) -> None:
+        self._on_step = on_step
+        self._on_crash = on_crash
+        self._steps = 0
+        self._active: frozenset[str] = frozenset()
+        self._last_gauges = (0, 0)
+        self._cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
+        fair_scheduler.register()
+        super().__init__(
+            model=cast(Any, loaded.model),
+            # Each sequence brings its own stop tokens and limit; the sampler makes argmax the choice.
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                do_sample=False, eos_token_id=-1, max_new_tokens=1
+            ),
+            continuous_batching_config=_configuration(loaded, settings),
+        )
+        self._sampler = Sampler()
+        self.logit_processor = cast(Any, self._sampler)
+        self._failures = _FailureRouter()
+        self.output_router = self._failures
+        self.warmup()  # creates the cache
+
+    def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
+        """Keep ours: the model was loaded with it."""
+
+    def _create_batch_processor(self) -> ContinuousBatchProcessor:
+        processor: ContinuousBatchProcessor = super()._create_batch_processor()
+        config = self.continuous_batching_config
+        processor.offloading_manager = _Preemption(
+            cache=processor.cache,
+            scheduler=processor.scheduler,
+            cpu_offload_space_gib=config.cpu_offload_space,
+            safety_threshold=config.cpu_offload_space_safety_threshold,
+            compute_stream=processor.inputs_and_outputs.compute_stream,
+            distributed_helper=self.distributed_helper,
+        )
+        return processor
+
+    @property
+    def processor(self) -> ContinuousBatchProcessor:
+        assert self.batch_processor is not None, "created by warmup()"
+        return self.batch_processor
+
+    def info(self, loaded: LoadedModel, load_seconds: float) -> EngineInfo:
+        cache = self.processor.cache
+        capacity = cache.num_blocks * PAGE_TOKENS
+        return EngineInfo(
+            model_type=loaded.config.model_type,
+            device=str(loaded.device),
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            attention=loaded.attention,
+            threads=loaded.threads,
+            vocab_size=loaded.config.vocab_size,
+            max_model_len=loaded.max_model_len,
+            kv_cache_tokens=capacity,
+            max_sequence_tokens=min(loaded.max_model_len, infer_max_single_request_tokens(cache)),
+            max_batch_tokens=cache.max_batch_tokens,
+            max_running=self.continuous_batching_config.max_requests_per_batch or 0,
+            load_seconds=load_seconds,
+        )
+
+    def submit(self, message: Submit) -> None:
+        self.add_request(
+            message.prompt_ids + message.output_ids,
+            request_id=str(message.id),
+            max_new_tokens=message.sampling.max_new_tokens - len(message.output_ids),
+            eos_token_id=list(message.sampling.stop_token_ids),
+            sampling=message.sampling,
+            newcomer=message.newcomer,
+            prompt_tokens=len(message.prompt_ids),
+        )
+
+    def cancel(self, message: Cancel) -> None:
+        self._cancelled.put(str(message.id))
+        self._wake_up_loop.set()
+
+    def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
+        """One turn of the library's loop, and its report."""
+        scheduler = batch_processor.scheduler
+        if scheduler.block_new_requests and not scheduler.active_requests:
+            # After a preemption the library admits nothing until a sequence finishes. If all that ran were
+            # cancelled instead, none ever would.
+            scheduler.block_new_requests = False
+        # The library empties the queue of new sequences first, then that of cancellations, and forgets one whose
+        # sequence it hasn't seen. Those taken here come after their sequences.
+        while not self._cancelled.empty():
+            self.cancel_request(self._cancelled.get())
+        steps_before = self.current_batch
+        goes_on: bool = super()._generation_loop_body(batch_processor, bootstrapping)
+        stepped = self.current_batch != steps_before
+        self._steps += stepped
+        self._report(batch_processor, stepped)
+        return goes_on
+
+    def _report(self, processor: ContinuousBatchProcessor, stepped: bool) -> None:
+        scheduler = processor.scheduler
+        active = frozenset(scheduler.active_requests)
+        preempted = len((self._active - active) & scheduler.waiting_requests.keys())
+        self._active = active
+        gauges = (len(active), len(scheduler.waiting_requests))
+        failed, self._failures.failed = self._failures.failed, []
+        if not (stepped or failed or gauges != self._last_gauges):
+            return
+        self._last_gauges = gauges
+        ios = processor.inputs_and_outputs
+        assert isinstance(ios, ContinuousBatchingIOs), "use_async_batching is off"
+        in_step = ios.requests_in_batch if stepped else []
+        self._on_step(
+            Step(
+                steps=self._steps,
+                tokens=self._new_tokens([future for future in in_step if future.has_new_token]),
+                failed=failed,
+                running=gauges[0],
+                waiting=gauges[1],
+                cache_use=_cache_use(processor),
+                preemptions=preempted,
+            )
+        )
+
+    def _new_tokens(self, futures: list[FutureRequestState]) -> list[NewTokens]:
+        return [_new_token(future, self._sampler.logprobs.get(row)) for row, future in enumerate(futures)]
+
+    def _handle_critical_error(self, error: Exception, batch_processor: ContinuousBatchProcessor | None) -> None:
+        """The loop is dead, and with it this process: say why. The edge has every token."""
+        self._on_crash(error)
+
+
+def _new_token(future: FutureRequestState, scored: TokenLogprobs | None) -> NewTokens:
+    state = future.state
+    token_id = state.generated_tokens[-1]
+    finish: FinishReason | None = None
+    if state.status == RequestStatus.FINISHED:
+        finish = "stop" if token_id in state._eos_token_ids else "length"
+    return NewTokens(int(state.request_id), [token_id], finish, [] if scored is None else [scored])
+
+
+def _cache_use(processor: ContinuousBatchProcessor) -> float:
+    """Share of the cache that live sequences hold; pages kept only for sharing can be had at any time."""
+    cache = processor.cache
+    evictable = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
+    free = cache.compute_free_capacity(relative=False) + evictable
+    return 1.0 - free / (cache.num_sectors * cache.bytes_per_sector)
+
+
+def _configuration(loaded: LoadedModel, settings: EngineConfig) -> ContinuousBatchingConfig:
+    kind = loaded.device.type
+    batch_tokens = settings.max_batch_tokens or _BATCH_TOKENS[kind]
+    running = min(_RUNNING[kind], batch_tokens)
+    return ContinuousBatchingConfig(
+        page_size=PAGE_TOKENS,
+        num_blocks=max(1, _cache_tokens(loaded, settings, batch_tokens, running) // PAGE_TOKENS),
+        max_batch_tokens=batch_tokens,
+        max_requests_per_batch=running,
+        scheduler_type=fair_scheduler.NAME,
+        # The library takes our attention's name for one that needs masks and reserves memory for them; the size
+        # above has accounted for everything, so its own check must not fail on masks that never exist.
+        max_memory_percent=100.0,
+        max_blocks_per_request=0,
+        use_cuda_graph=False,  # the sampler's parameters are read by Python in each forward pass
+        use_async_batching=False,
+        auto_switch_to_flash=False,
+    )
+
+
+def _cache_tokens(loaded: LoadedModel, settings: EngineConfig, batch_tokens: int, running: int) -> int:
+    if settings.kv_cache_tokens is not None:
+        return settings.kv_cache_tokens
+    config, per_element = loaded.config, loaded.dtype.itemsize
+    # The widest moments of a step: an MLP's two halves and its input, or the scores with the sampler's copies.
+    width = 2 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 2 * config.hidden_size
+    step_bytes = batch_tokens * width * per_element + running * config.vocab_size * 4 * 4
+    copies = 1
+    if loaded.attention != "flash":
+        copies = 3  # the keys and values as read, and padded to no more than twice their length
+        # The mask of a long prompt's last piece, and its scores three times over where PyTorch's kernels don't serve.
+        heads = config.num_attention_heads if getattr(config, "attn_logit_softcapping", None) else 0
+        step_bytes += batch_tokens * loaded.max_model_len * (per_element + 3 * heads * 4)
+    tokens = cache_tokens(
+        loaded.device,
+        bytes_per_token=loaded.kv_bytes_per_token,
+        layers=config.num_hidden_layers,
+        copies=copies,
+        step_bytes=step_bytes,
+        max_model_len=loaded.max_model_len,
+    )
+    if tokens < PAGE_TOKENS:
+        raise ModelRefused(
+            f"the model fills {loaded.device}: no memory is left for a KV cache "
+            f"({loaded.kv_bytes_per_token} bytes a token, {step_bytes} bytes a step)"
+        )
+    return min(tokens, running * loaded.max_model_len)

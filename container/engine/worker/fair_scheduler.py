@@ -1,0 +1,205 @@
+"""Who comes in, who fills the next step, and who goes when the KV cache is full.
+
+Extends the library's scheduler as `batching.py` extends its manager. A newcomer is a sequence of someone who had no
+other one running when it was submitted; the others are the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+
+from container.engine.worker.cache_pages import Blocks, CachePages, Pages, count, total, without
+
+NAME = "longhaul_fair"
+
+_PATIENCE_STEPS = 3
+"""For how many steps in a row the oldest prompt may be passed over."""
+_MARGIN = 0.1
+"""The share of the cache that stays free when a prompt comes in: with more of it less is preempted, and less runs."""
+
+
+class FairScheduler(FIFOScheduler):
+    """First come, first served among newcomers, and among the others behind them.
+
+    **In.** A prompt comes in when the cache has room for the whole of it and of all that were let in before, with a
+    margin beyond for what they generate: so those within don't get stuck half done. What others hold counts as room for
+    a newcomer. The oldest of the others running is exempt, and where none runs, the oldest that waits ranks with the
+    newcomers: however many of those come, the others go on one by one.
+
+    **Step.** Decoding rows first, then newcomers' prompts, the least done first, so that a short one doesn't wait for a
+    long one, then the others'. The oldest prompt is not passed over for long.
+
+    **Out.** Where the next step lacks room, others are preempted, the youngest first, then newcomers; never the last.
+    They wait at their age's place and lose nothing but time.
+    """
+
+    def __init__(self, cache: PagedAttentionCache, safety_margin: float | None, max_requests_per_batch: int) -> None:
+        super().__init__(cache, _MARGIN if safety_margin is None else safety_margin, max_requests_per_batch)
+
+    def reset(self) -> None:
+        super().reset()
+        self._pages = CachePages(self.cache)
+        self._kept: RequestState | None = None
+        self._chosen: list[RequestState] = []
+        self._is_tight = False
+        self._passed_over = 0
+
+    def schedule_batch(
+        self, token_budget: int, cache_budget: int
+    ) -> tuple[list[FutureRequestState] | None, bool, int, int]:
+        self._pages.free_sectors()
+        others = (state for state in self.active_requests.values() if not is_newcomer(state))
+        self._kept = min(others, key=_age, default=None)
+        self._chosen = [] if self.block_new_requests else self._choose()
+        self._make_room(token_budget)
+        scheduled: tuple[list[FutureRequestState] | None, bool, int, int]
+        scheduled = super().schedule_batch(token_budget, cache_budget)
+        return scheduled
+
+    def add_waiting_request(self, state: RequestState) -> None:
+        super().add_waiting_request(state)
+        order = self.waiting_requests_order
+        if len(order) > 1 and int(order[-2]) > int(order[-1]):
+            self.waiting_requests_order = type(order)(sorted(order, key=int))
+
+    def _get_waiting_candidates(self) -> list[RequestState]:
+        return self._chosen
+
+    def _try_to_meet_safety_margin(self) -> bool:
+        return True  # it was kept when they were chosen
+
+    def _process_candidates(
+        self, candidates: list[RequestState], *args: Any, **kwargs: Any
+    ) -> tuple[list[FutureRequestState], bool, bool, int, int]:
+        decoding = [state for state in candidates if state.status == RequestStatus.DECODING]
+        prompts = self._in_order([state for state in candidates if state.status != RequestStatus.DECODING])
+        oldest = min(prompts, key=_age, default=None)
+        if self._is_tight:
+            decoding.sort(key=self._rank)
+        # What decodes may read so much of the cache that the library has no index left for a prompt.
+        ahead = prompts[:1] if self._passed_over >= 2 * _PATIENCE_STEPS else []
+        scheduled: tuple[list[FutureRequestState], bool, bool, int, int]
+        scheduled = super()._process_candidates(ahead + decoding + prompts[len(ahead) :], *args, **kwargs)
+        is_served = oldest is None or any(future.state is oldest for future in scheduled[0])
+        self._passed_over = 0 if is_served else self._passed_over + 1
+        return scheduled
+
+    def _in_order(self, prompts: list[RequestState]) -> list[RequestState]:
+        newcomers = [state for state in prompts if is_newcomer(state)]
+        newcomers.sort(key=lambda state: state.position_offset)
+        ordered = newcomers + sorted((state for state in prompts if not is_newcomer(state)), key=_age)
+        if ordered and self._passed_over >= _PATIENCE_STEPS:
+            oldest = min(ordered, key=_age)
+            ordered = [oldest, *(state for state in ordered if state is not oldest)]
+        return ordered
+
+    def _rank(self, state: RequestState) -> tuple[bool, int]:
+        """Those that rank last are preempted first."""
+        return (state is not self._kept and not is_newcomer(state), _age(state))
+
+    def _choose(self) -> list[RequestState]:
+        """Those that may come in with this step, as far as its tokens go."""
+        if not self.waiting_requests:
+            return []
+        running = list(self.active_requests.values())
+        waiting = [self.waiting_requests[request_id] for request_id in self.waiting_requests_order]
+        if self._have_room(self._pages.at_most(len(running + waiting), sum(map(_tokens_to_come, running + waiting)))):
+            return waiting
+        newcomers = [state for state in waiting if is_newcomer(state)]
+        others = [state for state in waiting if not is_newcomer(state)]
+        if self._kept is None and others:
+            newcomers = sorted([*newcomers, others.pop(0)], key=_age)
+        victims = [state for state in running if state is not self._kept and not is_newcomer(state)]
+        held = self._pages.held(victims if newcomers else ())
+        needed = total(self._pages.needed(state, _tokens_to_come(state)) for state in running)
+        chosen: list[RequestState] = []
+        for group, promised in ((newcomers, held), (others, {})):
+            for state in group:
+                needed_with_it = self._needed_with(state, needed, promised, may_evict=not chosen)
+                if needed_with_it is None:
+                    if not running and not chosen:  # it has the cache for itself, so there will never be more
+                        return [state]
+                    break
+                needed = needed_with_it
+                chosen.append(state)
+        return chosen
+
+    def _needed_with(self, state: RequestState, needed: Pages, held: Blocks, *, may_evict: bool) -> Pages | None:
+        """`needed` and the whole of this prompt, if there is room with what those hold that may be preempted."""
+        whole = total([needed, self._pages.needed(state, _tokens_to_come(state))])
+        if self._have_room(without(whole, count(held))):
+            return whole
+        shared, cached = self._pages.shared(state), self._pages.cached()
+        less = without(whole, count(shared))
+        if self._have_room(without(less, count(held, besides=shared))):
+            return less
+        if may_evict and self._have_room(without(less, count(held, besides=shared), count(cached, besides=shared))):
+            self._pages.give_up_cached()
+            return without(whole, count(self._pages.shared(state)))
+        return None
+
+    def _have_room(self, needed: Pages) -> bool:
+        return self._pages.have_room(needed, margin=self.safety_margin)
+
+    def _make_room(self, token_budget: int) -> None:
+        """Preempt until the cache holds the next step."""
+        most = self._pages.at_most(len(self.active_requests) + len(self._chosen), token_budget)
+        self._is_tight = not self._pages.have_room(most)
+        if not self._is_tight or self._pages.have_room(total(self._next_step(token_budget).values())):
+            return
+        self._pages.give_up_cached()
+        running = sorted(self.active_requests.values(), key=self._rank)
+        needed = self._next_step(token_budget)
+        in_all = total(needed.values())
+        while len(running) > 1 and not self._pages.have_room(in_all):
+            last = running.pop()
+            was_prompt = last.status != RequestStatus.DECODING
+            self._preempt(last)
+            in_all = without(in_all, needed[last.request_id])
+            if was_prompt:  # the next one has its tokens
+                needed = self._next_step(token_budget)
+                in_all = total(needed.values())
+
+    def _next_step(self, token_budget: int) -> dict[str, Pages]:
+        """What each sequence needs for it."""
+        running = list(self.active_requests.values())
+        decoding = [state for state in running if state.status == RequestStatus.DECODING]
+        prompts = [state for state in running if state.status != RequestStatus.DECODING]
+        needed = {state.request_id: self._pages.needed(state, 1) for state in decoding}
+        budget = token_budget - len(decoding)
+        for state in self._in_order(prompts + self._chosen):
+            tokens = min(len(state.remaining_prefill_tokens), budget)
+            budget -= tokens
+            needed[state.request_id] = self._pages.needed(state, tokens)
+        return needed
+
+    def _preempt(self, state: RequestState) -> None:
+        """As the library does where it starves."""
+        again = state.create_equivalent_initial_request()
+        self.cache.free_blocks(state.request_id, no_cache=True)
+        state._status = RequestStatus.FINISHED
+        self.finish_request(state.request_id)
+        self.add_waiting_request(again)
+
+
+def _age(state: RequestState) -> int:
+    """Ids are given in the order of submission."""
+    return int(state.request_id)
+
+
+def _tokens_to_come(state: RequestState) -> int:
+    """Of its prompt, or the next one."""
+    return 1 if state.status == RequestStatus.DECODING else len(state.remaining_prefill_tokens)
+
+
+def is_newcomer(state: RequestState) -> bool:
+    return bool(state.logit_processor_kwargs["newcomer"])
+
+
+def register() -> None:
+    """Make `scheduler_type=NAME` mean this scheduler."""
+    SCHEDULER_MAPPING[NAME] = FairScheduler

@@ -1,0 +1,31 @@
+"""Log probabilities of chosen tokens and of their best rivals, from the model's own scores, before any change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from container.engine.sequence import TokenLogprobs
+
+
+class Rivals:
+    """The most likely tokens of some rows of a step, taken before the scores are changed.
+
+    `wanted`: (row, how many of the best, at least 0).
+    """
+
+    def __init__(self, scores: torch.Tensor, wanted: Sequence[tuple[int, int]]) -> None:
+        self._wanted = wanted
+        self._rows = torch.tensor([row for row, _ in wanted], device=scores.device)
+        self._logprobs = torch.log_softmax(scores[self._rows], dim=-1)
+        self._best = torch.topk(self._logprobs, max(1, *(best for _, best in wanted), 1), dim=-1)
+
+    def of_choice(self, token_ids: torch.Tensor) -> dict[int, TokenLogprobs]:
+        """By row, for the tokens [N] chosen in all rows."""
+        chosen = self._logprobs.gather(1, token_ids[self._rows, None]).squeeze(1).tolist()
+        values, ids = self._best.values.tolist(), self._best.indices.tolist()
+        return {
+            row: TokenLogprobs(chosen[place], list(zip(ids[place][:best], values[place][:best], strict=True)))
+            for place, (row, best) in enumerate(self._wanted)
+        }

@@ -1,0 +1,263 @@
+"""Loads a model for continuous batching, or refuses it with the reason.
+
+Knows weights, device, dtype and which architectures give right results; nothing of requests.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
+
+from container.engine.messages import EngineConfig
+from container.engine.worker import attention, packed_linear
+from container.engine.worker.memory import cpu_count
+
+logger = logging.getLogger(__name__)
+
+SUPPORTED = frozenset(
+    {
+        "cohere2",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "glm4",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+        "starcoder2",
+    }
+)
+"""`model_type`s whose results under continuous batching equal `model.generate`'s. Others fail in the library, or
+worse, differ in silence (bloom's position bias and gpt_oss's attention sinks are dropped), so they are refused."""
+
+
+class ModelRefused(Exception):
+    """This model, or a setting for it, can't be served. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    model: PreTrainedModel
+    config: PretrainedConfig  # the text model's
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    max_model_len: int
+    threads: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of all layers."""
+        heads = find_num_key_value_heads(self.config)
+        return int(2 * self.config.num_hidden_layers * heads * find_head_dim(self.config) * self.dtype.itemsize)
+
+
+def load(settings: EngineConfig) -> LoadedModel:
+    """Raises ModelRefused when no restart would help."""
+    _check_weights(Path(settings.model_dir), settings.allow_pickle)
+    whole, own_code = _read_config(settings)
+    config = whole.get_text_config()
+    _check_architecture(whole, config, own_code=own_code)
+    max_model_len = _max_model_len(config, settings.max_model_len)
+    device, threads = _device(settings.device, settings.needs_gpu), settings.threads or cpu_count()
+    torch.set_num_threads(threads)
+    dtype = _dtype(settings.dtype, device, config)
+    slow_because = attention.why_not_flash(device, dtype, find_head_dim(config), _softcap(config))
+    attention.register(flash=slow_because is None)
+    model = _load_weights(settings, device, dtype, own_code=own_code)
+    if packed_linear.can_pack(device, dtype):
+        packed_linear.pack_linears(model)
+    return LoadedModel(
+        model=model,
+        config=config,
+        device=device,
+        dtype=dtype,
+        attention="flash" if slow_because is None else f"padded ({slow_because})",
+        max_model_len=max_model_len,
+        threads=threads,
+    )
+
+
+def _check_weights(directory: Path, allow_pickle: bool) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelRefused(f"{directory} holds no config.json: it is not a transformers model directory")
+    if (directory / "model.safetensors").is_file():
+        return
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = _shards(index)
+        missing = sorted(name for name in shards if not (directory / name).is_file())
+        if missing:
+            raise ModelRefused(f"{directory}: {len(missing)} of {len(shards)} weight files missing, first {missing[0]}")
+        return
+    if not any(directory.glob("pytorch_model*.bin*")):
+        raise ModelRefused(f"{directory} holds no weights: expected model.safetensors or its shards with an index")
+    if not allow_pickle:
+        raise ModelRefused(
+            f"{directory} holds only pickle weights (pytorch_model*.bin), which can run code when loaded: "
+            "convert them to safetensors, or set LONGHAUL_ALLOW_PICKLE=1 if you trust their source"
+        )
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelRefused(f"{index} is no index of weights: {type(error).__name__}: {error}") from error
+
+
+def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
+    """The configuration, and whether code of the model's own runs: only if trusted, and only for a model type that
+    is not supported without (some repositories still carry code for one that transformers has learned since)."""
+    directory = settings.model_dir
+    try:
+        raw = json.loads((Path(directory) / "config.json").read_text())
+        own_code = "auto_map" in raw and raw.get("model_type") not in SUPPORTED
+        if settings.trust_remote_code or not own_code:
+            return AutoConfig.from_pretrained(directory, trust_remote_code=own_code, local_files_only=True), own_code
+    except Exception as error:  # many kinds, and none that a restart would mend
+        raise ModelRefused(f"{directory}: the model's configuration can't be read: {error}") from error
+    raise ModelRefused(
+        f"model type {raw.get('model_type')} brings its own Python code: "
+        "set LONGHAUL_TRUST_REMOTE_CODE=1 if you trust its source"
+    )
+
+
+def _check_architecture(whole: PretrainedConfig, config: PretrainedConfig, *, own_code: bool) -> None:
+    unknown = sorted({whole.model_type, config.model_type} - SUPPORTED)
+    if unknown and not own_code:
+        raise ModelRefused(
+            f"model type {unknown[0]} is not known to give right results under continuous batching; "
+            f"supported are: {', '.join(sorted(SUPPORTED))}"
+        )
+    if unknown:
+        logger.warning("model type %s runs its own code: nobody has compared its results", unknown[0])
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelRefused(f"this {config.model_type} model attends in both directions: it is an encoder")
+
+
+def _softcap(config: PretrainedConfig) -> float | None:
+    softcap: float | None = getattr(config, "attn_logit_softcapping", None)
+    return softcap
+
+
+def _device(name: str | None, needs_gpu: bool) -> torch.device:
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        if needs_gpu:
+            raise ModelRefused(
+                f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} can't use: {_why_no_cuda()}. "
+                "Set LONGHAUL_DEVICE=cpu to do without it"
+            )
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelRefused(f"LONGHAUL_DEVICE is {name}: expected cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ModelRefused(f"LONGHAUL_DEVICE is {name}: expected cpu, cuda or cuda:N")
+    index, devices = device.index or 0, torch.cuda.device_count()
+    if index >= devices:
+        raise ModelRefused(f"LONGHAUL_DEVICE is {name}, but PyTorch {torch.__version__} sees {devices} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def _why_no_cuda() -> str:
+    """`torch.cuda.is_available` does not say, but what it has tried does."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    return "it sees none"
+
+
+def _dtype(name: str | None, device: torch.device, config: PretrainedConfig) -> torch.dtype:
+    """As asked; else float32 on a CPU (bfloat16 is several times slower in batches there), and on a GPU the
+    checkpoint's own half precision, or the best that the GPU has for one in float32."""
+    if name is not None:
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+    if device.type != "cuda":
+        return torch.float32
+    stored = getattr(config, "dtype", None)
+    has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    if stored == torch.float16 or not has_bfloat16:
+        return torch.float16
+    return torch.bfloat16
+
+
+def _max_model_len(config: PretrainedConfig, wanted: int | None) -> int:
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    why = ""
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Past this length the library takes other rotary factors, and takes them for a whole step: one long sequence
+        # would change the results of all that run beside it.
+        limit = int(rope["original_max_position_embeddings"])
+        why = " in batches: beyond, its longrope scaling depends on the longest sequence of a batch"
+        logger.warning("the model holds %d tokens%s", limit, why)
+    if wanted is None and limit is None:
+        raise ModelRefused(f"model type {config.model_type} names no context length: set LONGHAUL_MAX_MODEL_LEN")
+    if wanted is not None and limit is not None and wanted > limit:
+        raise ModelRefused(f"LONGHAUL_MAX_MODEL_LEN is {wanted}; the model holds {limit} tokens{why}")
+    return int(wanted or limit or 0)
+
+
+def _load_weights(
+    settings: EngineConfig, device: torch.device, dtype: torch.dtype, *, own_code: bool
+) -> PreTrainedModel:
+    kwargs: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attention.NAME,
+        "use_safetensors": None if settings.allow_pickle else True,
+        "trust_remote_code": own_code,
+        "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are refused below, in a sentence
+    }
+    if device.type == "cuda":
+        kwargs["device_map"] = {"": device}  # accelerate: straight to the GPU, no second copy in host memory
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(settings.model_dir, **kwargs)
+    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # these may pass: a restart is worth trying
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelRefused(f"{settings.model_dir}: the weights can't be loaded: {what}") from error
+    model: PreTrainedModel = loaded[0]
+    _check_loaded(settings.model_dir, loaded[1])
+    if not model._supports_attention_backend:
+        raise ModelRefused(f"the code of {type(model).__name__} leaves no choice of attention: it can't run in batches")
+    model.train(False)
+    return model
+
+
+def _check_loaded(directory: str, report: dict[str, Any]) -> None:
+    """The library would make up random weights for what is missing or of another shape, and only warn."""
+    if missing := sorted(report["missing_keys"]):
+        raise ModelRefused(f"{directory}: {len(missing)} weights are missing, first {missing[0]}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        what = f"first {name}: {list(found)} instead of {list(expected)}"
+        raise ModelRefused(f"{directory}: {len(mismatched)} weights have another shape than config.json says, {what}")

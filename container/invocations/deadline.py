@@ -1,0 +1,65 @@
+"""A deadline: when the caller of an invocation gives up, and how long before that we stop to write the answer.
+
+SageMaker tells a container no timeout: it is the request's `timeout=` among the custom attributes, else the setting.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from container.dialects.attributes import Attributes
+from container.errors import DeadlineExceeded
+from container.settings import Settings
+
+Source = Literal["attribute", "setting"]
+OnDeadline = Literal["partial", "error"]
+
+MARGIN_S = 1.0
+MARGIN_S_PER_MIB = 0.05
+"""Of body and answer: what is left of a body is still read, and the answer goes over the wire."""
+MARGIN_S_PER_ITEM = 0.0001
+"""A text to decode or an error to write for each of them."""
+LARGEST_SHARE = 0.5
+"""Of the timeout that the margin takes at most."""
+_NAMES: dict[Source, str] = {"attribute": "timeout=", "setting": "LONGHAUL_INVOCATION_TIMEOUT_S"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """`arrived` is when the request's first byte came, by `time.monotonic`."""
+
+    arrived: float
+    timeout_s: float
+    source: Source
+    on_deadline: OnDeadline = "partial"
+
+    @classmethod
+    def of(cls, settings: Settings, custom_attributes: str | None, arrived: float) -> Deadline:
+        """Raises InvalidRequest where the request's own is malformed."""
+        asked = Attributes.parse(custom_attributes).timeout_s()
+        return cls(
+            arrived=arrived,
+            timeout_s=settings.invocation_timeout_s if asked is None else asked,
+            source="setting" if asked is None else "attribute",
+            on_deadline=settings.on_deadline,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.timeout_s:g} s by {_NAMES[self.source]}"
+
+    @property
+    def header(self) -> str:
+        """As answers tell it."""
+        return f"timeout={self.timeout_s:g};source={self.source}"
+
+    def left_s(self, *, size: int = 0, items: int = 0) -> float:
+        """Seconds until work must end, so that `size` bytes of body and answer and so many items are done in time."""
+        margin_s = MARGIN_S + MARGIN_S_PER_MIB * size / (1 << 20) + MARGIN_S_PER_ITEM * items
+        margin_s = min(margin_s, LARGEST_SHARE * self.timeout_s)
+        return self.arrived + self.timeout_s - margin_s - time.monotonic()
+
+    def exceeded(self) -> DeadlineExceeded:
+        what = "before the first token" if self.on_deadline == "partial" else "before the end"
+        return DeadlineExceeded(f"the deadline ({self}) came {what}")

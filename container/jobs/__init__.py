@@ -1,0 +1,1 @@
+"""Work that outlives the requests for it, and its generations."""

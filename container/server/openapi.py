@@ -1,0 +1,243 @@
+"""The description of the HTTP surface: OpenAPI 3.1, from the dialects' own models and the shapes of the answers.
+
+It knows no request and no engine. What a model reads in a second look (messages, tools, prompts) is told here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from container import __version__
+from container.dialects import answer_schemas, attributes, batch, chat, huggingface, openai
+from container.dialects.document import JSON_LINES
+from container.dialects.fields import LARGEST_COUNT
+from container.dialects.prompt import MOST_TEXTS
+from container.dialects.wire import Wire
+
+Schema = dict[str, Any]
+
+_REF = "#/components/schemas/"
+_NULL: Schema = {"type": "null"}
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_TOKEN_IDS: Schema = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": LARGEST_COUNT},
+    "minItems": 1,
+}
+_ERRORS = {
+    "400": "a field is unknown, of the wrong type, out of range, or can't be honoured",
+    "408": "no more of the request came in time, or not all of it before the deadline",
+    "413": "the body is over a limit, or takes too much memory to read",
+    "414": "the URL is too long",
+    "415": "no dialect for the content type",
+    "431": "the head is too large",
+    "500": "the engine died of this prompt, could not take it, or died for good",
+    "503": "starting, draining or failed",
+    "504": "the deadline came before the first token, or before the end where LONGHAUL_ON_DEADLINE is error",
+    "507": "the spool's disk is full",
+}
+
+
+@cache
+def document() -> Schema:
+    """The OpenAPI document. Treat it as frozen."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Longhaul",
+            "version": __version__,
+            "description": "Long LLM generation in continuous batches",
+        },
+        "paths": _paths(),
+        "components": {"schemas": _requests() | _answers()},
+    }
+
+
+def _paths() -> Schema:
+    health = {"200": _content("can take work", _ref("Health")), "503": _content("can't", _ref("Health"))}
+    ping = {"summary": "Whether the server can take work", "responses": health}
+    return {
+        "/ping": {"get": ping | {"operationId": "ping"}, "post": ping | {"operationId": "pingPost"}},
+        "/invocations": {"post": _invocations()},
+        "/v1/chat/completions": {"post": _document_route("chatCompletions", "ChatRequest", "ChatCompletion")},
+        "/v1/completions": {"post": _document_route("completions", "CompletionRequest", "Completion")},
+        "/v1/models": {
+            "get": {
+                "operationId": "models",
+                "summary": "The one model",
+                "responses": {"200": _content("a list of one", _ref("Models"))},
+            }
+        },
+        "/metrics": {
+            "get": {
+                "operationId": "metrics",
+                "summary": "Prometheus text",
+                "responses": {"200": _content("samples", {"type": "string"}, "text/plain")},
+            }
+        },
+    }
+
+
+def _invocations() -> Schema:
+    documents = _any_of("HuggingFaceRequest", "ChatRequest", "CompletionRequest")
+    generated = _any_of("ChatCompletion", "Completion", "GeneratedList")
+    line = _ref("BatchLine")
+    return {
+        "operationId": "invocations",
+        "summary": "Generate, in the dialect that content type and shape of the body tell",
+        "description": "JSON lines are described by one line of theirs: it fails alone, and is answered by one line.",
+        "parameters": [_custom_attributes()],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": documents}, "text/plain": {"schema": _TEXT}}
+            | {media_type: {"schema": line} for media_type in sorted(JSON_LINES)},
+        },
+        "responses": {
+            "200": {
+                "description": "in the form of the request",
+                "content": {
+                    "application/json": {"schema": generated},
+                    "application/jsonlines": {"schema": _ref("BatchAnswerLine")},
+                    "text/plain": {"schema": {"type": "string"}},
+                },
+            }
+        }
+        | _errors(),
+    }
+
+
+def _custom_attributes() -> Schema:
+    return {
+        "name": attributes.HEADER,
+        "in": "header",
+        "description": "the deadline, `timeout=1800`, and the text dialect's parameters, `max_new_tokens=64;seed=1`; "
+        "what isn't known passes",
+        "schema": {"type": "string"},
+    }
+
+
+def _document_route(operation: str, request: str, answer: str) -> Schema:
+    return {
+        "operationId": operation,
+        "summary": f"OpenAI's {operation.removeprefix('chat').lower()}",
+        "parameters": [_custom_attributes()],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
+        "responses": {"200": _content("whole", _ref(answer))} | _errors(),
+    }
+
+
+def _errors() -> Schema:
+    return {status: _content(meaning, _ref("Error")) for status, meaning in _ERRORS.items()}
+
+
+def _content(description: str, schema: Schema, media_type: str = "application/json") -> Schema:
+    return {"description": description, "content": {media_type: {"schema": schema}}}
+
+
+def _requests() -> dict[str, Schema]:
+    template = {
+        "tools": _nullable(_array(_ref("Tool"), least=0, most=chat.MOST_TOOLS)),
+        "chat_template_kwargs": _variables(),
+    }
+    messages = {"type": "array", "items": _ref("Message"), "minItems": 1}
+    prompts = [messages, _array(messages), _TEXT, _array(_TEXT)]
+    content = {"anyOf": [{"type": "string"}, _array(_ref("TextPart"), least=0, most=None)]}
+    openai_body = _any_of("ChatRequest", "CompletionRequest")
+    any_body = _any_of("HuggingFaceRequest", "ChatRequest", "CompletionRequest")
+    return {
+        "HuggingFaceRequest": _object(
+            huggingface.Request, inputs={"anyOf": prompts}, parameters=_nullable(_ref("HuggingFaceParameters"))
+        ),
+        "HuggingFaceParameters": _object(huggingface.Options, **template),
+        "ChatRequest": _object(openai.ChatRequest, messages=messages, **template),
+        "CompletionRequest": _object(
+            openai.CompletionRequest, prompt={"anyOf": [_TEXT, _array(_TEXT), _TOKEN_IDS, _array(_TOKEN_IDS)]}
+        ),
+        "Message": _any_of("AssistantMessage", "OtherMessage"),
+        "AssistantMessage": _object(
+            chat.Message,
+            role={"const": "assistant"},
+            content=_nullable(content),
+            tool_calls=_nullable(_array(_ref("ToolCall"), least=0, most=chat.MOST_TOOLS)),
+        ),
+        "OtherMessage": _object(
+            chat.Message,
+            "content",
+            role={"enum": [role for role in chat.ROLES if role != "assistant"]},
+            content=content,
+            tool_calls={"enum": [[], None]},
+        ),
+        "TextPart": _object(chat.TextPart),
+        "Tool": _object(chat.Tool, "function", function=_ref("ToolFunction")),
+        "ToolFunction": _object(chat.ToolFunction),
+        "ToolCall": _object(chat.ToolCall, "function", function=_ref("CalledFunction")),
+        "CalledFunction": _object(
+            chat.CalledFunction,
+            arguments={
+                "anyOf": [{"type": "object"}, {"type": "string", "contentMediaType": "application/json"}, _NULL]
+            },
+        ),
+        "BatchLine": {"anyOf": [_ref("OpenAIBatchLine"), _ref("BedrockBatchLine"), any_body]},
+        "OpenAIBatchLine": _object(batch.OpenAIRequest, body=openai_body),
+        "BedrockBatchLine": _object(batch.BedrockRequest, modelInput=any_body),
+    }
+
+
+def _object(model: type[Wire], *required: str, **within: Schema) -> Schema:
+    """What a model takes: `within` describes what it reads in a second look."""
+    schema = model.model_json_schema()
+    refused = {
+        name: {"enum": [*values, None]} for name, values in model.neutral.items() if name not in model.model_fields
+    }
+    schema["properties"] |= within | refused | {name: {} for name in sorted(model.ignored)}
+    schema["required"] = [*schema.get("required", []), *required]
+    return schema
+
+
+def _variables() -> Schema:
+    scalar = {"type": ["string", "number", "boolean", "null"]}
+    return {
+        "type": ["object", "null"],
+        "maxProperties": chat.MOST_VARIABLES,
+        "propertyNames": {"pattern": f"^[A-Za-z_][A-Za-z0-9_]{{0,{chat.LONGEST_VARIABLE - 1}}}$"},
+        "additionalProperties": {"anyOf": [scalar, {"type": "array", "items": scalar}]},
+    }
+
+
+def _answers() -> dict[str, Schema]:
+    models = (
+        answer_schemas.Error,
+        answer_schemas.Health,
+        answer_schemas.Models,
+        answer_schemas.ChatCompletion,
+        answer_schemas.Completion,
+        answer_schemas.Generated,
+        answer_schemas.DetailedGenerated,
+        answer_schemas.OpenAILine,
+        answer_schemas.BedrockResult,
+        answer_schemas.BedrockFailure,
+    )
+    _, schema = models_json_schema([(model, "serialization") for model in models], ref_template=_REF + "{model}")
+    generated = {"type": "array", "items": _any_of("Generated", "DetailedGenerated"), "minItems": 1}
+    lines = ("OpenAILine", "BedrockResult", "BedrockFailure", "ChatCompletion", "Completion", "GeneratedList", "Error")
+    return {**schema["$defs"], "GeneratedList": generated, "BatchAnswerLine": _any_of(*lines)}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _REF + name}
+
+
+def _any_of(*names: str) -> Schema:
+    return {"anyOf": [_ref(name) for name in names]}
+
+
+def _nullable(schema: Schema) -> Schema:
+    return {"anyOf": [schema, _NULL]}
+
+
+def _array(items: Schema, *, least: int = 1, most: int | None = MOST_TEXTS) -> Schema:
+    bound = {} if most is None else {"maxItems": most}
+    return {"type": "array", "items": items, "minItems": least} | bound
