@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from .settings import Settings
-from .terminal import Terminal, TerminalHandler
+from endpoint.settings import Settings
+from endpoint.terminal import Terminal, TerminalHandler
 
 _LAST_LINES_S = 1.0
 
@@ -32,7 +32,7 @@ def main() -> NoReturn:
     )
     for chatty in ("botocore", "urllib3", "aiohttp", "s3transfer"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    from . import platform
+    from endpoint import platform
 
     output = Terminal(sys.stdout.fileno())
 

@@ -18,25 +18,26 @@ from typing import Any, NoReturn
 
 import psutil
 
-from . import catalog, fleet, queue
-from .aws_model import Answer, Service
-from .backend import Backend, BackendError
-from .catalog import Catalog
-from .control import Control
-from .data_log import DataLog
-from .database import Database
-from .dispatcher import Dispatcher
-from .fleet import Fleet
-from .gateway import Handler, Request, make_app, make_server
-from .invoker import Invoker
-from .metrics import Metrics
-from .notices import Notices
-from .process import identity_of
-from .queue import Queue
-from .runtime import Runtime
-from .settings import Settings
-from .storage import Storage
-from .terminal import Terminal
+from endpoint.aws.service import Answer, Service
+from endpoint.backend.backend import Backend, BackendError
+from endpoint.cloudwatch.data_log import DataLog
+from endpoint.cloudwatch.metrics import Metrics
+from endpoint.control_plane.control import Control
+from endpoint.data_plane.container_client import Invoker
+from endpoint.data_plane.dispatcher import Dispatcher
+from endpoint.data_plane.notifications import Notices
+from endpoint.data_plane.runtime import Runtime
+from endpoint.data_plane.storage import Storage
+from endpoint.fleet import fleet
+from endpoint.fleet.fleet import Fleet
+from endpoint.gateway.gateway import Handler, Request, make_app, make_server
+from endpoint.process import identity_of
+from endpoint.settings import Settings
+from endpoint.state import catalog, queue
+from endpoint.state.catalog import Catalog
+from endpoint.state.database import Database
+from endpoint.state.queue import Queue
+from endpoint.terminal import Terminal
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 
-from endpoint.aws_model import Answer
+from endpoint.aws.service import Answer
 
 Respond = Callable[[str, str, Mapping[str, str], str, bytes], Answer]
 """(method, path, headers in lower case, query, body)"""

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from botocore_wire import client
 
-from endpoint.aws_model import Service
-from endpoint.catalog import SCHEMA, Catalog, Endpoint
-from endpoint.control import Control
-from endpoint.database import Database
+from endpoint.aws.service import Service
+from endpoint.control_plane.control import Control
 from endpoint.settings import Settings
+from endpoint.state.catalog import SCHEMA, Catalog, Endpoint
+from endpoint.state.database import Database
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import boto3
 from botocore.config import Config
 from server import free_port
 
-from endpoint.backend import Backend
+from endpoint.backend.backend import Backend
 from endpoint.settings import Settings
 
 REGION, ACCOUNT = "eu-west-1", "111122223333"

@@ -11,15 +11,15 @@ from typing import Any
 
 from server import PATIENCE_S
 
-from endpoint import catalog, queue
-from endpoint.catalog import Catalog
-from endpoint.database import Database
-from endpoint.dispatcher import Dispatcher
-from endpoint.instance import Instance
-from endpoint.invoker import Invoker
-from endpoint.queue import Job, Notice, Outcome, Queue
+from endpoint.data_plane.container_client import Invoker
+from endpoint.data_plane.dispatcher import Dispatcher
+from endpoint.data_plane.storage import Storage
+from endpoint.fleet.instance import Instance
 from endpoint.settings import Settings
-from endpoint.storage import Storage
+from endpoint.state import catalog, queue
+from endpoint.state.catalog import Catalog
+from endpoint.state.database import Database
+from endpoint.state.queue import Job, Notice, Outcome, Queue
 
 LOOK_EVERY_S = 0.01
 

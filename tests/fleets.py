@@ -11,12 +11,12 @@ from typing import Any
 
 from server import PATIENCE_S
 
-from endpoint.catalog import SCHEMA as CATALOG
-from endpoint.catalog import Catalog, Endpoint, NotFound
-from endpoint.database import Database
-from endpoint.fleet import SCHEMA, Fleet
-from endpoint.instance import Instance
+from endpoint.fleet.fleet import SCHEMA, Fleet
+from endpoint.fleet.instance import Instance
 from endpoint.settings import Settings
+from endpoint.state.catalog import SCHEMA as CATALOG
+from endpoint.state.catalog import Catalog, Endpoint, NotFound
+from endpoint.state.database import Database
 
 MISBEHAVING = str(Path(__file__).with_name("misbehaving.py"))
 

@@ -19,9 +19,9 @@ import boto3
 from botocore.config import Config
 from server import ROOT, eventually, free_port
 
-from endpoint.backend import Backend
-from endpoint.emulator import read_running
-from endpoint.gateway import Request, make_app, make_server
+from endpoint.backend.backend import Backend
+from endpoint.backend.emulator import read_running
+from endpoint.gateway.gateway import Request, make_app, make_server
 from endpoint.settings import Settings
 
 

@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 from botocore_wire import client
 
-from endpoint import catalog, queue
-from endpoint.aws_model import Answer, Service
-from endpoint.catalog import Catalog
-from endpoint.database import Database
-from endpoint.instance import Instance
-from endpoint.invoker import Invoker
-from endpoint.queue import Queue
-from endpoint.runtime import Runtime
+from endpoint.aws.service import Answer, Service
+from endpoint.data_plane.container_client import Invoker
+from endpoint.data_plane.runtime import Runtime
+from endpoint.fleet.instance import Instance
 from endpoint.settings import Settings
+from endpoint.state import catalog, queue
+from endpoint.state.catalog import Catalog
+from endpoint.state.database import Database
+from endpoint.state.queue import Queue
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from endpoint.aws_constraints import java_pattern
-from endpoint.aws_model import Answer, AwsError, Service, not_implemented
+from endpoint.aws.constraints import java_pattern
+from endpoint.aws.service import Answer, AwsError, Service, not_implemented
 
 CONTROL = Service("sagemaker")
 RUNTIME = Service("sagemaker-runtime")

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from server import ROOT, free_port
 
-from endpoint.backend import Backend, BackendError
-from endpoint.emulator import read_running
+from endpoint.backend.backend import Backend, BackendError
+from endpoint.backend.emulator import read_running
 from endpoint.settings import Settings
 
 ACCOUNT = "111122223333"

@@ -11,8 +11,8 @@ from botocore.exceptions import EndpointConnectionError
 from emulator import Emulator
 from fleets import a_world, quick
 
-from endpoint.container_logs import SCHEMA, ContainerLogs, batches
-from endpoint.database import Database
+from endpoint.cloudwatch.container_logs import SCHEMA, ContainerLogs, batches
+from endpoint.state.database import Database
 
 GROUP = "/aws/sagemaker/Endpoints/e"
 

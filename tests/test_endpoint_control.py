@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError, WaiterError
 from control_server import ControlServer
 
-from endpoint.environment import HIJACKING_NAMES, MOST_BYTES, why_refused, would_hijack
+from endpoint.control_plane.environment_rules import HIJACKING_NAMES, MOST_BYTES, why_refused, would_hijack
 
 ARN = "arn:aws:sagemaker:us-east-1:000000000000"
 ROLE = "arn:aws:iam::000000000000:role/longhaul"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from cut_line import ACCOUNT, REGION, Line, a_backend, running, until
 
-from endpoint.backend import Backend
-from endpoint.data_log import DataLog
+from endpoint.backend.backend import Backend
+from endpoint.cloudwatch.data_log import DataLog
 from endpoint.settings import Settings
 
 
@@ -92,7 +92,7 @@ def test_lines_wait_for_a_backend_that_is_down(backend: Backend, caplog: pytest.
 
     asyncio.run(run())
     assert texts(backend, "down") == ["one", "two"]
-    assert len([record for record in caplog.records if record.name == "endpoint.data_log"]) == 1
+    assert len([record for record in caplog.records if record.name == "endpoint.cloudwatch.data_log"]) == 1
 
 
 def test_the_last_lines_are_sent_at_the_end(backend: Backend) -> None:

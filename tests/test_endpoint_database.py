@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from endpoint.catalog import SCHEMA, Catalog, Exists, NotFound
-from endpoint.database import Database
+from endpoint.state.catalog import SCHEMA, Catalog, Exists, NotFound
+from endpoint.state.database import Database
 
 TABLE = "CREATE TABLE IF NOT EXISTS numbers (number INTEGER PRIMARY KEY)"
 

@@ -15,9 +15,9 @@ from emulator import Emulator
 from faulty_container import FaultyContainer
 from server import PATIENCE_S, free_port
 
-from endpoint.outcomes import failure
-from endpoint.queue import Job, Queue
-from endpoint.storage import Storage, UploadFailed
+from endpoint.data_plane.outcomes import failure
+from endpoint.data_plane.storage import Storage, UploadFailed
+from endpoint.state.queue import Job, Queue
 
 MEBIBYTE = 1 << 20
 LONG_HEADERS = (
@@ -711,8 +711,8 @@ class Ailing(Queue):
 def test_an_ailing_database_ends_nothing(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("endpoint.dispatcher._RETRY_S", 0.01)
-    monkeypatch.setattr("endpoint.delivery._DATABASE_WAIT_S", 0.01)
+    monkeypatch.setattr("endpoint.data_plane.dispatcher._RETRY_S", 0.01)
+    monkeypatch.setattr("endpoint.data_plane.delivery._DATABASE_WAIT_S", 0.01)
 
     async def work(world: World) -> None:
         world.queue = Ailing(world.queue)

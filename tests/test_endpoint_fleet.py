@@ -18,9 +18,9 @@ from emulator import Emulator
 from fleets import MISBEHAVING, World, a_world, quick
 from server import PATIENCE_S, eventually
 
-from endpoint.catalog import Endpoint, NotFound
-from endpoint.instance import MARKER, Instance
+from endpoint.fleet.instance import MARKER, Instance
 from endpoint.process import Process, find_session, identity_of, kill_marked
+from endpoint.state.catalog import Endpoint, NotFound
 
 NO_PING = (
     "The primary container for production variant AllTraffic did not pass the ping health check. "

@@ -10,9 +10,9 @@ import pytest
 from faulty_container import FaultyContainer
 from server import PATIENCE_S, free_port
 
-from endpoint.invoker import Answer, BadAnswer, Invoker, NoAnswer, Timeout
+from endpoint.data_plane.container_client import Answer, BadAnswer, Invoker, NoAnswer, Timeout
+from endpoint.data_plane.storage import InputUnreadable
 from endpoint.settings import Settings
-from endpoint.storage import InputUnreadable
 
 MEBIBYTE = 1 << 20
 

@@ -13,7 +13,7 @@ import pytest
 from endpoint_up import EndpointUp, Sent
 from server import PATIENCE_S, ROOT, eventually
 
-from endpoint.instance import MARKER
+from endpoint.fleet.instance import MARKER
 
 BUCKET = "longhaul-checkpoints-us-east-1-000000000000"
 LINES, TOKENS = 16, 400

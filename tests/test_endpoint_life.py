@@ -240,7 +240,7 @@ def test_a_signal_ends_it_soon_although_the_backend_hangs(start: Up) -> None:
     [backend] = [
         process
         for process in map(psutil.Process, up.processes())
-        if process.pid != up.process.pid and "endpoint.emulator" in process.cmdline()
+        if process.pid != up.process.pid and "endpoint.backend.emulator" in process.cmdline()
     ]
     backend.suspend()
     up.process.send_signal(signal.SIGINT)

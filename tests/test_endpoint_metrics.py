@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from cut_line import ACCOUNT, REGION, Line, a_backend, running, until
 
-from endpoint import catalog, queue
-from endpoint.backend import Backend
-from endpoint.catalog import Catalog
-from endpoint.database import Database
-from endpoint.metrics import COUNTED, GAUGES, NAMESPACE, PERIOD_S, Metrics
-from endpoint.queue import Queue
+from endpoint.backend.backend import Backend
+from endpoint.cloudwatch.metrics import COUNTED, GAUGES, NAMESPACE, PERIOD_S, Metrics
 from endpoint.settings import Settings
+from endpoint.state import catalog, queue
+from endpoint.state.catalog import Catalog
+from endpoint.state.database import Database
+from endpoint.state.queue import Queue
 
 PERIOD = 0.05
 
@@ -275,7 +275,7 @@ def test_counts_wait_for_a_backend_that_is_down_and_gauges_do_not(
             assert (latency["SampleCount"], latency["Sum"]) == (400, sum(range(400)))
 
     asyncio.run(run())
-    assert len([record for record in caplog.records if record.name == "endpoint.metrics"]) == 1
+    assert len([record for record in caplog.records if record.name == "endpoint.cloudwatch.metrics"]) == 1
 
 
 def test_what_was_counted_last_is_sent_at_the_end(tmp_path: Path, backend: Backend) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from emulator import Emulator
 
-from endpoint.model_files import ModelFiles
-from endpoint.model_source import ModelDataError, ModelSource
+from endpoint.fleet.models.model_cache import ModelFiles
+from endpoint.fleet.models.model_source import ModelDataError, ModelSource
 
 BUCKET = "models"
 URL = f"s3://{BUCKET}/model.tar.gz"

@@ -17,14 +17,14 @@ import pytest
 from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidationError
 from cut_line import ACCOUNT, REGION, Line, a_backend, running, until
 
-from endpoint import catalog, queue
-from endpoint.backend import Backend
-from endpoint.catalog import Catalog
-from endpoint.clients import is_refusal
-from endpoint.database import Database
-from endpoint.notices import MOST_ANSWER_BYTES, Notices
-from endpoint.queue import Job, Notice, Outcome, put_notice
+from endpoint.backend.backend import Backend
+from endpoint.backend.clients import is_refusal
+from endpoint.data_plane.notifications import MOST_ANSWER_BYTES, Notices
 from endpoint.settings import Settings
+from endpoint.state import catalog, queue
+from endpoint.state.catalog import Catalog
+from endpoint.state.database import Database
+from endpoint.state.queue import Job, Notice, Outcome, put_notice
 
 _numbers = itertools.count()
 
@@ -302,7 +302,7 @@ def test_a_topic_that_does_not_exist_keeps_nothing_up(
             assert outbox.counts.counted == [("e", "v", "NotificationFailures")]
 
     asyncio.run(run())
-    (record,) = [record for record in caplog.records if record.name == "endpoint.notices"]
+    (record,) = [record for record in caplog.records if record.name == "endpoint.data_plane.notifications"]
     assert "absent" in record.message and "lost" not in record.message
 
 
@@ -321,7 +321,9 @@ def test_notices_wait_for_a_backend_that_is_down(
             assert outbox.counts.counted == []
 
     asyncio.run(run())
-    assert [record.levelno for record in caplog.records if record.name == "endpoint.notices"] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if record.name == "endpoint.data_plane.notifications"] == [
+        logging.WARNING
+    ]
 
 
 def test_the_end_waits_for_no_backend(tmp_path: Path, backend: Backend) -> None:

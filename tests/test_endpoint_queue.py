@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from endpoint.database import Database
-from endpoint.queue import SCHEMA, Backlog, Job, Notice, Outcome, Queue
+from endpoint.state.database import Database
+from endpoint.state.queue import SCHEMA, Backlog, Job, Notice, Outcome, Queue
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from endpoint.database import Database
-from endpoint.queue import SCHEMA, Job, Notice, Outcome, Queue
+from endpoint.state.database import Database
+from endpoint.state.queue import SCHEMA, Job, Notice, Outcome, Queue
 
 DONE = Outcome(kind="completed", content_type="text/plain", file="answer")
 FAILED = Outcome(kind="upload", reason="ClientError: no such bucket", text="no such bucket")

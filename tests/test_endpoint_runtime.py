@@ -10,8 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 from runtime_port import RuntimePort
 
-from endpoint import runtime
-from endpoint.runtime import MOST_INLINE_BYTES, MOST_SYNC_BYTES, locations
+from endpoint.data_plane import runtime
+from endpoint.data_plane.runtime import MOST_INLINE_BYTES, MOST_SYNC_BYTES, locations
 
 INPUT = "s3://bucket/in/documents.jsonl"
 

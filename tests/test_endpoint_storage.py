@@ -15,9 +15,9 @@ from emulator import Emulator
 from loopback import Loopback
 from server import free_port
 
-from endpoint.s3_location import parse_location
+from endpoint.aws.s3_location import parse_location
+from endpoint.data_plane.storage import MOST_INPUT_BYTES, InputUnreadable, Source, Storage, UploadFailed
 from endpoint.settings import Settings
-from endpoint.storage import MOST_INPUT_BYTES, InputUnreadable, Source, Storage, UploadFailed
 
 MEBIBYTE = 1 << 20
 

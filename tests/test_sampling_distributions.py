@@ -164,7 +164,7 @@ def with_part(name: str, part: Callable[..., Any]) -> Sampler:
     return sampler
 
 
-def keep_all_but_the_last(*args: Any, original: Callable[..., Any] = sampler._keep) -> Any:
+def keep_all_but_the_last(*args: Any, original: Callable[..., Any] = sampler_module._keep) -> Any:
     kept, is_known = original(*args)
     return kept & (kept.cumsum(1) < kept.sum(1, keepdim=True)), is_known
 
@@ -310,7 +310,7 @@ DEPENDENT: dict[str, tuple[Callable[[Sampler], float], Callable[[int, int], int]
     # A token's noise is a hash of the key plus its own id's multiple of the same number: the next seed's are shifted.
     "seeds and token ids add up": (
         consecutive_seeds,
-        lambda seed, _: sampler._signed(seed * sampler._GOLDEN & sampler._MASK64),
+        lambda seed, _: sampler_module._signed(seed * sampler_module._GOLDEN & sampler_module._MASK64),
     ),
 }
 

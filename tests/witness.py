@@ -11,7 +11,7 @@ from typing import Any
 from botocore.validate import ParamValidator
 from botocore_wire import client
 
-from endpoint.aws_constraints import compile_check
+from endpoint.aws.constraints import compile_check
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

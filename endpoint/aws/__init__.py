@@ -1,0 +1,1 @@
+"""The wire form of AWS's APIs, read from botocore's own models."""

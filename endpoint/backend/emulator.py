@@ -1,0 +1,160 @@
+"""The embedded emulator's process: MiniStack on a socket that `backend` opened, with all its data in one directory.
+
+    python -m endpoint.backend.emulator --socket FD --data-dir DIR --identity JSON
+
+Listens nowhere else, starts no SFTP, MQTT or Docker, and refuses web pages (MiniStack itself lets any page do all).
+Its state but S3's objects is saved when it ends by SIGTERM, and only then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import uvicorn
+
+from endpoint.origin_guard import Guard
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
+
+SERVICES = frozenset({"s3", "sns", "sqs", "sts", "iam", "ecr", "logs", "monitoring"})
+"""That it answers for, by the names that requests are signed for."""
+IDENTITY_PATH = "/_longhaul/emulator"
+_MODULE = "endpoint.backend.emulator"  # while it runs, its __name__ is __main__
+RUNNING_FILE = "process.json"
+_CLOCK_S = 5.0
+"""By which a process may seem to have started later or earlier, the clock having been set."""
+_SHUTDOWN_S = 2
+"""For requests under way: a long poll may have 20 s to go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Which process it is. It says so itself, so that a gateway that is killed meanwhile loses no track of it."""
+
+    pid: int
+    started_at: float
+    port: int
+
+    @classmethod
+    def of(cls, pid: int, port: int) -> Running:
+        return cls(pid=pid, started_at=psutil.Process(pid).create_time(), port=port)
+
+    def process(self) -> psutil.Process | None:
+        """None where it has ended, though another process may have its pid by now."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            is_it = abs(process.create_time() - self.started_at) < _CLOCK_S and _MODULE in process.cmdline()
+            if is_it and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+def read_running(data_dir: Path) -> Running | None:
+    try:
+        return Running(**json.loads((data_dir / RUNNING_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--identity", type=json.loads, required=True)
+    arguments = parser.parse_args()
+    lock = (arguments.data_dir / "lock").open("w")  # until this process ends, however it ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another emulator works with {arguments.data_dir}")
+    listener = socket.socket(fileno=arguments.socket)
+    _write_running(arguments.data_dir, Running.of(os.getpid(), listener.getsockname()[1]))
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.environ.update(environment(arguments.data_dir, arguments.identity))
+    # It reads the environment as it is imported.
+    from ministack.app import app
+
+    config = uvicorn.Config(
+        _Emulator(app, arguments.identity),
+        lifespan="on",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+    uvicorn.Server(config).run([listener])
+
+
+def environment(data_dir: Path, identity: dict[str, str]) -> dict[str, str]:
+    """MiniStack's settings."""
+    temporary = data_dir / "tmp"
+    temporary.mkdir(exist_ok=True)
+    return {
+        "SERVICES": ",".join(sorted(SERVICES)),
+        # What it puts into queue URLs and the like: the gateway's, not its own.
+        "MINISTACK_HOST": identity["host"],
+        "GATEWAY_PORT": identity["port"],
+        "MINISTACK_ACCOUNT_ID": identity["account"],
+        "MINISTACK_REGION": identity["region"],
+        "PERSIST_STATE": "1",
+        "STATE_DIR": str(data_dir / "state"),
+        "S3_PERSIST": "1",
+        "S3_DATA_DIR": str(data_dir / "s3"),
+        "TMPDIR": str(temporary),
+        "LOG_LEVEL": "WARNING",  # at INFO every notice is logged, with what it says
+        "SFTP_ENABLED": "0",
+        "IOT_MTLS_ENABLED": "0",
+        "DOCKER_HOST": f"unix://{data_dir}/no-docker",
+    }
+
+
+class _Emulator:
+    def __init__(self, app: ASGI3Application, identity: dict[str, str]) -> None:
+        self._app = app
+        self._guard = Guard()
+        self._identity = json.dumps(identity | {"pid": os.getpid()}).encode()
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            if self._guard.objection(headers):
+                await _answer(send, 403, b"")
+            elif scope["path"] == IDENTITY_PATH:
+                await _answer(send, 200, self._identity)
+            else:
+                await self._app(scope, receive, send)
+        # A WebSocket is refused by not being accepted.
+
+
+def _write_running(data_dir: Path, running: Running) -> None:
+    new = data_dir / f"{RUNNING_FILE}.new"
+    new.write_text(json.dumps(asdict(running)))
+    new.replace(data_dir / RUNNING_FILE)
+
+
+async def _answer(send: ASGISendCallable, status: int, body: bytes) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [length], "trailers": False})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+if __name__ == "__main__":
+    main()

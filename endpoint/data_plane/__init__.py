@@ -1,0 +1,1 @@
+"""From InvokeEndpointAsync to the notification: accepts, dispatches, calls the container and delivers."""

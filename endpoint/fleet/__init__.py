@@ -1,0 +1,1 @@
+"""The instances of each endpoint: starts, watches and ends their containers."""

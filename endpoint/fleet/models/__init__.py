@@ -1,0 +1,1 @@
+"""The model artefacts of instances: found, downloaded and kept."""

@@ -1,0 +1,1 @@
+"""The one port: tells whose request it is, answers it or hands it on."""

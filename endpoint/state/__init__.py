@@ -1,0 +1,1 @@
+"""What outlives the gateway, in SQLite: resources, the queue and what is still to be sent."""
