@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from benchmarks import acceptance, fairness, journal, memory, payloads, throughput
-from benchmarks.serving import ROOT
+from testing import ROOT
 
 BUSY_PERCENT = 10.0
 MEASURES = {

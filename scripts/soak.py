@@ -9,8 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from soaking import container, endpoint
+from soaking import container
 from soaking.faults import campaign
+from testing.endpoint import soak as endpoint
 
 SOAKS = {"container": container, "endpoint": endpoint, "faults": campaign}
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
+from testing import ROOT
+
 # Before torch loads OpenMP: its threads must not spin at barriers while servers under test need the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # The edge's tokenizer hides torch from a process that hasn't imported it, and the engine's tests in this one need it.
 import torch  # noqa: F401
-from exactness import Exactness
-from server import Server
-from tiny_models import TinyModel
-from tiny_models import save_tiny_model as save_family
 
-from benchmarks.tiny_model import save_tiny_model
+from testing.exactness import Exactness
+from testing.server import Server
+from testing.tiny_model import save_tiny_model
+from testing.tiny_models import TinyModel
+from testing.tiny_models import save_tiny_model as save_family
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +50,7 @@ def assert_exact(request: pytest.FixtureRequest) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def model_dir() -> str:
     """The real small model that scripts/setup fetches."""
-    return str(Path(__file__).parent.parent / ".models" / "SmolLM2-135M-Instruct")
+    return str(ROOT / ".models" / "SmolLM2-135M-Instruct")
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from exactness import TIE
 from transformers import CONFIG_MAPPING
 
 from container.dialects.batch import read_line
@@ -15,8 +13,9 @@ from container.engine.worker.model import SUPPORTED
 from container.server.app import create_app
 from container.server.server import Edge
 from container.settings import Settings, settings_table
+from testing import ROOT
+from testing.exactness import TIE
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 FENCED = re.findall(r"(<!-- request -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
 REQUESTS = [text for marked, language, text in FENCED if marked and language == "json"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from testing import ROOT
 
 
 def modules_after(statement: str) -> set[str]:
@@ -17,7 +17,7 @@ def modules_after(statement: str) -> set[str]:
     return set(json.loads(answer.stdout))
 
 
-@pytest.mark.parametrize("name", ["", ".sequence", ".messages", ".client"])
+@pytest.mark.parametrize("name", ["", ".sequence", ".messages", ".supervisor.engine_client"])
 def test_the_edges_side_of_the_engine_pulls_in_nothing_else_of_the_container_and_no_torch(name: str) -> None:
     loaded = modules_after(f"import container.engine{name}")
     assert "torch" not in loaded and "transformers" not in loaded
@@ -25,15 +25,15 @@ def test_the_edges_side_of_the_engine_pulls_in_nothing_else_of_the_container_and
 
 
 def test_the_edge_imports_no_torch() -> None:
-    loaded = modules_after("import container.edge, container.app")
+    loaded = modules_after("import container.server.server, container.server.app")
     assert "torch" not in loaded and "transformers" not in loaded
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "container/engine").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "container/engine").rglob("*.py")), ids=lambda path: path.stem)
 def test_no_module_of_the_engine_imports_from_outside_it(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            assert node.level < 2 and (node.module or "").split(".")[0] not in ("container", "endpoint")
+            assert (node.module or "").startswith("container.engine") or not (node.module or "").startswith("container")
         if isinstance(node, ast.Import):
             assert not {alias.name.split(".")[0] for alias in node.names} & {"container", "endpoint"}
 

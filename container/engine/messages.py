@@ -61,7 +61,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     prompt_ids: list[int]
     sampling: Sampling
     newcomer: bool = False
-    """Whether it goes before what others have queued (see `scheduling.py`)."""
+    """Whether it goes before what others have queued (see `fair_scheduler.py`)."""
     output_ids: list[int] = []
     """What an engine that died had generated. The sequence goes on behind them: `max_new_tokens` counts them."""
 

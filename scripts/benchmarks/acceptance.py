@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from soaking.endpoint import NAME, Gateway, make_endpoint, make_places
 from tqdm import tqdm
+
+from testing.endpoint.soak import NAME, Gateway, make_endpoint, make_places
 
 HEALTHY = """
 import http.server, os

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .serving import ROOT, Served, Watch
-from .tiny_model import save_tiny_model
+from testing import ROOT
+from testing.tiny_model import save_tiny_model
+
+from .serving import Served, Watch
 
 LIMIT_GROWTH_MB = 150.0
 LIMIT_PING_P99_MS = 100.0

@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 from boto3.s3.transfer import TransferConfig
-from soaking.endpoint import NAME, Gateway, make_endpoint, make_places
+
+from testing.endpoint.soak import NAME, Gateway, make_endpoint, make_places
 
 LIMIT_MB = 300.0
 _MIB = 1 << 20

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from testing import ROOT
+
 _EVERY_S = 0.02
 
 

@@ -34,8 +34,9 @@ from container.engine.sequence import Sampling
 from container.engine.worker.batch import Batch
 from container.engine.worker.model import load
 from container.engine.worker.packed_linear import pack_linears
+from testing import ROOT
 
-from .serving import ROOT, Served
+from .serving import Served
 
 SYSTEMS = ("served", "direct", "limit", "packed", "static")
 STATIC_BATCH = 16

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from emulated_aws import EmulatedAws
+from testing import ROOT
+from testing.emulated_aws import EmulatedAws
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DOCKER = os.environ.get("DOCKER") or "docker"
 REPOSITORY = "longhaul-trial"
 DOCKERFILE = """\

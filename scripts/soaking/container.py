@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from server import Server, eventually
 
-from benchmarks.tiny_model import save_tiny_model
+from testing import ROOT
+from testing.server import Server, eventually
+from testing.tiny_model import save_tiny_model
 
 from .ledger import Ledger
 from .traffic import Traffic
 from .watch import FILES, Sample, Watch, sampled, spool_files
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SUITES = (
     "test_admission_fuzz.py",
     "test_batching_fuzz.py",

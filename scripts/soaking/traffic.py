@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from server import Server
+from testing.server import Server
 
 from .hostile import ATTACKS, Answer, Target, Unexpected
 from .ledger import Ledger

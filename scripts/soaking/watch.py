@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from server import Server
+
+from testing.server import Server
 
 EVERY_S = 2.0
 EDGE_WARM_UP_S = 120.0
 ENGINE_WARM_UP_S = 600.0
 """Not judged: allocators and caches fill, an engine's with a kernel for each number of rows, up to a bound that
-`container/engine/environment.py` sets: steep for about ten minutes."""
+`container/engine/supervisor/environment.py` sets: steep for about ten minutes."""
 FEWEST_SAMPLES = 150
 """After it, five minutes: what lived for less tells nothing."""
 FLOOR_S = 60.0

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from docker_container import PYTHON, docker
 
 import container as longhaul
-
-ROOT = Path(__file__).parent.parent.parent
+from testing import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The continuous batch: `transformers`' manager with our attention, our sampler, and one report per step.
 
-Extends the library by overriding and calling `super()`. `tests/test_batching.py` holds a digest of each overridden
+Extends the library by overriding and calling `super()`. Its test, `test_batch.py`, holds a digest of each overridden
 method's source, so that an upgrade that changes one is noticed.
 """
 

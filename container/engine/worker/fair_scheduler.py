@@ -1,6 +1,6 @@
 """Who comes in, who fills the next step, and who goes when the KV cache is full.
 
-Extends the library's scheduler as `batching.py` extends its manager. A newcomer is a sequence of someone who had no
+Extends the library's scheduler as `batch.py` extends its manager. A newcomer is a sequence of someone who had no
 other one running when it was submitted; the others are the rest.
 """
 

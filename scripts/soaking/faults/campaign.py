@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from exactness import SHARE_OF_TIES
+from testing.exactness import SHARE_OF_TIES
 
 from . import container, deadlines, edge, identical, kills, poison, shutdown, stalls, store, traffic, writers
 from .ground import Ground, Run

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server import Server, eventually
+from testing.server import Server, eventually
 
 from .call import Answer, Call
 from .ground import STEPS_IN_FLIGHT, TOKENS, Run, kill_container, logged

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import psutil
-from server import Server, eventually
+
+from testing.server import Server, eventually
 
 from .call import Call
 from .ground import TOKENS, Run, engine_of

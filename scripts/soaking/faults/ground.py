@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from emulator import Emulator
-from server import Server, eventually
 
-from benchmarks.tiny_model import save_tiny_model
+from testing import ROOT
+from testing.emulator import Emulator
+from testing.server import Server, eventually
+from testing.tiny_model import save_tiny_model
 
 from .call import Answer
 from .told import Told
 from .undisturbed import MAX_MODEL_LEN, Peace, Undisturbed
 from .work import Shape, Work, drawn
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 SMOLLM2 = ROOT / ".models/SmolLM2-135M-Instruct"
 BUCKET = "soak"
 TOKENS = "longhaul_generation_tokens_total"

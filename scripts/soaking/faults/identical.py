@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 
-from server import Server, eventually
+from testing.server import Server, eventually
 
 from .call import Answer, Call
 from .ground import STEPS_IN_FLIGHT, TOKENS, Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from server import Server, eventually
+from testing.server import Server, eventually
 
 from .call import Call
 from .ground import STEPS_IN_FLIGHT, TOKENS, Run, engine_of

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exactness import TIE
 from transformers import AutoModelForCausalLM
 
 from container.core import Text
@@ -23,6 +22,7 @@ from container.engine.worker.sampler import Row, choose, gumbel, noise_key
 from container.tokenization.model_defaults import Defaults
 from container.tokenization.preparer import Prepared, Preparer
 from container.tokenization.tokenizer import Tokenizer
+from testing.exactness import TIE
 
 from .told import Choice
 

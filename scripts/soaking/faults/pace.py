@@ -10,7 +10,8 @@ from types import TracebackType
 
 import httpx
 import psutil
-from server import Server
+
+from testing.server import Server
 
 from .ground import STEPS_IN_FLIGHT, TOKENS, WRITE_S
 

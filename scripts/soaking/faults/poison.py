@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server import eventually
+from testing.server import eventually
 
 from .call import Call
 from .ground import Run, engine_of
@@ -17,7 +17,7 @@ import sys
 
 if "container.engine.worker.process" in sys.orig_argv:
     import os, resource
-    from container.engine.sampling import Sampler
+    from container.engine.worker.sampler import Sampler
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     row_of = Sampler._row

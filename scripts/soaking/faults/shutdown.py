@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 
-from server import Server, eventually
+from testing.server import Server, eventually
 
 from .call import Answer, Call
 from .container import PACE_S, check_continued

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from server import eventually
+from testing.server import eventually
 
 from .call import Call
 from .ground import STEPS_IN_FLIGHT, TOKENS, Run, engine_of, logged

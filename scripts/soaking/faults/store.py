@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server import Server, eventually
+from testing.server import Server, eventually
 
 from .broken_s3 import BrokenS3, State
 from .call import Call

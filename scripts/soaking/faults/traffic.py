@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 
-from server import Server, eventually
+from testing.server import Server, eventually
 
 from .call import Call
 from .ground import TOKENS, Run, engine_of

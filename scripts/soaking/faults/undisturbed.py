@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exactness import DISTINCT, SHARE_OF_TIES
-from server import Server, eventually
+from testing.exactness import DISTINCT, SHARE_OF_TIES
+from testing.server import Server, eventually
 
 from .call import Call
 from .oracle import Oracle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from server import Server, eventually
+from testing.server import Server, eventually
 
 from .call import Call
 from .container import INTERVAL_S, PACE_S, check_continued

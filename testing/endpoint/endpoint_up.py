@@ -1,0 +1,264 @@
+"""`python -m endpoint up` in a process of its own, used with boto3 as anybody would, killed where a test wants it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from testing import ROOT
+from testing.server import PATIENCE_S, eventually, free_port
+
+ROLE = "arn:aws:iam::000000000000:role/longhaul"
+BUCKET = "bucket"
+
+
+def run_endpoint(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m endpoint`, when it has ended."""
+    return subprocess.run(
+        [sys.executable, "-m", "endpoint", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=PATIENCE_S,
+        capture_output=True,
+        text=True,
+    )
+
+
+class EndpointUp:
+    """`close` it: it leaves no process behind."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.directory = directory
+        self.says = directory / "container-says"
+        self.says.touch()
+        self._log = directory / "log"
+        self._data = ["--data-dir", str(directory / "data")]
+        self._serve = f"{sys.executable} {Path(__file__).parent / 'told_container.py'}"
+        self._options = ["--port", str(self.port), "--time-scale", "60", "--serve", self._serve, *options]
+        self._clients: dict[str, Any] = {}
+        self._making = threading.Lock()
+        self.notices: list[dict[str, Any]] = []
+        self.start()
+
+    # Its process
+
+    def start(self) -> None:
+        self.launch()
+        eventually(self._answers)
+
+    def launch(self) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "endpoint", "up", *self._data, *self._options],
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """In peace; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def processes(self) -> dict[int, str]:
+        """All that live and know its directory, whoever their parent is: gateway, backend, instances."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and str(self.directory) in " ".join(
+                    [*process.cmdline(), *process.environ().values()]
+                ):
+                    found[process.pid] = process.name()
+        return found
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        if self.processes():
+            self.down()
+
+    def down(self) -> subprocess.CompletedProcess[str]:
+        return run_endpoint("down", *self._data)
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log()[-3000:]
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{self.url}/_longhaul/health", timeout=5).close()
+            return True
+        return False
+
+    # AWS
+
+    def client(self, service: str) -> Any:
+        with self._making:
+            if service not in self._clients:
+                session = boto3.session.Session(
+                    aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
+                )
+                config = Config(retries={"total_max_attempts": 1}, proxies={}, s3={"addressing_style": "path"})
+                self._clients[service] = session.client(service, endpoint_url=self.url, config=config)
+            return self._clients[service]
+
+    def make_places(self) -> None:
+        """A bucket, two topics, and a queue that hears both."""
+        self.client("s3").create_bucket(Bucket=BUCKET)
+        sqs, sns = self.client("sqs"), self.client("sns")
+        self._queue: str = sqs.create_queue(QueueName="notices")["QueueUrl"]
+        arn = sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        for name in ("good", "bad"):
+            topic = sns.create_topic(Name=name)["TopicArn"]
+            sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"})
+
+    def make_endpoint(
+        self, name: str, instances: int = 1, container: dict[str, Any] | None = None, **output: Any
+    ) -> None:
+        """In service when it returns, with the container that is told what to do. `output` changes its OutputConfig."""
+        sagemaker = self.client("sagemaker")
+        told = {"Image": "told:1", "Environment": {"CONTAINER_SAYS": str(self.says)}}
+        sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, PrimaryContainer=container or told)
+        topics = {kind: f"arn:aws:sns:us-east-1:000000000000:{name}" for kind, name in _TOPICS.items()}
+        paths = {"S3OutputPath": f"s3://{BUCKET}/out", "S3FailurePath": f"s3://{BUCKET}/failed"}
+        variant = {
+            "VariantName": "main",
+            "ModelName": name,
+            "InstanceType": "ml.m5.large",
+            "InitialInstanceCount": 1,
+        }
+        config = {"NotificationConfig": topics} | paths | output
+        sagemaker.create_endpoint_config(
+            EndpointConfigName=name,
+            ProductionVariants=[variant],
+            AsyncInferenceConfig={
+                "OutputConfig": {key: value for key, value in config.items() if value is not None},
+                "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 4},
+            },
+        )
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+        self.wait_until_in_service(name)
+        if instances != 1:
+            desired = [{"VariantName": "main", "DesiredInstanceCount": instances}]
+            sagemaker.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=desired)
+            self.wait_until_in_service(name)
+
+    def submit(self, endpoint: str, do: str = "echo", body: bytes | None = b"input", **parameters: Any) -> Sent:
+        """`body` goes by S3, unless the parameters say where the input is."""
+        if "InputLocation" not in parameters and "Body" not in parameters:
+            key = f"in/{uuid.uuid4()}"
+            self.client("s3").put_object(Bucket=BUCKET, Key=key, Body=body, ContentType="text/csv")
+            parameters["InputLocation"] = f"s3://{BUCKET}/{key}"
+        given = {"CustomAttributes": f"do={do}"} | parameters
+        answer = self.client("sagemaker-runtime").invoke_endpoint_async(EndpointName=endpoint, **given)
+        return Sent(self, answer)
+
+    def hear(self) -> list[dict[str, Any]]:
+        """All notices so far."""
+        sqs = self.client("sqs")
+        while messages := sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
+            for message in messages:
+                self.notices.append(json.loads(message["Body"]))
+                sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
+        return self.notices
+
+    def metric(self, endpoint: str, name: str, statistic: str = "Sum", **dimensions: str) -> float | None:
+        now = datetime.now(UTC)
+        dimensions = {"EndpointName": endpoint} | dimensions
+        points = self.client("cloudwatch").get_metric_statistics(
+            Namespace="AWS/SageMaker",
+            MetricName=name,
+            Dimensions=[{"Name": key, "Value": value} for key, value in dimensions.items()],
+            StartTime=now - timedelta(hours=1),
+            EndTime=now + timedelta(hours=1),
+            Period=7200,
+            Statistics=[statistic],
+        )["Datapoints"]
+        return sum(point[statistic] for point in points) if points else None
+
+    def data_log(self, endpoint: str) -> list[str]:
+        """Lines of all its data-logs."""
+        logs, group = self.client("logs"), f"/aws/sagemaker/Endpoints/{endpoint}"
+        try:
+            streams = logs.describe_log_streams(logGroupName=group)["logStreams"]
+        except ClientError:
+            return []
+        return [
+            event["message"]
+            for stream in streams
+            if stream["logStreamName"].endswith("/data-log")
+            for event in logs.get_log_events(
+                logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True
+            )["events"]
+        ]
+
+    def wait_until_in_service(self, name: str) -> None:
+        waiter = self.client("sagemaker").get_waiter("endpoint_in_service")
+        waiter.wait(EndpointName=name, WaiterConfig={"Delay": 0.05, "MaxAttempts": 1200})
+
+
+_TOPICS = {"SuccessTopic": "good", "ErrorTopic": "bad"}
+
+
+class Sent:
+    """A request that was accepted."""
+
+    def __init__(self, up: EndpointUp, answer: dict[str, Any]) -> None:
+        self._up = up
+        self.inference_id: str = answer["InferenceId"]
+        self.output: str = answer["OutputLocation"]
+        self.failure: str | None = answer.get("FailureLocation")
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """The output object, if it is there."""
+        return list(self._objects(self.output))
+
+    def failures(self) -> list[dict[str, Any]]:
+        return list(self._objects(self.failure))
+
+    def ended(self) -> Sent:
+        """When there is an object that says how."""
+        eventually(lambda: self.outputs() or self.failures())
+        return self
+
+    def notices(self) -> list[dict[str, Any]]:
+        return [notice for notice in self._up.hear() if notice.get("inferenceId") == self.inference_id]
+
+    def notice(self) -> dict[str, Any]:
+        """The one that it must have."""
+        found = eventually(self.notices)
+        return found[0]
+
+    def _objects(self, location: str | None) -> Iterator[dict[str, Any]]:
+        if location is None:
+            return
+        bucket, _, key = location.removeprefix("s3://").partition("/")
+        with contextlib.suppress(ClientError):
+            found = self._up.client("s3").get_object(Bucket=bucket, Key=key)
+            yield {"body": found["Body"].read(), "type": found["ContentType"]}

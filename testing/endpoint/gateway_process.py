@@ -1,0 +1,125 @@
+"""A gateway in a process of its own, with its backend and with handlers that tell what they were given."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from endpoint.backend.backend import Backend
+from endpoint.backend.emulator import read_running
+from endpoint.gateway.gateway import Request, make_app, make_server
+from endpoint.settings import Settings
+from testing import ROOT
+from testing.server import eventually, free_port
+
+
+class GatewayProcess:
+    def __init__(self, data_dir: Path, port: int = 0, backend: str = "embedded") -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.data_dir = data_dir
+        self._backend = backend
+        self._clients: list[Any] = []
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(self.data_dir), str(self.port), self._backend],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        eventually(self._is_up, within_s=20)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """With the backend."""
+        for client in self._clients:
+            client.close()
+        self.kill()
+        if pid := self.backend_pid:
+            os.kill(pid, signal.SIGKILL)
+
+    @property
+    def backend_pid(self) -> int | None:
+        running = read_running(self.data_dir / "backend")
+        return running.pid if running and running.process() else None
+
+    def client(self, service: str, **config: Any) -> Any:
+        client = boto3.client(
+            service,
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            config=Config(**config),
+        )
+        self._clients.append(client)
+        return client
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, "the gateway has ended"
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port)).close()
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def gateway_process(data_dir: Path, **options: Any) -> Iterator[GatewayProcess]:
+    gateway = GatewayProcess(data_dir, **options)
+    try:
+        yield gateway
+    finally:
+        gateway.close()
+
+
+@dataclass(frozen=True)
+class Told:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def tell_control(request: Request) -> Told:
+    told = {
+        "EndpointConfigs": [],
+        "NextToken": f"{request.method} {request.path} {(await request.body(1000)).decode()}",
+    }
+    return Told(200, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(told).encode())
+
+
+async def tell_runtime(request: Request) -> Told:
+    size = len(await request.body())
+    if request.headers.get("x-amzn-sagemaker-custom-attributes") == "raise":
+        raise ValueError("as asked")
+    return Told(200, {"x-Amzn-Invoked-Production-Variant": f"{request.path}?{request.query}"}, f"{size}".encode())
+
+
+async def main(data_dir: str, port: str, backend_url: str) -> None:
+    settings = Settings(data_dir=Path(data_dir), port=int(port), backend=backend_url)
+    backend = Backend(settings)
+    await backend.start()
+    watch = asyncio.create_task(backend.watch())
+    app = make_app(settings, backend, {"sagemaker": tell_control, "sagemaker-runtime": tell_runtime})
+    with socket.create_server((settings.host, settings.port)) as sock:
+        await make_server(app).serve(sockets=[sock])
+    watch.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""A registry and an ECR for the tests of scripts/push."""

@@ -1,0 +1,154 @@
+"""A batch's lines on their way, on an engine that says what it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from starlette.requests import Request
+
+from container.core import Item
+from container.disk.spool import OrderedSpool, Spool
+from container.engine.sequence import Sequence
+from container.invocations.batch_runner import BatchRun
+from container.invocations.deadline import Deadline
+from container.invocations.invocation import Invocation, Service
+from container.seeds import Seeds
+from container.server.app import _answer_batch
+from container.server.exchange import Exchange
+from container.server.server import Edge
+from container.settings import Settings
+from container.telemetry.progress import Progress, Work
+from container.tokenization.preparer import Prepared
+from container.tokenization.tokenizer import Tokenizer
+from testing.container.scripted_engine import INFO, ScriptedEngine, scripted_service
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_dir: str) -> Tokenizer:
+    return Tokenizer.load(model_dir, trust_remote_code=False)
+
+
+@pytest.fixture
+def workers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as workers:
+        yield workers
+
+
+class Counting:
+    """Prepares for the service, and knows how many texts are on their way to the answers."""
+
+    def __init__(self, service: Service) -> None:
+        self._preparer = service.preparer
+        self.on_their_way = self.most = 0
+
+    def prepare(self, item: Item, drawn_seed: int) -> Prepared:
+        self.on_their_way += 1
+        self.most = max(self.most, self.on_their_way)
+        return self._preparer.prepare(item, drawn_seed)
+
+
+class Answers(OrderedSpool):
+    """Tells of each answer."""
+
+    def __init__(self, directory: Path, on_answer: Any) -> None:
+        super().__init__(str(directory))
+        self._on_answer = on_answer
+
+    def put(self, number: int, record: bytes) -> None:
+        super().put(number, record)
+        self._on_answer()
+
+
+async def run_batch(present: Callable[[], Service], lines: list[Any], answers: Answers, directory: Path) -> BatchRun:
+    service = present()
+    body = Spool(str(directory))
+    body.append("".join(json.dumps(line) + "\n" for line in lines).encode())
+    body.flush()
+    invocation = Invocation(service, Deadline(arrived=time.monotonic(), timeout_s=900, source="setting"))
+    lease = await invocation.attach(None, "digest")
+    batch = BatchRun(present, invocation, answers=answers, spool_dir=str(directory), longest_line=1 << 20)
+    await batch.run(body, Seeds.drawn())
+    invocation.close()
+    service.jobs.release(lease, is_complete=True)
+    service.jobs.close()
+    body.close()
+    answers.close()
+    return batch
+
+
+def test_short_lines_of_many_prompts_are_not_all_under_way(
+    tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        service = scripted_service(ScriptedEngine([504], "length"), tokenizer, workers, tmp_path)
+        counting = Counting(service)
+
+        def answered() -> None:
+            counting.on_their_way -= 1000
+
+        counted = dataclasses.replace(service, preparer=cast(Any, counting))
+        lines = [{"prompt": ["a"] * 1000, "max_tokens": 1}] * 8
+        batch = await run_batch(lambda: counted, lines, Answers(tmp_path, answered), tmp_path)
+        assert (batch.items, batch.failed) == (8, 0)
+        assert 1000 <= counting.most <= 4000
+
+    asyncio.run(run())
+
+
+def test_later_lines_are_as_long_as_the_present_engine_allows(
+    tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """One with less memory replaces the first while a batch is under way."""
+    lengths: list[int] = []
+
+    class Engine(ScriptedEngine):
+        def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
+            lengths.append(sequence.most_tokens)
+            super().submit(sequence, newcomer=newcomer)
+
+    async def run() -> None:
+        service = scripted_service(Engine([504], "length"), tokenizer, workers, tmp_path)
+        service = dataclasses.replace(service, info=msgspec.structs.replace(INFO, max_running=1))
+        smaller = dataclasses.replace(service.preparer, max_sequence_tokens=20)
+        present = [service]
+        answers = Answers(tmp_path, lambda: present.append(dataclasses.replace(service, preparer=smaller)))
+        await run_batch(lambda: present[-1], [{"prompt": "a"}] * 64, answers, tmp_path)
+
+    asyncio.run(run())
+    assert (len(lengths), lengths[0], lengths[-1]) == (64, 51, 20)
+
+
+def test_a_batch_that_gets_no_spool_leaves_no_open_invocation(
+    tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    opened: list[Work] = []
+
+    class Opened(Progress):
+        def open(self, work: Work) -> None:
+            opened.append(work)
+
+        def close(self, work: Work) -> None:
+            opened.remove(work)
+
+    async def run() -> None:
+        service = scripted_service(ScriptedEngine([], None), tokenizer, workers, tmp_path)
+        service = dataclasses.replace(service, progress=Opened(None, service.metrics, dimensions={}))
+        edge = Edge(Settings(spool_dir=str(tmp_path / "missing")), "unused")
+        edge.service = service
+        headers = [(b"content-type", b"application/jsonlines")]
+        request = Request({"type": "http", "headers": headers, "state": {}})
+        with pytest.raises(FileNotFoundError):
+            await _answer_batch(edge, Exchange(edge, request, cast(Any, None)))
+        service.jobs.close()
+        assert not opened
+
+    asyncio.run(run())

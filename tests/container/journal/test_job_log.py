@@ -1,0 +1,862 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from container.journal import job_log as log_module
+from container.journal.job_log import (
+    DigestConflict,
+    EpochLost,
+    Found,
+    JobLog,
+    JournalFull,
+    JournalGone,
+    claim_key,
+    head_key,
+    job_id,
+    segment_key,
+)
+from container.journal.output_table import Replay
+from container.journal.segment import LaneClosed, Record, TrackKey, packed
+from container.journal.stores.store import Store, StoreError
+from testing import ROOT
+from testing.container.faulty_s3 import FaultyS3
+from testing.container.journal_stores import (
+    KINDS,
+    closing_store,
+    emulated,
+    impatient,
+    new_bucket,
+    new_uri,
+    set_environment,
+)
+from testing.emulator import Emulator
+
+SECRET = bytes(range(16))
+JOB = job_id("my-job", "digest")
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    with emulated(tmp_path_factory) as emulator:
+        yield emulator
+
+
+@pytest.fixture(params=KINDS)
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_uri(request.param, tmp_path, request)
+
+
+@pytest.fixture
+def store(uri: str) -> Iterator[Store]:
+    with closing_store(uri) as store:
+        yield store
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Store]:
+    with closing_store(str(tmp_path / "journal")) as store:
+        yield store
+
+
+@pytest.fixture
+def replays(tmp_path: Path) -> Iterator[Callable[[], Replay]]:
+    with ExitStack() as open_ones:
+        yield lambda: open_ones.enter_context(closing(Replay(str(tmp_path))))
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def job_log(store: Store, digest: str = "digest", **options: Any) -> JobLog:
+    limits: dict[str, Any] = {"lifetime_s": 100.0, "max_bytes": 1 << 30, "clock": Clock()}
+    return JobLog(store, JOB, digest, writer="w", **(limits | options))
+
+
+def record(item: int, start: int, *token_ids: int) -> Record:
+    return Record(0, 0, item, 0, 1, start, packed(token_ids))
+
+
+def taken(store: Store, replay: Replay, **options: Any) -> JobLog:
+    log = job_log(store, **options)
+    log.open(replay)
+    log.take(SECRET)
+    return log
+
+
+def folder(epoch: int) -> str:
+    return f"jobs/{JOB}/{epoch:016d}/"
+
+
+def outputs(replay: Replay, items: int = 10) -> dict[int, list[int]]:
+    saved = {item: replay.get(TrackKey(0, 0, item, 0)) for item in range(items)}
+    return {item: found.token_ids for item, found in saved.items() if found}
+
+
+def read(store: Store, replay: Replay) -> dict[int, list[int]]:
+    job_log(store).open(replay)
+    return outputs(replay)
+
+
+Replays = Callable[[], Replay]
+
+
+def test_where_nothing_is_nothing_is_found(store: Store, replays: Replays) -> None:
+    assert job_log(store).open(replays()) is None
+
+
+def test_what_was_appended_is_found_with_the_secret_and_the_closed_lanes(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    written = log.append([record(1, 0, 5, 6), LaneClosed(3)]) + log.append([record(1, 2, 7), LaneClosed(4)])
+    reader, replay = job_log(store), replays()
+    assert reader.open(replay) == Found(secret=SECRET, created=1000.0, segments=2, bytes=written)
+    assert reader.closed_lanes == {3, 4}
+    assert outputs(replay) == {1: [5, 6, 7]}
+
+
+def test_nothing_appended_is_nothing_written(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    before = store.keys("")
+    assert log.append([]) == 0
+    assert store.keys("") == before
+
+
+def test_a_takeover_keeps_what_there_was_the_secret_and_the_age(store: Store, replays: Replays) -> None:
+    taken(store, replays()).append([record(1, 0, 5)])
+    clock = Clock()
+    for item in (2, 3):
+        clock.now += 40
+        log = job_log(store, clock=clock)
+        found = log.open(replays())
+        assert found and found.created == 1000.0
+        log.take(found.secret)
+        log.append([record(item, 0, item)])
+    assert read(store, replays()) == {1: [5], 2: [2], 3: [3]}
+
+
+def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, replays: Replays) -> None:
+    old = taken(store, replays())
+    old.append([record(1, 0, 5)])
+    new = taken(store, replays())
+    with pytest.raises(EpochLost):
+        old.append([record(1, 1, 66), record(2, 0, 66)])
+    new.append([record(1, 1, 7)])
+    assert read(store, replays()) == {1: [5, 7]}
+    assert taken(store, replays()).append([record(1, 2, 8)])
+    assert read(store, replays()) == {1: [5, 7, 8]}
+
+
+def overtaking(store: Store, replays: Replays) -> tuple[JobLog, JobLog, Replay]:
+    """A writer, and another one who has opened before the former's last segment."""
+    old = taken(store, replays())
+    old.append([record(1, 0, 5)])
+    new, seen = job_log(store), replays()
+    new.open(seen)
+    old.append([record(1, 1, 6)])
+    return old, new, seen
+
+
+def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(
+    store: Store, replays: Replays
+) -> None:
+    """It was told that the former is durable, and is told that the latter is not."""
+    old, new, seen = overtaking(store, replays)
+    new.take(SECRET, seen)
+    with pytest.raises(EpochLost):
+        old.append([record(1, 2, 66)])
+    new.append([record(2, 0, 7)])
+    assert outputs(seen) == {1: [5, 6]}
+    assert read(store, replays()) == {1: [5, 6], 2: [7]}
+
+
+class Between:
+    """The store, in which something else happens once, right before a call that `when` chooses."""
+
+    def __init__(self, store: Store, when: Callable[[str, str], bool], happens: Callable[[], object]) -> None:
+        self._store, self._when, self._happens = store, when, happens
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._store, name)
+        if not callable(inner):
+            return inner
+
+        def call(key: str, *rest: Any) -> Any:
+            if self._when(name, key):
+                self._when = lambda *_: False
+                self._happens()
+            return inner(key, *rest)
+
+        return call
+
+
+def failing() -> None:
+    raise StoreError("told to")
+
+
+def through(log: JobLog, store: Store | Between) -> JobLog:
+    log._store = store  # type: ignore[assignment]
+    return log
+
+
+def take_often(store: Store, replays: Replays) -> JobLog:
+    """Until epochs that count nothing are deleted."""
+    for _ in range(2 * log_module._MOST_SPENT):
+        log = taken(store, replays())
+    return log
+
+
+def test_a_job_that_is_asked_for_again_and_again_keeps_few_epochs_and_all_its_segments(
+    store: Store, replays: Replays
+) -> None:
+    for item in range(3):
+        taken(store, replays()).append([record(item, 0, item)])
+        take_often(store, replays)
+    if store.is_local:
+        assert len(store.folders(f"jobs/{JOB}/")) <= 3 + log_module._MOST_SPENT + 1
+    assert read(store, replays()) == {0: [0], 1: [1], 2: [2]}
+
+
+@pytest.mark.parametrize("segments", [0, 1])
+def test_an_earlier_writer_stops_though_its_successors_epoch_is_deleted(
+    local: Store, replays: Replays, segments: int
+) -> None:
+    old = taken(local, replays())
+    for start in range(segments):
+        old.append([record(1, start, 5)])
+    successor = taken(local, replays())
+    newest = take_often(local, replays)
+    assert local.keys(folder(successor.epoch)) == []
+    with pytest.raises(EpochLost):
+        old.append([record(1, segments, 66)])
+    newest.append([record(1, segments, 7)])
+    assert read(local, replays()) == {1: [5] * segments + [7]}
+
+
+def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_on(
+    local: Store, replays: Replays
+) -> None:
+    old = taken(local, replays())
+    old.append([record(1, 0, 5)])
+    claim = claim_key(JOB, taken(local, replays()).epoch)
+    through(old, Between(local, lambda call, key: key == claim, lambda: take_often(local, replays)))
+    with pytest.raises(EpochLost):
+        old.append([record(1, 1, 66)])
+
+
+def test_who_opened_long_ago_takes_nothing_though_the_next_epoch_is_free_again(local: Store, replays: Replays) -> None:
+    taken(local, replays())
+    late = job_log(local)
+    late.open(replays())
+    next_one = taken(local, replays())
+    take_often(local, replays).append([record(1, 0, 7)])
+    assert local.keys(folder(next_one.epoch)) == []
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    assert read(local, replays()) == {1: [7]}
+
+
+def test_a_new_job_that_was_begun_by_another_meanwhile_is_not_begun_again(store: Store, replays: Replays) -> None:
+    late = job_log(store)
+    late.open()
+    taken(store, replays()).append([record(1, 0, 7)])
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    assert read(store, replays()) == {1: [7]}
+
+
+def test_an_epoch_whose_writer_was_killed_before_it_wrote_anything_takes_nothing_away(
+    local: Store, replays: Replays, tmp_path: Path
+) -> None:
+    log = taken(local, replays())
+    (tmp_path / "journal" / folder(log.epoch + 1)).mkdir()
+    log.append([record(1, 0, 5)])
+    assert read(local, replays()) == {1: [5]}
+
+
+def test_that_nothing_can_be_deleted_is_told_and_takes_the_job_from_nobody(
+    local: Store, replays: Replays, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(log_module._MOST_SPENT + 1):
+        taken(local, replays())
+    log = through(job_log(local), Between(local, lambda call, key: call == "delete", failing))
+    log.open(replays())
+    log.take(SECRET)
+    assert "epochs that count nothing are left: told to" in caplog.text
+    log.append([record(1, 0, 5)])
+    assert read(local, replays()) == {1: [5]}
+
+
+@pytest.mark.parametrize("call", ["keys", "get", "create"], ids=["the list", "a segment", "the head"])
+def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_told_is_durable(
+    store: Store, replays: Replays, call: str
+) -> None:
+    """It comes between the claim and the head."""
+    old, new, replay = overtaking(store, replays)
+    through(new, Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
+    with pytest.raises(StoreError, match="told to"):
+        new.take(SECRET, replay)
+    assert read(store, replays()) == {1: [5, 6]}
+    with pytest.raises(EpochLost):
+        old.append([record(1, 2, 66)])
+
+    new.take(SECRET, replay)  # again
+    new.append([record(1, 2, 7)])
+    assert outputs(replay)[1][:2] == [5, 6]
+    assert read(store, replays())[1][-1] == 7
+
+
+def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable(
+    store: Store, replays: Replays
+) -> None:
+    _, new, _ = overtaking(store, replays)
+    rivals: list[JobLog] = []
+    through(
+        new,
+        Between(
+            store,
+            lambda call, key: call == "create" and key.endswith("/head"),
+            lambda: rivals.append(taken(store, replays())),
+        ),
+    )
+    new.take(SECRET)
+    with pytest.raises(EpochLost):
+        new.append([record(1, 2, 66)])
+    rivals[0].append([record(1, 2, 7)])
+    assert read(store, replays()) == {1: [5, 6, 7]}
+
+
+def test_a_segment_that_could_not_be_checked_is_checked_again_and_not_written_again(
+    store: Store, replays: Replays
+) -> None:
+    log = taken(store, replays())
+    entries: list[Any] = [record(1, 0, 5)]
+    for _ in range(2):
+        through(log, Between(store, lambda call, key: call == "folders", failing))
+        with pytest.raises(StoreError, match="told to"):
+            log.append(entries)
+        assert len(entries) == 1
+    entries.insert(0, record(2, 0, 6))
+    assert log.append(entries) == log.bytes
+    assert entries == []
+    assert len(store.keys(folder(log.epoch) + "0")) == 2
+    assert read(store, replays()) == {1: [5], 2: [6]}
+
+
+def test_a_segment_that_could_not_be_checked_before_another_took_the_job_is_not_durable(
+    store: Store, replays: Replays
+) -> None:
+    old = taken(store, replays())
+    through(old, Between(store, lambda call, key: call == "folders", failing))
+    entries: list[Any] = [record(1, 0, 5)]
+    with pytest.raises(StoreError, match="told to"):
+        old.append(entries)
+    taken(store, replays())
+    with pytest.raises(EpochLost):
+        old.append(entries)
+
+
+def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, replays: Replays) -> None:
+    log = taken(local, replays())
+    numbers = itertools.count(log.epoch + 1)
+
+    class Flapping:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(local, name)
+
+        def folders(self, folder: str) -> list[str]:
+            return [f"{next(numbers):016d}"]
+
+    log._store = Flapping()  # type: ignore[assignment]
+    with pytest.raises(StoreError, match="come and go"):
+        log.append([record(1, 0, 5)])
+
+
+def test_who_saw_a_head_half_written_takes_nothing_from_its_writer(
+    local: Store, replays: Replays, tmp_path: Path
+) -> None:
+    """Where files have no second name."""
+    taken(local, replays()).append([record(1, 0, 5)])
+    other = taken(local, replays())
+    head = tmp_path / "journal" / head_key(JOB, other.epoch)
+    whole = head.read_bytes()
+    head.write_bytes(whole[:20])
+    late = job_log(local)
+    late.open(replays())
+    head.write_bytes(whole)
+    other.append([record(1, 1, 6)])
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    taken(local, replays()).append([record(1, 2, 7)])
+    assert read(local, replays()) == {1: [5, 6, 7]}
+
+
+@pytest.mark.parametrize("segments", [0, 1])
+def test_a_job_whose_epochs_are_deleted_while_it_is_opened_is_found(
+    local: Store, replays: Replays, segments: int
+) -> None:
+    old = taken(local, replays())
+    for start in range(segments):
+        old.append([record(1, start, 5)])
+    taken(local, replays())
+    late = through(job_log(local), Between(local, lambda call, _: call == "get", lambda: take_often(local, replays)))
+    replay = replays()
+    assert late.open(replay) is not None
+    assert outputs(replay) == ({1: [5]} if segments else {})
+    late.take(SECRET)
+    late.append([record(1, segments, 7)])
+    assert read(local, replays()) == {1: [5] * segments + [7]}
+
+
+def test_of_two_who_saw_the_same_the_later_one_looks_again(store: Store, replays: Replays) -> None:
+    first, second = job_log(store), job_log(store)
+    for log in (first, second):
+        log.open()
+    first.take(SECRET)
+    with pytest.raises(EpochLost):
+        second.take(SECRET)
+    second.open()
+    second.take(SECRET)
+    assert second.append([record(1, 0, 1)])
+    with pytest.raises(EpochLost):
+        first.append([record(1, 0, 66)])
+
+
+def test_a_lane_that_is_closed_between_the_look_and_the_claim_is_closed(store: Store, replays: Replays) -> None:
+    old = taken(store, replays())
+    old.append([LaneClosed(1)])
+    new = job_log(store)
+    new.open()
+    old.append([LaneClosed(2)])
+    new.take(SECRET)
+    assert new.closed_lanes == {1, 2}
+
+
+def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, replays: Replays) -> None:
+    barrier = threading.Barrier(3)
+
+    def write(item: int) -> None:
+        barrier.wait()
+        for _ in range(100):
+            with contextlib.suppress(EpochLost):
+                log = job_log(store)
+                log.open()
+                log.take(SECRET)
+                log.append([record(item, 0, item)])
+                return
+        raise AssertionError("not in a hundred tries")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    assert read(store, replays()) == {item: [item] for item in range(3)}
+
+
+RACER = """
+import sys, tempfile
+from container.journal.job_log import EpochLost, JobLog, job_id
+from container.journal.output_table import Replay
+from container.journal.segment import Record, packed
+from container.journal.stores.store import open_store
+
+uri, mine = sys.argv[1], int(sys.argv[2])
+store = open_store(uri)
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(6):
+    log = JobLog(store, job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
+    replay = Replay(tempfile.gettempdir())
+    log.open(replay)
+    try:
+        log.take(bytes(16), replay)
+        saved = replay.get((0, 0, 0, 0))
+        at = len(saved.token_ids) if saved else 0
+        for _ in range(3):  # in its epoch it goes on with numbers that tell writer and turn
+            piece = [mine * 1000 + turn] * 2
+            log.append([Record(0, 0, 0, 0, 1, at, packed(piece))])
+            print(log.epoch, at, *piece, flush=True)
+            at += 2
+    except EpochLost:
+        pass
+    replay.close()
+store.close()
+"""
+
+
+def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays: Replays) -> None:
+    """Each epoch's pieces lie in one stretch, no epoch has two writers, and all that was told is there."""
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, uri, str(number)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for number in range(1, 4)
+    ]  # fmt: skip
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor(3) as pool:
+        told = [
+            line.split()
+            for out, _ in pool.map(lambda racer: racer.communicate("\n"), racers)
+            for line in out.splitlines()
+        ]
+    assert all(racer.returncode == 0 for racer in racers)
+    owners = {}
+    for epoch, _, token_id, _ in told:
+        assert owners.setdefault(epoch, token_id) == token_id
+    with closing_store(uri) as store:
+        [token_ids] = read(store, replays()).values()
+    assert token_ids[::2] == token_ids[1::2]
+    stretches = [token_id for token_id, _ in itertools.groupby(token_ids)]
+    assert len(set(stretches)) == len(stretches)
+    told_in_order = [int(owners[epoch]) for epoch in sorted(owners, key=int)]
+    assert [token_id for token_id in stretches if token_id in told_in_order] == told_in_order
+
+
+# What is not whole
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "journal" / "jobs" / JOB).rglob("00*/0*"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_torn_or_changed_segment_is_dropped_with_a_warning(
+    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    log = taken(local, replays())
+    for item in range(3):
+        log.append([record(item, 0, item), record(5, item, item)])
+    rng = random.Random(seed)
+    damaged = files(tmp_path)[1]
+    data = bytearray(damaged.read_bytes())
+    if seed % 2:
+        data = data[: rng.randrange(len(data))]
+    else:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    damaged.write_bytes(data)
+    assert read(local, replays()) == {0: [0], 2: [2], 5: [0]}
+    assert [r.message for r in caplog.records] == ["1 of a job's 3 segments are torn, changed or missing: dropped"]
+
+
+def test_segments_under_each_others_names_are_dropped(local: Store, replays: Replays, tmp_path: Path) -> None:
+    log = taken(local, replays())
+    for item in range(2):
+        log.append([record(item, 0, item)])
+    files(tmp_path)[1].write_bytes(files(tmp_path)[0].read_bytes())
+    assert read(local, replays()) == {0: [0]}
+
+
+def test_a_torn_head_gives_way_to_the_epoch_before_and_its_epoch_is_not_used_again(
+    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken(local, replays()).append([record(1, 0, 5)])
+    torn = taken(local, replays())
+    torn.append([record(2, 0, 6)])
+    (tmp_path / "journal" / head_key(JOB, torn.epoch)).write_bytes(b"LHJL")
+    log = taken(local, replays())
+    assert log.epoch > torn.epoch and f"head of a job's epoch {torn.epoch} is dropped" in caplog.text
+    log.append([record(3, 0, 7)])
+    assert read(local, replays()) == {1: [5], 3: [7]}
+
+
+def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, replays: Replays, tmp_path: Path) -> None:
+    headless = taken(local, replays())
+    headless.append([record(1, 0, 5)])
+    (tmp_path / "journal" / head_key(JOB, headless.epoch)).unlink()
+    log = job_log(local)
+    assert log.open(replays()) is None
+    log.take(SECRET)
+    log.append([record(2, 0, 6)])
+    assert read(local, replays()) == {2: [6]}
+
+
+def test_other_objects_beside_the_journal_do_not_disturb_it(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    log.append([record(1, 0, 5)])
+    store.put(f"jobs/{JOB}/progress", b"{}")
+    store.put(folder(log.epoch) + "note", b"{}")
+    assert read(store, replays()) == {1: [5]}
+
+
+# Whose it is, how old and how large
+
+
+def test_a_name_with_another_digest_is_a_conflict(store: Store, replays: Replays) -> None:
+    taken(store, replays()).append([record(1, 0, 5)])
+    with pytest.raises(DigestConflict):
+        job_log(store, "another").open(replays())
+    assert read(store, replays()) == {1: [5]}
+
+
+def test_an_expired_job_is_deleted_and_begins_anew_in_a_later_epoch(store: Store, replays: Replays) -> None:
+    expired = taken(store, replays())
+    expired.append([record(1, 0, 5)])
+    clock = Clock()
+    clock.now += 100
+    assert job_log(store, clock=clock).open(replays()) is not None
+    clock.now += 1
+    log = job_log(store, "another", clock=clock)
+    assert log.open(replays()) is None
+    assert store.keys("") == []
+    log.take(SECRET)
+    assert log.epoch > expired.epoch
+
+
+def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(store: Store, replays: Replays) -> None:
+    taken(store, replays())
+    clock = Clock()
+    clock.now += 101
+
+    def begin_anew() -> None:
+        taken(store, replays(), clock=clock).append([record(1, 0, 5)])
+
+    late = through(job_log(store, clock=clock), Between(store, lambda call, _: call == "delete", begin_anew))
+    assert late.open() is None
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    assert read(store, replays()) == {1: [5]}
+
+
+def test_who_deleted_an_expired_job_takes_nothing_from_who_has_begun_anew_since(store: Store, replays: Replays) -> None:
+    taken(store, replays())
+    clock = Clock()
+    clock.now += 101
+    late = job_log(store, clock=clock)
+    assert late.open() is None
+    taken(store, replays(), clock=clock).append([record(1, 0, 5)])
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    assert read(store, replays()) == {1: [5]}
+
+
+def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, replays: Replays) -> None:
+    log = taken(store, replays(), max_bytes=500)
+    with pytest.raises(JournalFull, match="500 may be"):
+        for item in range(20):
+            log.append([record(item, 0, 1)])
+    assert 0 < log.bytes <= 500
+    with pytest.raises(JournalFull):
+        taken(store, replays(), max_bytes=500).append([record(1, 0, *range(100))])
+
+
+def test_a_deleted_job_is_gone_for_its_writer_who_can_begin_again(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    store.delete(f"jobs/{JOB}/")
+    with pytest.raises(JournalGone):
+        log.append([record(1, 0, 5)])
+    log.open(replays())
+    log.take(SECRET)
+    log.append([record(1, 0, 5)])
+    assert read(store, replays()) == {1: [5]}
+
+
+class Ticking(Clock):
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def test_a_job_that_is_deleted_under_its_writer_and_begun_anew_is_the_others(store: Store, replays: Replays) -> None:
+    clock = Ticking()
+    old = taken(store, replays(), clock=clock)
+    old.append([record(1, 0, 66)])
+    store.delete(f"jobs/{JOB}/")
+    new = taken(store, replays(), clock=clock)
+    with pytest.raises(EpochLost):
+        old.append([record(2, 0, 66)])
+    new.append([record(1, 0, 5)])
+    assert read(store, replays()) == {1: [5]}
+
+
+@pytest.mark.parametrize("call", ["claim", "list", "head"])
+def test_a_job_that_is_deleted_while_it_is_taken_and_begun_anew_is_the_others(
+    store: Store, replays: Replays, call: str
+) -> None:
+    """Whatever is put late takes nothing of it away, and nothing is durable that builds on what is gone."""
+    clock = Ticking()
+    taken(store, replays(), clock=clock).append([record(1, 0, 66)])
+
+    def begin_anew() -> None:
+        store.delete(f"jobs/{JOB}/")
+        taken(store, replays(), clock=clock).append([record(1, 0, 5)])
+
+    when = {
+        "claim": lambda call, key: key.endswith("/claim"),
+        "list": lambda call, _: call == "keys",
+        "head": lambda call, key: call == "create" and key.endswith("/head"),
+    }
+    late = job_log(store, clock=clock)
+    late.open()
+    through(late, Between(store, when[call], begin_anew))
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+        late.append([record(1, 1, 66)])
+    assert read(store, replays()) == {1: [5]}
+
+
+@pytest.mark.parametrize("call", ["list", "head"])
+def test_a_job_that_is_deleted_while_it_is_taken_has_nothing_that_builds_on_what_is_gone(
+    store: Store, replays: Replays, call: str
+) -> None:
+    taken(store, replays()).append([record(1, 0, 66)])
+    late = job_log(store)
+    late.open()
+    name = {"list": "keys", "head": "create"}[call]
+    delete = Between(
+        store, lambda c, key: c == name and not key.endswith("/claim"), lambda: store.delete(f"jobs/{JOB}/")
+    )
+    through(late, delete)
+    with pytest.raises((EpochLost, JournalGone)):
+        late.take(SECRET)
+        late.append([record(1, 1, 66)])
+    assert job_log(store).open() is None
+
+
+def test_what_a_deleted_jobs_writer_puts_late_stops_nobody(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    store.put(segment_key(JOB, log.epoch + 5, 3), b"late")
+    store.put(head_key(JOB, log.epoch + 6), store.get(head_key(JOB, log.epoch)) or b"")
+    log.append([record(1, 0, 5)])
+    assert read(store, replays()) == {1: [5]}
+
+
+def test_much_at_once_becomes_several_segments(store: Store, replays: Replays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "_SEGMENT_BYTES", 1000)
+    log = taken(store, replays())
+    log.append([record(item, 0, *range(100)) for item in range(9)])
+    assert len(store.keys(folder(log.epoch) + "0")) == 5
+    assert read(store, replays()) == {item: list(range(100)) for item in range(9)}
+
+
+def test_more_segments_than_are_read_at_once_keep_their_order(store: Store, replays: Replays) -> None:
+    log = taken(store, replays())
+    for at in range(20):
+        log.append([record(1, at, at)])
+    assert read(store, replays()) == {1: list(range(20))}
+
+
+def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
+    ids = {job_id("a", "b"), job_id(None, "b"), job_id("b", "c"), job_id(None, "a")}
+    assert len(ids) == 4 and all(len(one) == 64 and set(one) <= set("0123456789abcdef") for one in ids)
+    assert job_id("a", "b") == job_id("a", "c")
+
+
+def test_no_log_line_and_no_file_tells_names(
+    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    taken(local, replays()).append([record(1, 0, 5)])
+    files(tmp_path)[0].write_bytes(b"")
+    read(local, replays())
+    everything = caplog.text + "".join(str(path) for path in tmp_path.rglob("*"))
+    assert "dropped" in everything and "my-job" not in everything
+
+
+# A store that fails
+
+
+@pytest.fixture
+def s3(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    with closing(FaultyS3(emulator.port)) as s3:
+        set_environment(monkeypatch, s3.url)
+        yield s3
+
+
+@pytest.fixture
+def faulty(s3: FaultyS3, emulator: Emulator) -> Iterator[Store]:
+    with impatient(f"s3://{new_bucket(emulator)}") as store:
+        yield store
+
+
+def test_an_append_that_failed_comes_again_and_is_whole(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
+    log = taken(faulty, replays())
+    log.append([record(1, 0, 1)])
+    s3.will(["503"] * 3)
+    with pytest.raises(StoreError):
+        log.append([record(1, 1, 2)])
+    log.append([record(1, 1, 2, 3)])
+    assert read(faulty, replays()) == {1: [1, 2, 3]}
+
+
+def test_an_append_that_happened_though_it_failed_does_no_harm(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
+    log = taken(faulty, replays())
+    s3.will(["lost", "503", "503"])
+    with pytest.raises(StoreError):
+        log.append([record(1, 0, 1)])
+    log.append([record(1, 0, 1, 2)])
+    s3.will(["lost"])
+    log.append([record(1, 2, 3)])
+    assert read(faulty, replays()) == {1: [1, 2, 3]}
+
+
+def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
+    log = job_log(faulty)
+    log.open(replays())
+    s3.will(["lost", "503", "503"])
+    with pytest.raises(StoreError):
+        log.take(SECRET)
+    log.take(SECRET)
+    assert log.append([record(1, 0, 1)])
+
+
+def test_a_job_that_can_not_be_read_is_a_failure_and_not_an_empty_one(
+    faulty: Store, s3: FaultyS3, replays: Replays
+) -> None:
+    taken(faulty, replays()).append([record(1, 0, 1)])
+    for answered in range(3):  # the list, the head, the segment
+        s3.will(["none"] * answered)
+        s3.will(["503"] * 3)
+        with pytest.raises(StoreError, match="SlowDown"):
+            job_log(faulty).open(replays())
+    assert read(faulty, replays()) == {1: [1]}
+
+
+WRITER = """
+import sys, tempfile
+from container.journal.job_log import JobLog, job_id
+from container.journal.output_table import Replay
+from container.journal.segment import Record, packed
+from container.journal.stores.store import open_store
+
+store, options = open_store(sys.argv[1]), {"writer": "w", "lifetime_s": 1e9, "max_bytes": 1 << 30}
+log = JobLog(store, job_id("my-job", "digest"), "digest", **options)
+replay = Replay(tempfile.gettempdir())
+log.open(replay)
+log.take(bytes(16))
+saved = replay.get((0, 0, 0, 0))
+at = len(saved.token_ids) if saved else 0
+while True:
+    log.append([Record(0, 0, 0, 0, 1, at, packed([at, at + 1]))])
+    at += 2
+    print(at, flush=True)
+"""
+
+
+def test_a_writer_killed_anywhere_has_what_it_called_durable(uri: str, replays: Replays) -> None:
+    """Again and again on one job, each going on where the last one was killed."""
+    rng = random.Random(7)
+    for _ in range(4):
+        command = [sys.executable, "-c", WRITER, uri]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            durable = [int(writer.stdout.readline()) for _ in range(rng.randrange(1, 20))][-1]
+            writer.kill()
+            durable = max([durable, *map(int, writer.stdout.read().splitlines()[:-1])])
+        with closing_store(uri) as store:
+            token_ids = read(store, replays())[0]
+        assert token_ids == list(range(len(token_ids))) and len(token_ids) >= durable

@@ -1,0 +1,352 @@
+"""The server from its first connection to its exit status, under every kind of violence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from testing import ROOT
+from testing.server import Server, endless, eventually, free_port, lasting
+
+Start = Callable[..., Server]
+
+SHORT = {"inputs": "The sea is", "parameters": {"max_new_tokens": 3}}
+
+
+def codes(responses: list[httpx.Response]) -> set[tuple[int, str]]:
+    """Status and error code of each."""
+    return {(response.status_code, response.json()["error"]["code"]) for response in responses}
+
+
+def actions(server: Server) -> list[object]:
+    return [line.get("action") for line in server.log_lines()]
+
+
+# Starting
+
+
+@dataclass
+class Childhood:
+    """A server, and what it said before it was ready."""
+
+    server: Server
+    pings: list[tuple[int, dict[str, Any]]]
+    early: httpx.Response
+
+
+@pytest.fixture(scope="module")
+def childhood(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Childhood]:
+    with Server(tiny_model_dir, tmp_path_factory.mktemp("child") / "log") as server:
+        first = eventually(lambda: (ping := server.ping())[0] and ping)  # the first that is not refused
+        early = server.post(json=SHORT)
+        server.wait_until_ready()
+        yield Childhood(server, [first, server.ping()], early)
+
+
+def test_ping_says_503_and_why_from_the_first_connection_and_200_when_the_model_is_ready(childhood: Childhood) -> None:
+    starting = {"status": "starting", "reason": "the model is being loaded"}
+    assert childhood.pings == [(503, starting), (200, {"status": "ready", "reason": None})]
+
+
+def test_a_request_before_the_model_is_ready_is_a_503(childhood: Childhood) -> None:
+    assert codes([childhood.early]) == {(503, "starting")}
+
+
+def test_sigterm_ends_an_idle_server_with_status_0(childhood: Childhood) -> None:
+    engine = childhood.server.engine
+    assert engine is not None
+    childhood.server.send(signal.SIGTERM)
+    assert childhood.server.exit_status() == 0
+    assert not engine.is_running()
+
+
+def refusal(server: Server) -> str:
+    """The one line that a server logs which ends at once with status 1."""
+    assert server.exit_status() == 1
+    (line,) = [line for line in server.log_lines() if line["level"] == "ERROR"]
+    message: str = line["message"]
+    return message
+
+
+def test_a_directory_without_a_model_stops_the_start(start: Start, tmp_path: Path) -> None:
+    assert f"LONGHAUL_MODEL is '{tmp_path}', a directory that holds no model" in refusal(start(tmp_path))
+
+
+def test_a_model_that_can_not_be_served_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"model_type": "bloom"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert "model type bloom is not known to give right results" in refusal(start(tmp_path / "model"))
+
+
+def test_a_tokenizer_that_can_not_be_read_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text('{"model": {"type": "no such type"}}')
+    assert "loading the model" in refusal(start(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"LONGHAUL_MODEL": "/no/such/place"}, "LONGHAUL_MODEL is '/no/such/place'"),
+        ({"LONGHAUL_MODLE": "a"}, "LONGHAUL_MODLE is not a setting"),
+        ({"LONGHAUL_THREADS": "many"}, "LONGHAUL_THREADS is 'many'; expected a whole number from 1 to 1024"),
+        ({"LONGHAUL_HOST": "a..b"}, "can't listen on a..b"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_one_line(start: Start, settings: dict[str, str], said: str) -> None:
+    server = start(**settings)
+    assert said in refusal(server)
+    assert len(server.log_lines()) == 1
+
+
+def test_a_port_in_use_stops_the_start_with_one_line(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        server = start(LONGHAUL_PORT=taken.getsockname()[1])
+        assert f"can't listen on 127.0.0.1:{taken.getsockname()[1]}" in refusal(server)
+
+
+# SIGTERM
+
+
+def test_sigterm_while_the_server_imports_ends_it_with_status_0(start: Start) -> None:
+    server = start()
+    eventually(lambda: b"container" in Path(f"/proc/{server.process.pid}/cmdline").read_bytes())
+    eventually(lambda: _catches(server.process.pid, signal.SIGTERM))
+    server.send(signal.SIGTERM)
+    assert server.exit_status() == 0
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_sigterm_while_the_model_is_loaded_ends_the_server_with_status_0(start: Start) -> None:
+    server = start()
+    engine = eventually(lambda: server.engine)
+    server.send(signal.SIGTERM)
+    assert server.exit_status() == 0
+    assert not engine.is_running()
+
+
+def test_sigterm_under_load_finishes_what_it_can_and_answers_the_rest(start: Start) -> None:
+    server = start().wait_until_ready()
+    medium = [server.post_soon(json=lasting(f"{number} seas are", 300)) for number in range(3)]
+    eventually(lambda: server.metric("longhaul_sequences_running") >= 3)
+    hopeless = server.start_endless(3)
+    server.send(signal.SIGTERM)
+    eventually(lambda: server.ping() == (503, {"status": "draining", "reason": "the server is shutting down"}))
+    assert codes([server.post(json=SHORT)]) == {(503, "shutting_down")}
+    assert [each.result().status_code for each in medium] == [200, 200, 200]
+    server.send(signal.SIGTERM)  # a second one means: now
+    assert codes([each.result() for each in hopeless]) == {(503, "shutting_down")}
+    assert server.exit_status() == 0
+
+
+def test_sigterm_lets_clients_finish_what_they_are_sending_and_reading(start: Start) -> None:
+    server = start().wait_until_ready()
+    with reader(server) as reading, server.connect() as sending:
+        body = json.dumps(SHORT).encode()
+        sending.sendall(head(len(body)) + body[:5])
+        eventually(lambda: server.metric("longhaul_requests_running") == 2)
+        server.send(signal.SIGTERM)
+        eventually(lambda: server.ping()[0] == 503)
+        sending.sendall(body[5:])
+        assert sending.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(2)  # it waits for the one that reads
+        answer = b"".join(iter(lambda: reading.recv(1 << 20), b""))
+    assert answer.count(b'"recordId"') == 200
+    assert server.exit_status() == 0
+
+
+def head(length: int, *headers: str) -> bytes:
+    lines = ["POST /invocations HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def reader(server: Server) -> socket.socket:
+    """A connection with an answer on its way that no socket's buffer holds: lines that their errors repeat."""
+    line = {"recordId": "a", "modelInput": {"prompt": "a" * 90_000, "no such field": 1}}
+    body = (json.dumps(line).encode() + b"\n") * 200
+    connection = server.connect()
+    connection.sendall(head(len(body), "Content-Type: application/jsonlines", "Connection: close") + body)
+    assert connection.recv(15) == b"HTTP/1.1 200 OK"
+    return connection
+
+
+# The engine dies
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("victim") / "log"
+    with Server(tiny_model_dir, log, LONGHAUL_STALL_TIMEOUT_S=1) as server:
+        yield server.wait_until_ready()
+
+
+def has_generated(server: Server, tokens: int) -> None:
+    """Wait until it has, from now on."""
+    name = "longhaul_generation_tokens_total"
+    before = server.metric(name)
+    eventually(lambda: server.metric(name) >= before + tokens)
+
+
+def test_an_idle_engine_is_not_taken_for_one_that_stands_still(victim: Server) -> None:
+    engine = victim.engine
+    with pytest.raises(subprocess.TimeoutExpired):
+        victim.process.wait(2.5)
+    assert victim.post(json=SHORT).status_code == 200
+    assert victim.engine == engine
+
+
+def test_an_engine_that_stands_still_is_killed_and_replaced_and_nothing_is_lost(victim: Server) -> None:
+    request = victim.post_soon(json=lasting("The sea is", 1000))
+    before = victim.metric("longhaul_generation_tokens_total")
+    has_generated(victim, 100)
+    stopped = victim.kill_engine(signal.SIGSTOP)
+    assert request.result().status_code == 200
+    assert victim.metric("longhaul_generation_tokens_total") == before + 1000
+    assert "no step for" in victim.log()
+    assert victim.engine is not None and victim.engine.pid != stopped
+
+
+def test_requests_of_a_killed_engine_go_on_in_a_new_one(victim: Server) -> None:
+    restarts, resubmitted = (victim.metric(f"longhaul_{name}_total") for name in COUNTED)
+    requests = [victim.post_soon(json=lasting(f"{number} is", 700)) for number in range(4)]
+    lines = json.dumps(lasting("a", 700))
+    batch = victim.post_soon(content=lines, headers={"content-type": "application/jsonlines"})
+    eventually(lambda: victim.metric("longhaul_sequences_running") == 5)
+    dead = victim.kill_engine()
+    eventually(lambda: victim.ping() == RECOVERING)
+    # Sent while there is no engine: it waits for the new one.
+    assert victim.post(json=SHORT).status_code == 200
+    assert [each.result().status_code for each in [*requests, batch]] == [200] * 5
+    assert victim.engine is not None and victim.engine.pid != dead
+    assert [victim.metric(f"longhaul_{name}_total") for name in COUNTED] == [restarts + 1, resubmitted + 5]
+    assert victim.ping() == (200, {"status": "ready", "reason": None})
+
+
+COUNTED = ("engine_restarts", "sequences_resubmitted")
+RECOVERING = (200, {"status": "recovering", "reason": "the engine died and is being started again"})
+
+
+def test_no_request_is_lost_at_the_moment_of_the_engines_death(victim: Server) -> None:
+    steady = [victim.post_soon(json=lasting("The sea is", 20 + number % 7)) for number in range(32)]
+    eventually(lambda: any(each.done() for each in steady))
+    victim.kill_engine()
+    # One after the other until the engine is back, so that some come at the worst of times.
+    meanwhile = [victim.post(json=SHORT).status_code for _ in range(20)]
+    assert {each.result().status_code for each in steady} | set(meanwhile) == {200}
+
+
+def test_an_engine_killed_again_and_again_ends_the_server_with_its_requests_answered(start: Start) -> None:
+    server = start().wait_until_ready()
+    waiting = server.start_endless(2)
+    has_generated(server, 1)
+    server.kill_engine()
+    eventually(lambda: "engine_died" in actions(server))
+    waiting.append(server.post_soon(json=SHORT))
+    eventually(lambda: server.metric("longhaul_sequences_waiting") == 1)
+    for _ in range(4):
+        eventually(lambda: server.engine).kill()
+        eventually(lambda: server.engine is None)
+    assert codes([each.result() for each in waiting]) <= {(500, "engine_failed"), (503, "failed")}
+    assert server.exit_status() == 1
+    assert any("4 times before it had generated anything" in line["message"] for line in server.log_lines())
+
+
+# The edge dies
+
+
+def test_the_engine_does_not_outlive_a_killed_edge(start: Start) -> None:
+    server = start().wait_until_ready()
+    server.start_endless()
+    engine = server.engine
+    assert engine is not None
+    server.process.kill()
+    engine.wait(2)
+
+
+def test_an_engine_that_still_loads_does_not_outlive_a_killed_edge(start: Start) -> None:
+    server = start()
+    engine = eventually(lambda: server.engine)
+    server.process.kill()
+    engine.wait(2)
+
+
+# The client leaves
+
+
+def test_a_client_that_goes_away_frees_its_sequences(server: Server) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        server.post(json=endless("a") | {"inputs": [f"{number} is" for number in range(80)]}, timeout=1)
+    eventually(lambda: server.metric("longhaul_sequences_running") == 0)
+    assert server.metric("longhaul_sequences_waiting") == 0
+    eventually(lambda: 'outcome="abandoned"' in server.metrics())
+
+
+def test_a_client_that_goes_away_frees_its_batch_and_its_spools(server: Server) -> None:
+    edge = psutil.Process(server.process.pid)
+    before = edge.num_fds()
+    lines = "".join(json.dumps(endless(f"{number} is")) + "\n" for number in range(200))
+    with pytest.raises(httpx.ReadTimeout):
+        server.post(content=lines, headers={"content-type": "application/jsonlines"}, timeout=1)
+    eventually(lambda: server.metric("longhaul_sequences_running") == 0)
+    assert server.metric("longhaul_sequences_waiting") == 0
+    eventually(lambda: edge.num_fds() <= before)
+
+
+def test_a_client_that_goes_away_in_the_middle_of_its_upload_leaves_nothing_behind(server: Server) -> None:
+    edge = psutil.Process(server.process.pid)
+    before = edge.num_fds()
+    with server.connect() as connection:
+        connection.sendall(head(1000, "Content-Type: application/jsonlines") + b"{")
+        eventually(lambda: server.metric("longhaul_requests_running") == 1)
+    eventually(lambda: server.metric("longhaul_requests_running") == 0)
+    eventually(lambda: edge.num_fds() <= before)
+
+
+def test_a_client_that_goes_away_in_the_middle_of_its_answer_leaves_nothing_behind(server: Server) -> None:
+    edge = psutil.Process(server.process.pid)
+    before = edge.num_fds()
+    reader(server).close()
+    eventually(lambda: server.metric("longhaul_requests_running") == 0)
+    eventually(lambda: edge.num_fds() <= before)
+
+
+# Process 1
+
+
+def _may_unshare() -> bool:
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _may_unshare(), reason="needs the right to make a PID namespace")
+def test_as_process_1_it_buries_orphans_and_ends_with_status_0_on_sigterm(start: Start, tmp_path: Path) -> None:
+    # The shell leaves an orphan and becomes the server: in the new namespace it is process 1.
+    script = tmp_path / "orphan.sh"
+    script.write_text(f'#!/bin/sh\n(sleep 0.2 &)\nexec "{ROOT}/serve"\n')
+    script.chmod(0o755)
+    unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", str(script))
+    server = start(command=unshare).wait_until_ready()
+    edge = psutil.Process(server.process.pid).children()[0]
+    eventually(lambda: [child.name() for child in edge.children()] == ["longhaul-engine"])
+    assert server.post(json=SHORT).status_code == 200
+    os.kill(edge.pid, signal.SIGTERM)
+    assert server.exit_status() == 0

@@ -1,0 +1,349 @@
+"""Jobs through a real server: what was generated is never generated again, whoever dies, leaves or asks twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from testing.server import Server, eventually
+
+Start = Callable[..., Server]
+
+LENGTHS = (10, 160, 90, 200)
+INTERVAL_S = 0.2
+COMMON: dict[str, Any] = {"ignore_eos": True, "temperature": 0}
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.9, "seed": 7},
+    {"n": 2, "logprobs": 2},
+    {"temperature": 1.2, "seed": 2**53 - 1, "top_p": 0.9, "n": 2},
+    {"stop": ["ea", "the"], "logprobs": 0},
+    {"frequency_penalty": 0.3, "presence_penalty": 0.2},
+]
+LINES = [
+    COMMON | kind | {"prompt": f"{number} {word} is", "max_tokens": length}
+    for number, (length, word) in enumerate(zip(LENGTHS, ["The sea", "A house"] * 2, strict=True))
+    for kind in KINDS
+]
+BODY = "".join(json.dumps(line) + "\n" for line in LINES)
+UNSEEDED = COMMON | {"temperature": 1.0, "prompt": "The sea is", "max_tokens": 100, "n": 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
+    with Server(tiny_model_dir, tmp_path_factory.mktemp("undisturbed") / "log") as server:
+        response = send(server.wait_until_ready())
+        assert response.status_code == 200
+        return told(response)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def begin(start: Start, checkpoints: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers that share one journal."""
+
+    def begin(**settings: Any) -> Server:
+        given = {"LONGHAUL_CHECKPOINT_URI": checkpoints, "LONGHAUL_CHECKPOINT_INTERVAL_S": INTERVAL_S}
+        return start(**(given | settings)).wait_until_ready()
+
+    yield begin
+
+
+def headers(name: str | None = None, timeout_s: float | None = None) -> dict[str, str]:
+    parts = [f"job={name}"] * (name is not None) + [f"timeout={timeout_s}"] * (timeout_s is not None)
+    return {"X-Amzn-SageMaker-Custom-Attributes": ";".join(parts)} if parts else {}
+
+
+def send(server: Server, name: str | None = None, timeout_s: float | None = None, body: str = BODY) -> httpx.Response:
+    return server.post(content=body, headers={"content-type": "application/jsonlines"} | headers(name, timeout_s))
+
+
+def send_soon(server: Server, name: str | None = None, body: str = BODY) -> Future[httpx.Response]:
+    return server.post_soon(content=body, headers={"content-type": "application/jsonlines"} | headers(name))
+
+
+def told(response: httpx.Response) -> list[Any]:
+    """What was generated, without what differs by chance: ids, times, and the last digits of log probabilities."""
+    return [
+        {"choices": [_told(choice) for choice in answer["choices"]], "usage": answer["usage"]}
+        for answer in answers(response)
+    ]
+
+
+def _told(choice: dict[str, Any]) -> dict[str, Any]:
+    scored = choice["logprobs"]
+    if scored is not None:
+        assert len(scored["tokens"]) == len(scored["token_logprobs"]) == len(scored["top_logprobs"])
+    return choice | {"logprobs": scored and scored["tokens"]}
+
+
+def answers(response: httpx.Response) -> list[Any]:
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def total(answer: list[Any]) -> int:
+    return sum(one["usage"]["completion_tokens"] for one in answer)
+
+
+def generated(server: Server) -> int:
+    return int(server.metric("longhaul_generation_tokens_total"))
+
+
+def lines_of(server: Server, action: str) -> list[dict[str, Any]]:
+    return [line for line in server.log_lines() if line.get("action") == action]
+
+
+def wait_for_tokens(server: Server, tokens: int) -> int:
+    return eventually(lambda: (n := generated(server)) >= tokens and n)
+
+
+def saved(server: Server, tokens: int) -> int:
+    """Once the journal has been written after so many tokens."""
+    wait_for_tokens(server, tokens)
+    before = server.metric("longhaul_journal_bytes_total")
+    eventually(lambda: server.metric("longhaul_journal_bytes_total") > before)
+    return generated(server)
+
+
+# The container dies
+
+
+@pytest.mark.parametrize("name", ["a-job", None])
+def test_after_the_containers_death_the_same_request_goes_on_where_it_was(
+    begin: Callable[..., Server], undisturbed: list[Any], name: str | None
+) -> None:
+    server = begin()
+    answer = send_soon(server, name)
+    before = saved(server, total(undisturbed) // 2)
+    server.send(signal.SIGKILL)
+    server.exit_status()
+    with pytest.raises(httpx.TransportError):
+        answer.result()
+    successor = begin()
+    response = send(successor, name)
+    assert told(response) == undisturbed
+    (resumed,) = lines_of(successor, "job_resumed")
+    kept = int(response.headers["x-longhaul-resumed-tokens"])
+    assert kept == resumed["tokens"] == total(undisturbed) - generated(successor)
+    assert kept >= before // 2 and resumed["finished"] > 0 < resumed["unfinished"]
+    assert response.headers.get("x-longhaul-job") == name
+
+
+def test_a_finished_job_of_a_name_is_answered_again_and_nothing_generated(
+    begin: Callable[..., Server], undisturbed: list[Any]
+) -> None:
+    server = begin()
+    body = BODY + json.dumps(UNSEEDED) + "\n"
+    first = told(send(server, "a-job", body=body))
+    tokens = generated(server)
+    assert first[:-1] == undisturbed and tokens == total(first)
+    assert told(send(server, "a-job", body=body)) == first
+    assert generated(server) == tokens
+    server.send(signal.SIGTERM)
+    assert server.exit_status() == 0
+    successor = begin()
+    response = send(successor, "a-job", body=body)
+    assert told(response) == first
+    assert (generated(successor), int(response.headers["x-longhaul-resumed-tokens"])) == (0, tokens)
+
+
+def test_an_unseeded_job_goes_on_with_its_seeds(begin: Callable[..., Server]) -> None:
+    body = json.dumps(UNSEEDED | {"max_tokens": 400}) + "\n"
+    server = begin()
+    send_soon(server, None, body)
+    saved(server, 300)
+    server.send(signal.SIGKILL)
+    server.exit_status()
+    successor = begin()
+    (first,) = told(send(successor, None, body=body))
+    assert generated(successor) < 700
+    # Its answer has arrived: the next one is a new one.
+    (second,) = told(send(successor, None, body=body))
+    assert {choice["seed"] for choice in first["choices"]}.isdisjoint(choice["seed"] for choice in second["choices"])
+    # And the seeds say what was generated, before and after the kill.
+    seed = first["choices"][0]["seed"]
+    (again,) = told(send(successor, None, body=json.dumps(json.loads(body) | {"seed": seed})))
+    assert [choice["text"] for choice in again["choices"]] == [choice["text"] for choice in first["choices"]]
+
+
+# The deadline, and clients that leave
+
+
+def test_a_request_sent_again_until_it_is_done_has_the_undisturbed_answer(
+    begin: Callable[..., Server], undisturbed: list[Any]
+) -> None:
+    server = begin()
+    for _ in range(100):
+        response = send(server, timeout_s=2)
+        assert response.status_code == 200
+        if "x-longhaul-finish-reason" not in response.headers:
+            break
+    assert told(response) == undisturbed
+    assert generated(server) == total(undisturbed)
+
+
+def test_what_a_client_leaves_behind_is_freed_and_kept(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
+    server = begin()
+    with server.connect() as sock:
+        head = f"Host: a\r\nContent-Type: application/jsonlines\r\nContent-Length: {len(BODY)}"
+        sock.sendall(f"POST /invocations HTTP/1.1\r\n{head}\r\n\r\n{BODY}".encode())
+        wait_for_tokens(server, 500)
+    eventually(lambda: server.metric("longhaul_sequences_running") == 0)
+    assert told(send(server)) == undisturbed
+    assert generated(server) == total(undisturbed)
+
+
+# The same at once
+
+
+@pytest.mark.parametrize("name", ["a-job", None])
+def test_identical_requests_at_once_share_one_generation(
+    begin: Callable[..., Server], undisturbed: list[Any], name: str | None
+) -> None:
+    server = begin()
+    requests = [send_soon(server, name)]
+    for share in (4, 3, 2):  # the last ones come when much is finished
+        wait_for_tokens(server, total(undisturbed) // share)
+        requests.append(send_soon(server, name))
+    for request in requests:
+        assert told(request.result()) == undisturbed
+    assert generated(server) == total(undisturbed)
+
+
+def test_unseeded_requests_at_once_are_generated_each_for_itself(begin: Callable[..., Server]) -> None:
+    server = begin()
+    requests = [server.post_soon(json=UNSEEDED) for _ in range(3)]
+    texts = {choice["text"] for request in requests for choice in request.result().json()["choices"]}
+    assert len(texts) == 6 and generated(server) == 6 * 100
+
+
+def test_unseeded_requests_of_one_name_are_one(begin: Callable[..., Server]) -> None:
+    server = begin()
+    requests = [server.post_soon(json=UNSEEDED, headers=headers("a-job")) for _ in range(3)]
+    choices = [request.result().json()["choices"] for request in requests]
+    assert choices[0] == choices[1] == choices[2] and generated(server) == 2 * 100
+
+
+def test_one_leaves_and_the_other_has_all(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
+    server = begin()
+    other = send_soon(server, "a-job")
+    wait_for_tokens(server, 500)
+    assert send(server, "a-job", timeout_s=1.5).headers["x-longhaul-finish-reason"] == "deadline"
+    assert told(other.result()) == undisturbed
+    assert generated(server) == total(undisturbed)
+
+
+# Conflicts
+
+
+def test_another_request_of_a_known_name_is_a_conflict_that_tells_nothing(begin: Callable[..., Server]) -> None:
+    def conflict(server: Server) -> None:
+        response = server.post(json={"inputs": "another"}, headers=headers("a-job"))
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (409, "job_conflict", "job")
+        assert error["message"] == (
+            "a job of this name has another request; send the same request again, or choose another name"
+        )
+
+    server = begin()
+    running = send_soon(server, "a-job")
+    wait_for_tokens(server, 500)
+    conflict(server)
+    assert running.result().status_code == 200
+    conflict(server)
+    server.send(signal.SIGKILL)
+    server.exit_status()
+    conflict(begin())
+
+
+@pytest.mark.parametrize("name", ["", "a job", "a/b", "é", "a" * 129])
+def test_what_is_no_name_is_refused(server: Server, name: str) -> None:
+    response = server.post(json={"inputs": "a"}, headers={k: v.encode() for k, v in headers(name).items()})  # type: ignore[misc]
+    assert (response.status_code, response.json()["error"]["param"]) == (
+        400,
+        "X-Amzn-SageMaker-Custom-Attributes: job",
+    )
+
+
+# Shutdown
+
+
+@pytest.mark.parametrize("state", ["at work", "standing still"])
+def test_sigterm_journals_what_is_open_and_says_so(
+    begin: Callable[..., Server], undisturbed: list[Any], state: str
+) -> None:
+    body = BODY + "".join(json.dumps(line | {"max_tokens": 8000, "stop": []}) + "\n" for line in LINES[:12])
+    server = begin(LONGHAUL_CHECKPOINT_INTERVAL_S=3600)
+    named, unnamed = send_soon(server, "a-job", body), send_soon(server, None, body.replace(" is", " was"))
+    wait_for_tokens(server, 1000)
+    if state == "standing still":
+        server.kill_engine(signal.SIGSTOP)
+    began = time.monotonic()
+    server.send(signal.SIGTERM)
+    eventually(lambda: server.ping()[0] == 503)
+    if state == "at work":  # which goes on until it is told again, or its time is over
+        server.send(signal.SIGTERM)
+    for answer, name in ((named, "a-job"), (unnamed, None)):
+        response = answer.result()
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (503, "shutting_down")
+        assert (error["job"], error["resumable"]) == (name, True)
+        assert error["message"].endswith("the same request, sent again, goes on where it was")
+    assert time.monotonic() - began < 25
+    assert server.exit_status() == 0
+    successor = begin()
+    response = send(successor, "a-job", timeout_s=2, body=body)
+    assert int(response.headers["x-longhaul-resumed-tokens"]) > 0
+    assert send(successor, None, 2, body.replace(" is", " was")).headers["x-longhaul-resumed-tokens"]
+
+
+def test_two_servers_on_one_job_never_mix(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
+    first, second = begin(), begin()
+    one = send_soon(first, "a-job")
+    saved(first, total(undisturbed) // 4)
+    other = send_soon(second, "a-job")
+    assert told(one.result()) == told(other.result()) == undisturbed
+    assert len(lines_of(first, "job_lost")) == 1 and not lines_of(second, "job_lost")
+    third = begin()
+    assert told(send(third, "a-job")) == undisturbed
+    assert generated(third) == 0
+
+
+# The store fails
+
+
+def test_a_store_that_fails_costs_no_request_anything_and_is_made_whole(
+    begin: Callable[..., Server], checkpoints: Path, undisturbed: list[Any]
+) -> None:
+    server = begin()
+    running = send_soon(server, "a-job")
+    saved(server, total(undisturbed) // 8)
+    moved = checkpoints.rename(checkpoints.with_suffix(".moved"))
+    checkpoints.write_text("no directory")
+    eventually(lambda: server.metric("longhaul_journal_broken") == 1)
+    assert told(send(server, "other")) == undisturbed  # one that finds it broken
+    assert told(running.result()) == undisturbed
+    assert len(lines_of(server, "journal_broken")) == 1
+    checkpoints.unlink()
+    moved.rename(checkpoints)
+    eventually(lambda: server.metric("longhaul_journal_broken") == 0)
+    eventually(lambda: server.metric("longhaul_journal_unsaved_bytes") == 0)
+    assert len(lines_of(server, "journal_healed")) == 1
+    assert server.metric("longhaul_journal_errors_total") >= 1
+    server.send(signal.SIGKILL)
+    server.exit_status()
+    successor = begin()
+    assert told(send(successor, "a-job")) == told(send(successor, "other")) == undisturbed
+    assert generated(successor) == 0

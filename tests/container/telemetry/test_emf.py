@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from container.telemetry.emf import Metric, members
+from container.telemetry.metrics import JSONFormatter
+from testing.container.emf_document import extracted
+
+SPEED = Metric("Speed", 2.5, "Count/Second")
+
+
+def logged(fields: dict[str, object]) -> dict[str, Any]:
+    """As it leaves the container."""
+    record = logging.makeLogRecord({"msg": "told", "levelname": "INFO", "name": "container.test", **fields})
+    line: dict[str, Any] = json.loads(JSONFormatter().format(record), parse_constant=pytest.fail)
+    return line
+
+
+def test_a_log_line_with_metrics_is_a_document_that_cloudwatch_takes() -> None:
+    line = logged(members([SPEED, Metric("Left", 7.0, "Seconds")], {"Model": "tiny"}, at=1_700_000_000.25))
+    assert extracted(line) == {"Speed": 2.5, "Left": 7.0}
+    assert line["_aws"]["Timestamp"] == 1_700_000_000_250
+    assert (line["_aws"]["CloudWatchMetrics"][0]["Namespace"], line["Model"]) == ("Longhaul", "tiny")
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_what_has_no_value_is_no_metric_of_the_line(value: float | None) -> None:
+    line = logged(members([SPEED, Metric("Left", value, "Seconds")], {"Model": "tiny"}, at=1_700_000_000))
+    assert extracted(line) == {"Speed": 2.5} and "Left" not in line
+
+
+def test_a_line_without_a_metric_is_no_document() -> None:
+    assert members([Metric("Left", None, "Seconds")], {"Model": "tiny"}, at=1_700_000_000) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("Größe", "Gr??e"), ("a\nb", "a?b"), (" ", "?"), ("x" * 2000, "x" * 1024), ("org/model:v1", "org/model:v1")],
+)
+def test_any_models_name_becomes_a_dimension(name: str, told: str) -> None:
+    line = logged(members([SPEED], {"Model": name}, at=1_700_000_000))
+    assert extracted(line) and line["Model"] == told
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda line: line.pop("Speed"),
+        lambda line: line.pop("Model"),
+        lambda line: line.update(Speed="2.5"),
+        lambda line: line["_aws"].pop("Timestamp"),
+        lambda line: line["_aws"].update(Timestamp=1_700_000_000.5),
+        lambda line: line["_aws"].update(More=1),
+        lambda line: line["_aws"]["CloudWatchMetrics"][0]["Metrics"][0].update(Unit="Tokens"),
+        lambda line: line["_aws"]["CloudWatchMetrics"][0].update(Dimensions=[]),
+    ],
+)
+def test_the_validator_refuses_what_cloudwatch_would_not_take(spoil: Any) -> None:
+    line = logged(members([SPEED], {"Model": "tiny"}, at=1_700_000_000))
+    spoil(line)
+    with pytest.raises((AssertionError, KeyError, jsonschema_rs.ValidationError)):
+        extracted(line)

@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from container.dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
+from container.settings import Settings
+from container.telemetry.metrics import JSONFormatter, Metrics
+from container.telemetry.progress import Progress, Write
+from testing.container.emf_document import extracted
+from testing.server import Server, eventually, lasting
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """An invocation, as far as its progress is concerned."""
+
+    id: str = "inv-1"
+    job: str | None = "novel"
+    job_id: str | None = "ab12"
+    items: int = 10
+    has_all_items: bool = True
+    items_done: int = 0
+    prompt_tokens: int = 50
+    completion_tokens: int = 0
+    done_tokens: int = 0
+    resumed_tokens: int = 0
+    most_completion_tokens: int | None = None
+    deadline_left_s: float = 300.0
+
+
+class Lines(logging.Handler):
+    """What reaches the container's log, line by line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JSONFormatter())
+        self.lines: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(json.loads(self.format(record)))
+
+    def of(self, action: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line.get("action") == action]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.of("progress")[-1]
+
+
+@pytest.fixture
+def log() -> Iterator[Lines]:
+    """Of a server whose LONGHAUL_LOG_LEVEL is WARNING."""
+    root, progress, lines = logging.getLogger(), logging.getLogger("container.telemetry.progress"), Lines()
+    root.addHandler(lines)
+    before = root.level, progress.level
+    root.setLevel(logging.WARNING)
+    yield lines
+    root.removeHandler(lines)
+    root.setLevel(before[0])
+    progress.setLevel(before[1])
+
+
+class Reporting:
+    """A started Progress on a clock of the test's own; its task sleeps for ever."""
+
+    def __init__(self, mode: Any = "log", write: Write | None = None) -> None:
+        self.metrics = Metrics()
+        self.now = 1000.0
+        self.progress = Progress(
+            mode,
+            self.metrics,
+            dimensions={"Model": "tiny"},
+            write=write,
+            every_s=3600,
+            metrics_every_s=43200,
+            clock=lambda: self.now,
+        )
+
+    async def __aenter__(self) -> Reporting:
+        self.progress.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.progress.stop()
+
+    def pass_interval(self) -> None:
+        self.now += 3600
+        self.progress.tick()
+
+
+def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test that is a coroutine, on an event loop of its own."""
+
+    @wraps(test)
+    def run(*given: Any, **fixtures: Any) -> None:
+        asyncio.run(test(*given, **fixtures))
+
+    return run
+
+
+# Lines
+
+
+@on_a_loop
+async def test_a_line_says_how_far_an_invocation_is(log: Lines) -> None:
+    async with Reporting() as reporting:
+        job = Job()
+        reporting.progress.open(job)
+        job.completion_tokens, job.done_tokens, job.items_done = 7200, 3600, 2
+        reporting.pass_interval()
+    line = log.last
+    assert (line["invocation_id"], line["job"], line["state"]) == ("inv-1", "novel", "running")
+    assert (line["items"], line["items_done"]) == (10, 2)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (50, 7200)
+    assert (line["tokens_per_s"], line["mean_tokens_per_s"], line["deadline_left_s"]) == (2.0, 2.0, 300.0)
+
+
+@on_a_loop
+async def test_a_line_is_a_document_of_metrics_and_its_job_is_no_dimension(log: Lines) -> None:
+    async with Reporting() as reporting:
+        job = Job(items_done=2)
+        reporting.progress.open(job)
+        job.completion_tokens = job.done_tokens = 7200
+        reporting.pass_interval()
+    assert extracted(log.last) == {
+        "InvocationTokensPerSecond": 2.0,
+        "InvocationDeadlineLeft": 300.0,
+        "InvocationEstimatedLeft": 8 * 3600 / 2,
+    }
+    assert log.last["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["Model"]]
+
+
+@on_a_loop
+async def test_the_last_interval_has_a_rate_of_its_own(log: Lines) -> None:
+    async with Reporting() as reporting:
+        job = Job()
+        reporting.progress.open(job)
+        for job.completion_tokens in (3600, 3600 * 4):
+            reporting.pass_interval()
+    assert (log.last["tokens_per_s"], log.last["mean_tokens_per_s"]) == (3.0, 2.0)
+
+
+@on_a_loop
+async def test_what_came_from_the_journal_was_not_generated_now(log: Lines) -> None:
+    async with Reporting() as reporting:
+        job = Job()
+        reporting.progress.open(job)
+        job.resumed_tokens, job.completion_tokens = 50_000, 53_600
+        reporting.pass_interval()
+    assert (log.last["completion_tokens"], log.last["mean_tokens_per_s"]) == (53_600, 1.0)
+
+
+@on_a_loop
+async def test_a_short_invocation_has_no_line(log: Lines) -> None:
+    async with Reporting() as reporting:
+        job = Job()
+        reporting.now += 3599
+        reporting.progress.open(job)
+        reporting.now += 1
+        reporting.progress.tick()
+        reporting.progress.close(job)
+    assert not log.of("progress")
+
+
+@on_a_loop
+async def test_one_that_had_lines_has_a_last_one(log: Lines) -> None:
+    async with Reporting() as reporting:
+        job = Job()
+        reporting.progress.open(job)
+        job.completion_tokens = 3600
+        reporting.pass_interval()
+        reporting.now += 1
+        job.completion_tokens, job.items_done = 3601, 10
+        reporting.progress.close(job)
+        reporting.pass_interval()
+    assert [line["state"] for line in log.of("progress")] == ["running", "ended"]
+    assert (log.last["items_done"], log.last["completion_tokens"]) == (10, 3601)
+    assert (log.last["tokens_per_s"], log.last["estimated_left_s"]) == (1.0, None)
+
+
+@on_a_loop
+async def test_equal_invocations_are_told_apart(log: Lines) -> None:
+    async with Reporting() as reporting:
+        jobs = [Job(id="one"), Job(id="two")]
+        for job in jobs:
+            reporting.progress.open(job)
+        reporting.progress.close(jobs[0])
+        reporting.pass_interval()
+    assert [line["invocation_id"] for line in log.of("progress")] == ["two"]
+
+
+@on_a_loop
+async def test_off_means_silent(log: Lines) -> None:
+    async with Reporting(mode=None) as reporting:
+        reporting.progress.open(job := Job())
+        reporting.metrics.generation_tokens.inc()
+        reporting.progress.close(job)
+    assert not log.lines
+
+
+class Broken(Job):
+    @property
+    def items(self) -> int:
+        raise RuntimeError("a mistake of ours")
+
+    @items.setter
+    def items(self, value: int) -> None:
+        pass
+
+
+@on_a_loop
+async def test_one_invocations_broken_numbers_don_t_keep_the_others_from_theirs(log: Lines) -> None:
+    async with Reporting() as reporting:
+        reporting.progress.open(broken := Broken(id="broken"))
+        reporting.progress.open(Job(id="well"))
+        reporting.pass_interval()
+        reporting.progress.close(broken)
+    assert log.of("progress_failed")
+    assert [line["invocation_id"] for line in log.of("progress")] == ["well"]
+
+
+@on_a_loop
+async def test_the_task_itself_reports(log: Lines) -> None:
+    seen = asyncio.Event()
+
+    async def write(job_id: str, data: bytes) -> None:
+        seen.set()
+
+    progress = Progress("s3", Metrics(), dimensions={"Model": "tiny"}, write=write, every_s=0.001)
+    progress.open(Job())
+    progress.start()
+    await asyncio.wait_for(seen.wait(), 60)
+    await progress.stop()
+    assert log.of("progress")
+
+
+# The estimate
+
+
+async def estimate(log: Lines, **job: Any) -> tuple[float | None, str | None]:
+    """Where one token a second was generated."""
+    async with Reporting() as reporting:
+        reporting.progress.open(working := Job(**job))
+        working.completion_tokens += 3600
+        reporting.pass_interval()
+    return log.last["estimated_left_s"], log.last["estimated_by"]
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        # two are done, of 1000 tokens each; the running ones have 1600 of the 8000 that the others will need
+        ({"items_done": 2, "done_tokens": 2000}, (6400.0, "mean")),
+        # the running one is already longer than the mean: it needs one token at least
+        ({"items": 3, "items_done": 2, "done_tokens": 200}, (1.0, "mean")),
+        ({"items": 2, "items_done": 2, "done_tokens": 3600}, (0.0, "mean")),
+        ({"most_completion_tokens": 10_000}, (6400.0, "bound")),
+        ({"most_completion_tokens": None}, (None, None)),
+        ({"has_all_items": False, "items_done": 2, "done_tokens": 2000}, (None, None)),
+    ],
+)
+@on_a_loop
+async def test_the_estimate_is_of_the_tokens_that_are_left(
+    log: Lines, job: dict[str, Any], expected: tuple[float | None, str | None]
+) -> None:
+    assert await estimate(log, **job) == expected
+
+
+@on_a_loop
+async def test_where_nothing_is_generated_there_is_no_estimate(log: Lines) -> None:
+    async with Reporting() as reporting:
+        reporting.progress.open(Job(items_done=1, done_tokens=10))
+        reporting.pass_interval()
+    assert (log.last["estimated_left_s"], log.last["estimated_by"]) == (None, None)
+    assert "InvocationEstimatedLeft" not in extracted(log.last)
+
+
+@on_a_loop
+async def test_the_estimate_forgets_a_speed_of_long_ago(log: Lines) -> None:
+    async with Reporting() as reporting:
+        job = Job(most_completion_tokens=3_700_000)
+        reporting.progress.open(job)
+        job.completion_tokens = 3_600_000
+        reporting.pass_interval()
+        for _ in range(6):
+            job.completion_tokens += 3600
+            reporting.pass_interval()
+    assert log.last["estimated_left_s"] == 3_700_000 - job.completion_tokens
+
+
+# The server
+
+
+@on_a_loop
+async def test_the_servers_metrics_come_once_a_period_and_at_the_end(log: Lines) -> None:
+    async with Reporting() as reporting:
+        for _ in range(24):
+            reporting.metrics.generation_tokens.inc(3600)
+            reporting.pass_interval()
+        assert len(log.of("metrics")) == 2
+        reporting.metrics.generation_tokens.inc(5)
+    told = [extracted(line) for line in log.of("metrics")]
+    assert [each["GenerationTokens"] for each in told] == [43200, 43200, 5]
+    assert told[0]["GenerationTokensPerSecond"] == 1.0
+
+
+# Objects
+
+
+@on_a_loop
+async def test_the_record_is_an_object_too(log: Lines) -> None:
+    written: dict[str, dict[str, Any]] = {}
+
+    async def write(job_id: str, data: bytes) -> None:
+        written[job_id] = json.loads(data)
+
+    async with Reporting("s3", write) as reporting:
+        reporting.progress.open(job := Job())
+        reporting.progress.open(Job(job_id=None))
+        job.completion_tokens = 3600
+        reporting.pass_interval()
+    assert list(written) == ["ab12"]
+    fields = {name: value for name, value in written["ab12"].items() if name != "time"}
+    assert fields.items() <= log.of("progress")[0].items() and "_aws" not in fields
+
+
+@on_a_loop
+async def test_log_alone_writes_no_object(log: Lines) -> None:
+    async def write(job_id: str, data: bytes) -> None:
+        pytest.fail("written")
+
+    async with Reporting("log", write) as reporting:
+        reporting.progress.open(Job())
+        reporting.pass_interval()
+    assert log.of("progress")
+
+
+@on_a_loop
+async def test_a_slow_store_gets_one_write_at_a_time_and_then_the_newest(log: Lines) -> None:
+    begun, may_end = asyncio.Semaphore(0), asyncio.Semaphore(0)
+    tokens: list[int] = []
+
+    async def write(job_id: str, data: bytes) -> None:
+        tokens.append(json.loads(data)["completion_tokens"])
+        begun.release()
+        await may_end.acquire()
+
+    async with Reporting("s3", write) as reporting:
+        reporting.progress.open(job := Job())
+        for job.completion_tokens in (1, 2, 3):
+            reporting.pass_interval()
+            if job.completion_tokens == 1:
+                await begun.acquire()
+        may_end.release()
+        await begun.acquire()
+        assert tokens == [1, 3]
+        may_end.release()
+
+
+@on_a_loop
+async def test_a_failing_store_is_warned_of_once_and_hurts_nothing(log: Lines) -> None:
+    tries = asyncio.Semaphore(0)
+
+    async def write(job_id: str, data: bytes) -> None:
+        tries.release()
+        raise OSError("the disk is full")
+
+    async with Reporting("s3", write) as reporting:
+        reporting.progress.open(Job())
+        for _ in range(3):
+            reporting.pass_interval()
+            await tries.acquire()
+    assert len(log.of("progress")) == 3
+    (warning,) = log.of("progress_not_written")
+    assert warning["level"] == "WARNING" and "OSError: the disk is full" in warning["message"]
+
+
+@on_a_loop
+async def test_the_last_object_is_written_before_the_end(log: Lines) -> None:
+    states: list[str] = []
+
+    async def write(job_id: str, data: bytes) -> None:
+        await asyncio.to_thread(states.append, json.loads(data)["state"])
+
+    async with Reporting("s3", write) as reporting:
+        reporting.progress.open(job := Job())
+        reporting.pass_interval()
+        reporting.progress.close(job)
+    assert states[-1] == "ended"
+
+
+@on_a_loop
+async def test_a_write_that_hangs_does_not_hold_the_end(log: Lines) -> None:
+    cancelled = asyncio.Event()
+
+    async def write(job_id: str, data: bytes) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async with Reporting("s3", write) as reporting:
+        reporting.progress.open(Job())
+        reporting.pass_interval()
+    await asyncio.wait_for(cancelled.wait(), 60)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("progress", "uri", "warns"),
+    [("s3", "/journal", True), ("s3", "s3://bucket/journal", False), ("log", "/journal", False)],
+)
+@on_a_loop
+async def test_progress_in_s3_needs_the_journal_there(log: Lines, progress: str, uri: str, warns: bool) -> None:
+    settings = Settings.from_env({"LONGHAUL_PROGRESS": progress, "LONGHAUL_CHECKPOINT_URI": uri})
+    reporting = Progress.of(settings, Metrics(), None)
+    reporting.start()
+    await reporting.stop()
+    assert bool(log.of("progress_local")) is warns
+
+
+# End to end
+
+
+def test_a_server_tells_of_a_long_request_in_its_log_and_beside_its_journal(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    server = start(LONGHAUL_PROGRESS="s3", LONGHAUL_CHECKPOINT_URI=journal, LONGHAUL_SERVED_NAME="tiny")
+    server.wait_until_ready()
+    body = "".join(json.dumps(lasting(f"{number} is", 4 if number < 3 else 8000)) + "\n" for number in range(5))
+    headers = {"content-type": "application/jsonlines", CUSTOM_ATTRIBUTES: "job=novel"}
+    request = server.post_soon(content=body, headers=headers)
+    [running, *_] = eventually(lambda: [line for line in actions(server, "progress") if line["items_done"] == 3])
+    [place] = eventually(lambda: list(journal.glob("jobs/*/progress.json")))
+    server.send(signal.SIGTERM)
+    eventually(lambda: server.ping()[0] == 503)
+    server.send(signal.SIGTERM)
+    assert request.result().status_code == 503
+    assert server.exit_status() == 0
+
+    assert (running["job"], running["items"], running["items_done"], running["Model"]) == ("novel", 5, 3, "tiny")
+    assert running["completion_tokens"] > 12 and running["estimated_by"] == "mean"
+    assert extracted(running)["InvocationTokensPerSecond"] > 0
+    [*_, ended] = actions(server, "progress")
+    written = json.loads(place.read_bytes())
+    assert written["state"] == ended["state"] == "ended"
+    assert written["completion_tokens"] == ended["completion_tokens"] and place.stat().st_mode & 0o777 == 0o600
+    told = [extracted(line) for line in actions(server, "metrics")]
+    assert sum(each["GenerationTokens"] for each in told) >= ended["completion_tokens"]
+    assert actions(server, "progress_local")
+
+
+def actions(server: Server, action: str) -> list[dict[str, Any]]:
+    return [line for line in server.log_lines() if line.get("action") == action]

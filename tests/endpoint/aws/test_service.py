@@ -1,0 +1,570 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from botocore import xform_name
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from endpoint.aws.constraints import java_pattern
+from endpoint.aws.service import Answer, AwsError, Service, not_implemented
+from testing.endpoint.botocore_wire import client
+
+CONTROL = Service("sagemaker")
+RUNTIME = Service("sagemaker-runtime")
+CONTROL_OPERATIONS = [
+    *("CreateModel", "DescribeModel", "ListModels", "DeleteModel"),
+    *("CreateEndpointConfig", "DescribeEndpointConfig", "ListEndpointConfigs", "DeleteEndpointConfig"),
+    *("CreateEndpoint", "DescribeEndpoint", "ListEndpoints", "DeleteEndpoint"),
+    *("UpdateEndpoint", "UpdateEndpointWeightsAndCapacities", "AddTags", "ListTags", "DeleteTags"),
+]
+RUNTIME_OPERATIONS = ["InvokeEndpoint", "InvokeEndpointAsync"]
+OPERATIONS = [
+    *((CONTROL, "sagemaker", name) for name in CONTROL_OPERATIONS),
+    *((RUNTIME, "sagemaker-runtime", name) for name in RUNTIME_OPERATIONS),
+]
+
+
+# Round trips with botocore's own client
+
+
+class Wire:
+    """Parses what a client sends and answers what it is told to."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.result: dict[str, Any] | AwsError = {}
+
+    def __call__(self, method: str, path: str, headers: Mapping[str, str], query: str, body: bytes) -> Answer:
+        name, labels = self.service.operation(method, path, headers)
+        self.seen.append((name, self.service.parse(name, labels, headers, query, body)))
+        if isinstance(self.result, AwsError):
+            return self.service.error(self.result)
+        return self.service.answer(name, self.result)
+
+
+WIRES = {"sagemaker": Wire(CONTROL), "sagemaker-runtime": Wire(RUNTIME)}
+CLIENTS = {name: client(name, wire, parameter_validation=False) for name, wire in WIRES.items()}
+
+HEADER_TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
+
+
+def values_of(shape: Any) -> st.SearchStrategy[Any]:
+    match shape.type_name:
+        case "structure":
+            members = {name: values_of(member) for name, member in shape.members.items()}
+            required = {name: values for name, values in members.items() if name in shape.required_members}
+            optional = {name: values for name, values in members.items() if name not in required}
+            return st.fixed_dictionaries(required, optional=optional)
+        case "list":
+            return st.lists(values_of(shape.member), max_size=2)
+        case "map":
+            return st.dictionaries(values_of(shape.key), values_of(shape.value), max_size=2)
+        case "string" if shape.serialization.get("location") == "uri":
+            return HEADER_TEXT.filter(lambda text: text.strip("."))  # clients resolve dots in paths
+        case "string" if shape.serialization.get("location"):
+            return HEADER_TEXT
+        case "string":
+            return st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
+        case "integer":
+            return st.integers(-(2**31), 2**31 - 1)
+        case "float":
+            return st.floats(allow_nan=False, allow_infinity=False, width=32)
+        case "boolean":
+            return st.booleans()
+        case "timestamp":
+            return st.integers(0, 2**32).map(lambda ms: datetime.fromtimestamp(ms / 1000, UTC))
+        case "blob":
+            return st.binary(min_size=1, max_size=20)
+    raise AssertionError(shape.type_name)
+
+
+def with_epochs(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: with_epochs(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [with_epochs(inner) for inner in value]
+    return value.timestamp() if isinstance(value, datetime) else value
+
+
+def without_meta(answered: dict[str, Any]) -> dict[str, Any]:
+    del answered["ResponseMetadata"]
+    if hasattr(answered.get("Body"), "read"):
+        answered["Body"] = answered["Body"].read()
+    return answered
+
+
+@pytest.mark.parametrize(("service", "client_name", "operation"), OPERATIONS, ids=lambda value: str(value)[:40])
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_whatever_a_client_sends_is_parsed_and_whatever_is_answered_is_understood(
+    service: Service, client_name: str, operation: str, data: st.DataObject
+) -> None:
+    model = CLIENTS[client_name].meta.service_model.operation_model(operation)
+    parameters = data.draw(values_of(model.input_shape))
+    result = data.draw(values_of(model.output_shape)) if model.output_shape else {}
+    wire = WIRES[client_name]
+    wire.seen.clear()
+    wire.result = result
+    answered = getattr(CLIENTS[client_name], xform_name(operation))(**parameters)
+    assert wire.seen == [(operation, with_epochs(parameters))]
+    assert without_meta(answered) == result
+
+
+@pytest.mark.parametrize(("service", "client_name", "operation"), OPERATIONS, ids=lambda value: str(value)[:40])
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_every_parsed_request_is_valid_or_refused_in_aws_s_form(
+    service: Service, client_name: str, operation: str, data: st.DataObject
+) -> None:
+    model = CLIENTS[client_name].meta.service_model.operation_model(operation)
+    parameters = with_epochs(data.draw(values_of(model.input_shape)))
+    try:
+        service.validate(operation, parameters)
+    except AwsError as error:
+        assert error.code == ("ValidationException" if service is CONTROL else "ValidationError")
+        assert error.message.partition(" validation error")[0].isdigit()
+
+
+def test_an_asynchronous_invocation_is_answered_with_202_and_its_headers() -> None:
+    wire = Wire(RUNTIME)
+    wire.result = {"InferenceId": "one", "OutputLocation": "s3://b/one.out", "FailureLocation": None}
+    answered = client("sagemaker-runtime", wire).invoke_endpoint_async(EndpointName="e", InputLocation="s3://b/one")
+    assert answered["ResponseMetadata"]["HTTPStatusCode"] == 202
+    assert answered["ResponseMetadata"]["RequestId"]
+    assert (answered["InferenceId"], answered["OutputLocation"]) == ("one", "s3://b/one.out")
+    assert "FailureLocation" not in answered
+    assert wire.seen == [("InvokeEndpointAsync", {"EndpointName": "e", "InputLocation": "s3://b/one"})]
+
+
+def test_an_empty_body_is_a_payload_only_where_one_is_required() -> None:
+    assert RUNTIME.parse("InvokeEndpoint", {"EndpointName": "e"}, {}, "", b"")["Body"] == b""
+    assert "Body" not in RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, {}, "", b"")
+
+
+def test_times_are_answered_in_milliseconds_since_the_epoch() -> None:
+    summary = {"ModelName": "m", "ModelArn": "a", "CreationTime": 1529870369.98612}
+    answer = CONTROL.answer("ListModels", {"Models": [summary], "NextToken": None})
+    assert json.loads(answer.body) == {"Models": [summary | {"CreationTime": 1529870369.986}]}
+    assert answer.headers["content-type"] == "application/x-amz-json-1.1"
+
+
+def test_an_operation_without_output_is_answered_with_nothing() -> None:
+    answer = CONTROL.answer("DeleteModel", {})
+    assert (answer.status, answer.body) == (200, b"")
+
+
+def test_a_header_never_breaks_its_line() -> None:
+    with pytest.raises(ValueError, match="line break"):
+        RUNTIME.answer("InvokeEndpoint", {"Body": b"", "CustomAttributes": "a\r\nset-cookie: b"})
+
+
+def test_a_member_that_the_model_lacks_is_not_answered() -> None:
+    with pytest.raises(KeyError):
+        CONTROL.answer("CreateModel", {"ModelArn": "a", "ModelName": "m"})
+
+
+# Errors
+
+
+def test_errors_reach_control_clients_with_code_message_and_status() -> None:
+    wire = Wire(CONTROL)
+    wire.result = AwsError("ValidationException", "no")
+    with pytest.raises(ClientError) as refused:
+        client("sagemaker", wire).describe_model(ModelName="m")
+    assert refused.value.response["Error"] == {"Code": "ValidationException", "Message": "no"}
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    answer = CONTROL.error(wire.result)
+    assert json.loads(answer.body) == {"__type": "ValidationException", "message": "no"}
+    assert answer.headers["x-amzn-errortype"] == "ValidationException"
+
+
+def test_a_modelled_control_error_is_the_client_s_own_exception() -> None:
+    wire = Wire(CONTROL)
+    wire.result = AwsError("ResourceLimitExceeded", "too many")
+    made = client("sagemaker", wire)
+    with pytest.raises(made.exceptions.ResourceLimitExceeded, match="too many"):
+        made.create_endpoint(EndpointName="e", EndpointConfigName="c")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("ValidationError", 400), ("InternalFailure", 500), ("ServiceUnavailable", 503), ("ModelError", 424)],
+)
+def test_runtime_errors_have_the_model_s_status(code: str, status: int) -> None:
+    wire = Wire(RUNTIME)
+    wire.result = AwsError(code, "no")
+    made = client("sagemaker-runtime", wire)
+    with pytest.raises(getattr(made.exceptions, code), match="no") as refused:
+        made.invoke_endpoint(EndpointName="e", Body=b"x")
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+
+
+def test_a_model_error_has_its_members() -> None:
+    wire = Wire(RUNTIME)
+    wire.result = AwsError("ModelError", "no", OriginalStatusCode=500, OriginalMessage="boom", LogStreamArn="arn")
+    made = client("sagemaker-runtime", wire)
+    with pytest.raises(made.exceptions.ModelError) as refused:
+        made.invoke_endpoint(EndpointName="e", Body=b"x")
+    assert refused.value.response["OriginalStatusCode"] == 500
+    assert refused.value.response["OriginalMessage"] == "boom"
+
+
+def test_a_framework_error_of_the_runtime_has_a_message_in_upper_case() -> None:
+    answer = RUNTIME.error(AwsError("SerializationException", "no"))
+    assert json.loads(answer.body) == {"Message": "no"}
+
+
+def test_what_the_endpoint_lacks_is_told_apart_from_what_nobody_has() -> None:
+    with pytest.raises(AwsError) as unknown:
+        CONTROL.operation("POST", "/", {"x-amz-target": "SageMaker.MakeCoffee"})
+    assert (unknown.value.code, unknown.value.status) == ("UnknownOperationException", 400)
+    assert CONTROL.operation("POST", "/", {"x-amz-target": "SageMaker.CreateTrainingJob"})[0] == "CreateTrainingJob"
+    lacking = not_implemented("CreateTrainingJob")
+    assert (lacking.code, lacking.status) == ("UnknownOperationException", 400)
+    assert lacking.message == "CreateTrainingJob is not implemented by the local endpoint"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/endpoints/e/invocations"),
+        ("POST", "/endpoints/e/invocations/"),
+        ("POST", "/endpoints//invocations"),
+        ("POST", "/endpoints/e/nothing"),
+    ],
+)
+def test_other_paths_of_the_runtime_are_unknown(method: str, path: str) -> None:
+    with pytest.raises(AwsError) as unknown:
+        RUNTIME.operation(method, path, {})
+    assert (unknown.value.code, unknown.value.status) == ("UnknownOperationException", 404)
+
+
+def test_a_path_s_parameter_may_hold_what_was_encoded() -> None:
+    assert RUNTIME.operation("POST", "/endpoints/a/b%20/invocations", {})[1] == {"EndpointName": "a/b%20"}
+
+
+@pytest.mark.parametrize(
+    "target", ["", "SageMaker", "SageMaker.", "Other.CreateModel", "CreateModel", "SageMaker.createModel"]
+)
+def test_other_targets_are_unknown(target: str) -> None:
+    with pytest.raises(AwsError, match="UnknownOperationException"):
+        CONTROL.operation("POST", "/", {"x-amz-target": target})
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'"x"',
+        b"\xff",
+        b'{"ModelName": 1}',
+        b'{"ModelName": ["m"]}',
+        b'{"ModelName": {"m": 1}}',
+        b'{"ModelName": true}',
+        b'{"ModelName": "\\ud800"}',
+        b'{"PrimaryContainer": "x"}',
+        b'{"PrimaryContainer": {"Environment": ["a"]}}',
+        b'{"PrimaryContainer": {"Environment": {"a": 1}}}',
+        b'{"Containers": {"a": 1}}',
+        b'{"EnableNetworkIsolation": "true"}',
+        b'{"EnableNetworkIsolation": 1}',
+        b'{"ModelName": NaN}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_value_of_the_wrong_type_is_a_serialization_exception(body: bytes) -> None:
+    with pytest.raises(AwsError) as refused:
+        CONTROL.parse("CreateModel", {}, {}, "", body)
+    assert (refused.value.code, refused.value.status) == ("SerializationException", 400)
+
+
+@pytest.mark.parametrize("number", ["1.5", "true", '"1"', "2147483648", "1e999", "-2147483649"])
+def test_what_is_no_32_bit_integer_is_refused(number: str) -> None:
+    with pytest.raises(AwsError, match="SerializationException"):
+        CONTROL.parse("ListModels", {}, {}, "", f'{{"MaxResults": {number}}}'.encode())
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", "99999999999999999999999", "٣", "2147483648"])
+def test_a_header_that_is_no_integer_is_refused(text: str) -> None:
+    headers = {"x-amzn-sagemaker-requestttlseconds": text}
+    with pytest.raises(AwsError, match="SerializationException"):
+        RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, headers, "", b"")
+
+
+@pytest.mark.parametrize("number", ["1e999", "true", '"1"'])
+def test_what_is_no_number_is_no_weight(number: str) -> None:
+    body = f'{{"DesiredWeightsAndCapacities": [{{"VariantName": "v", "DesiredWeight": {number}}}]}}'
+    with pytest.raises(AwsError, match="SerializationException"):
+        CONTROL.parse("UpdateEndpointWeightsAndCapacities", {}, {}, "", body.encode())
+
+
+def test_nulls_and_nothing_are_absent() -> None:
+    assert CONTROL.parse("ListModels", {}, {}, "", b'{"MaxResults": null, "NameContains": "m"}') == {
+        "NameContains": "m"
+    }
+    assert CONTROL.parse("ListModels", {}, {}, "", b"") == {}
+
+
+def test_a_whole_number_may_be_written_as_a_fraction() -> None:
+    assert CONTROL.parse("ListModels", {}, {}, "", b'{"MaxResults": 5.0}') == {"MaxResults": 5}
+
+
+def test_a_parameter_that_a_newer_client_knows_is_refused_and_not_dropped() -> None:
+    with pytest.raises(AwsError, match=r'Unknown parameter "Turbo" in PrimaryContainer.*botocore') as refused:
+        CONTROL.parse("CreateModel", {}, {}, "", b'{"PrimaryContainer": {"Turbo": 1}}')
+    assert refused.value.code == "ValidationException"
+
+
+# Constraints
+
+
+def errors_of(service: Service, operation: str, parameters: dict[str, Any]) -> list[str]:
+    with pytest.raises(AwsError) as refused:
+        service.validate(operation, parameters)
+    count, _, sentences = refused.value.message.partition(" detected: ")
+    separate = sentences.split("; ")
+    assert count == f"{len(separate)} validation error{'s' if len(separate) > 1 else ''}"
+    return separate
+
+
+VARIANT = {"VariantName": "v", "ModelName": "m", "InitialInstanceCount": 1, "InstanceType": "ml.m5.large"}
+
+
+def config_with(**changes: Any) -> dict[str, Any]:
+    return {"EndpointConfigName": "c", "ProductionVariants": [VARIANT | changes]}
+
+
+def test_a_valid_config_is_valid() -> None:
+    CONTROL.validate("CreateEndpointConfig", config_with())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"InitialInstanceCount": 0},
+            "Value '0' at 'productionVariants.1.member.initialInstanceCount' failed to satisfy constraint: "
+            "Member must have value greater than or equal to 1",
+        ),
+        (
+            {"VolumeSizeInGB": 513},
+            "Value '513' at 'productionVariants.1.member.volumeSizeInGB' failed to satisfy constraint: "
+            "Member must have value less than or equal to 512",
+        ),
+        (
+            {"ModelName": "ENTER MODEL NAME"},
+            "Value 'ENTER MODEL NAME' at 'productionVariants.1.member.modelName' failed to satisfy constraint: "
+            r"Member must satisfy regular expression pattern: [a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?",
+        ),
+        (
+            {"VariantName": None},
+            "Value null at 'productionVariants.1.member.variantName' failed to satisfy constraint: "
+            "Member must not be null",
+        ),
+        (
+            {"VariantName": "v" * 64},
+            f"Value '{'v' * 64}' at 'productionVariants.1.member.variantName' failed to satisfy constraint: "
+            "Member must have length less than or equal to 63",
+        ),
+        (
+            {"RoutingConfig": {"RoutingStrategy": "ANY"}},
+            "Value 'ANY' at 'productionVariants.1.member.routingConfig.routingStrategy' failed to satisfy constraint: "
+            "Member must satisfy enum value set: [LEAST_OUTSTANDING_REQUESTS, RANDOM, PREFIX_AWARE]",
+        ),
+        (
+            {"InitialVariantWeight": -0.5},
+            "Value '-0.5' at 'productionVariants.1.member.initialVariantWeight' failed to satisfy constraint: "
+            "Member must have value greater than or equal to 0",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_broken_constraint_is_told_as_aws_tells_it(changes: dict[str, Any], sentence: str) -> None:
+    assert errors_of(CONTROL, "CreateEndpointConfig", config_with(**changes))[0] == sentence
+
+
+def test_all_broken_constraints_are_told_at_once() -> None:
+    name = "{{ templates }}" * 5
+    assert errors_of(CONTROL, "DescribeEndpoint", {"EndpointName": name}) == [
+        f"Value '{name}' at 'endpointName' failed to satisfy constraint: "
+        "Member must have length less than or equal to 63",
+        f"Value '{name}' at 'endpointName' failed to satisfy constraint: "
+        "Member must satisfy regular expression pattern: [a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}",
+    ]
+
+
+def test_an_unknown_instance_type_is_refused_with_those_there_are() -> None:
+    (sentence,) = errors_of(CONTROL, "CreateEndpointConfig", config_with(InstanceType="ml.huge"))
+    assert "at 'productionVariants.1.member.instanceType'" in sentence
+    assert "ml.g5.xlarge, " in sentence and "ml.g6e.xlarge, " in sentence
+
+
+def test_lists_have_sizes() -> None:
+    (few,) = errors_of(CONTROL, "CreateEndpointConfig", {"EndpointConfigName": "c", "ProductionVariants": []})
+    assert few.endswith(
+        "'productionVariants' failed to satisfy constraint: Member must have length greater than or equal to 1"
+    )
+    many = {"EndpointConfigName": "c", "ProductionVariants": [VARIANT] * 11}
+    (many_sentence,) = errors_of(CONTROL, "CreateEndpointConfig", many)
+    assert many_sentence.endswith("Member must have length less than or equal to 10")
+
+
+def test_scalars_in_a_list_are_told_together() -> None:
+    config = {"OutputConfig": {"NotificationConfig": {"IncludeInferenceResponseIn": ["A", "B"]}}}
+    (sentence,) = errors_of(CONTROL, "CreateEndpointConfig", config_with() | {"AsyncInferenceConfig": config})
+    assert sentence == (
+        "Value '[A, B]' at 'asyncInferenceConfig.outputConfig.notificationConfig.includeInferenceResponseIn' "
+        "failed to satisfy constraint: Member must satisfy constraint: "
+        "[Member must satisfy enum value set: [SUCCESS_NOTIFICATION_TOPIC, ERROR_NOTIFICATION_TOPIC]]"
+    )
+
+
+def test_environments_have_keys_values_and_a_size() -> None:
+    def environment(entries: dict[str, Any]) -> dict[str, Any]:
+        return {"ModelName": "m", "PrimaryContainer": {"Environment": entries}}
+
+    (key,) = errors_of(CONTROL, "CreateModel", environment({"a-b": "1"}))
+    assert key == (
+        "Value '{a-b=1}' at 'primaryContainer.environment' failed to satisfy constraint: Map keys must satisfy "
+        "constraint: [Member must have length less than or equal to 1024, "
+        "Member must satisfy regular expression pattern: [a-zA-Z_][a-zA-Z0-9_]*]"
+    )
+    (value,) = errors_of(CONTROL, "CreateModel", environment({"a": "x" * 1025}))
+    assert "Map value must satisfy constraint: [Member must have length less than or equal to 1024, " in value
+    (size,) = errors_of(CONTROL, "CreateModel", environment({f"a{i}": "" for i in range(101)}))
+    assert size.endswith("Member must have length less than or equal to 100")
+    CONTROL.validate("CreateModel", environment({f"a{i}": "x" * 1024 for i in range(100)}))
+
+
+def test_a_null_in_a_list_or_a_map_is_refused() -> None:
+    parsed = CONTROL.parse("DeleteTags", {}, {}, "", b'{"ResourceArn": "a", "TagKeys": [null]}')
+    assert any("Member must not be null" in each for each in errors_of(CONTROL, "DeleteTags", parsed))
+    body = b'{"ModelName": "m", "Tags": [null], "PrimaryContainer": {"Environment": {"a": null}}}'
+    parsed = CONTROL.parse("CreateModel", {}, {}, "", body)
+    sentences = errors_of(CONTROL, "CreateModel", parsed)
+    assert sum("Member must not be null" in each for each in sentences) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "constraint"),
+    [
+        ("RequestTTLSeconds", 59, "Member must have value greater than or equal to 60"),
+        ("RequestTTLSeconds", 21601, "Member must have value less than or equal to 21600"),
+        ("InvocationTimeoutSeconds", 0, "Member must have value greater than or equal to 1"),
+        ("InvocationTimeoutSeconds", 3601, "Member must have value less than or equal to 3600"),
+        ("InferenceId", "", "Member must have length greater than or equal to 1"),
+        ("InferenceId", "i" * 65, "Member must have length less than or equal to 64"),
+        ("InferenceId", " i", r"Member must satisfy regular expression pattern: \A\S[\p{Print}]*\z"),
+        ("InferenceId", "iä", r"Member must satisfy regular expression pattern: \A\S[\p{Print}]*\z"),
+        ("Accept", "ä", r"Member must satisfy regular expression pattern: \p{ASCII}*"),
+        ("InputLocation", "ftp://b/k", "Member must satisfy regular expression pattern: ^(https|s3)://([^/]+)/?(.*)$"),
+        ("Filename", "a.b.c", r"Member must satisfy regular expression pattern: ^(?!.*\..*\.)[a-zA-Z0-9]"),
+        ("S3OutputPathExtension", "s3:x", "Member must satisfy regular expression pattern: ^(?!s3:|https:)"),
+        ("EndpointName", "a b", "Member must satisfy regular expression pattern: ^[a-zA-Z0-9](-*[a-zA-Z0-9])*"),
+        ("Body", b"x" * 128_001, "Member must have length less than or equal to 128000"),
+        ("CustomAttributes", "x" * 1025, "Member must have length less than or equal to 1024"),
+    ],
+)
+def test_every_parameter_of_an_asynchronous_invocation_has_its_limits(name: str, value: Any, constraint: str) -> None:
+    sentences = errors_of(RUNTIME, "InvokeEndpointAsync", {"EndpointName": "e", name: value})
+    assert any(constraint in each for each in sentences)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"InferenceId": "i", "RequestTTLSeconds": 60, "InvocationTimeoutSeconds": 3600},
+        {"Filename": "a-b_c.out", "S3OutputPathExtension": "a/b!_.*'()/-"},
+        {"Body": b"x" * 128_000, "CustomAttributes": "~" * 1024},
+        {"InputLocation": "https://b.s3.amazonaws.com/k ä"},
+        {"EndpointName": "a--b"},
+    ],
+)
+def test_what_keeps_to_the_limits_is_valid(parameters: dict[str, Any]) -> None:
+    RUNTIME.validate("InvokeEndpointAsync", {"EndpointName": "e"} | parameters)
+
+
+def test_sensitive_values_are_not_repeated() -> None:
+    (sentence,) = errors_of(RUNTIME, "InvokeEndpointAsync", {"EndpointName": "e", "Body": b"secret" * 30_000})
+    assert sentence.startswith("Value at 'body' failed to satisfy constraint: ")
+    sentences = errors_of(RUNTIME, "InvokeEndpointAsync", {"EndpointName": "e", "CustomAttributes": "secret" * 300})
+    assert not any("secret" in each for each in sentences)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        (r"\A\S[\p{Print}]*\z", "a b~", "a\tb"),
+        (r"\p{ASCII}*", "a\x00b", "ä"),
+        (r"\d{3}", "123", "١٢٣"),
+        (r"[\d]+", "123", "١٢٣"),
+        (r"([\p{L}\p{Z}\p{N}_.:/=+\-@]*)", "ä ٣@", "*"),
+        (r"[a-zA-Z0-9-_\.]*", "a-_.", "+"),
+        (r"[\u0020-\uD7FF\uE000-\uFFFD\uD800\uDC00-\uDBFF\uDFFF\t]*", "a😀\t", "\n"),
+        (r"^a$", "a", "a\n"),
+    ],
+)
+def test_java_s_patterns_mean_what_they_mean_in_java(pattern: str, matching: str, other: str) -> None:
+    assert java_pattern(pattern).fullmatch(matching)
+    assert not java_pattern(pattern).fullmatch(other)
+
+
+@pytest.mark.parametrize("service", [CONTROL, RUNTIME], ids=["control", "runtime"])
+def test_every_pattern_of_the_models_compiles(service: Service) -> None:
+    model = CLIENTS["sagemaker" if service is CONTROL else "sagemaker-runtime"].meta.service_model
+    patterns = {model.shape_for(name).metadata.get("pattern") for name in model.shape_names} - {None}
+    assert patterns
+    for pattern in patterns:
+        java_pattern(pattern)
+
+
+def test_what_streams_its_answer_is_parsed_and_validated_all_the_same() -> None:
+    name, labels = RUNTIME.operation("POST", "/endpoints/e/invocations-response-stream", {})
+    parameters = RUNTIME.parse(name, labels, {"x-amzn-sagemaker-accept": "text/plain"}, "", b"x")
+    RUNTIME.validate(name, parameters)
+    assert parameters == {"EndpointName": "e", "Accept": "text/plain", "Body": b"x"}
+
+
+def test_a_long_value_is_refused_quickly() -> None:
+    url = "s3://" + "a" * 1_000_000 + "/\n"
+    started = time.process_time()
+    errors_of(CONTROL, "CreateModel", {"ModelName": "m", "PrimaryContainer": {"ModelDataUrl": url}})
+    assert time.process_time() - started < 2
+
+
+def test_accepting_an_invocation_is_cheap() -> None:
+    headers = {
+        "x-amzn-sagemaker-inputlocation": "s3://bucket/some/key.json",
+        "x-amzn-sagemaker-content-type": "application/json",
+        "x-amzn-sagemaker-inference-id": "6f1f9a7e-7c53-4d9b-8f0b-7e8f3ad0f9a1",
+        "x-amzn-sagemaker-invocationtimeoutseconds": "900",
+    }
+
+    def accept() -> None:
+        name, labels = RUNTIME.operation("POST", "/endpoints/my-endpoint/async-invocations", headers)
+        parameters = RUNTIME.parse(name, labels, headers, "", b"")
+        RUNTIME.validate(name, parameters)
+        RUNTIME.answer(name, {"InferenceId": parameters["InferenceId"], "OutputLocation": "s3://b/o.out"})
+
+    accept()
+    best_s = math.inf
+    for _ in range(5):
+        started = time.process_time()
+        for _ in range(200):
+            accept()
+        best_s = min(best_s, (time.process_time() - started) / 200)
+    assert best_s < 0.0003

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from endpoint.cloudwatch.container_logs import SCHEMA, ContainerLogs, batches
+from endpoint.state.database import Database
+from testing.emulator import Emulator
+from testing.endpoint.fleets import a_world, quick
+
+GROUP = "/aws/sagemaker/Endpoints/e"
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    emulator = Emulator(tmp_path_factory.mktemp("emulator"))
+    yield emulator
+    emulator.close()
+
+
+class Flaky:
+    """The emulator behind a line that can be cut."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.cut = False
+        self._emulator = emulator
+
+    def client(self, service: str) -> Any:
+        if self.cut:
+            raise EndpointConnectionError(endpoint_url="logs")
+        return self._emulator.client(service)
+
+
+class Tail:
+    """One instance's log, written by the test."""
+
+    def __init__(self, directory: Path, backend: Any, instance: str, most_bytes: int = 1 << 26) -> None:
+        self.path = directory / instance / "log"
+        self.path.parent.mkdir(exist_ok=True)
+        self.instance = instance
+        self.echoed: list[str] = []
+        self.database = Database(directory / "db", SCHEMA)
+        self.logs = ContainerLogs(self.database, backend, most_bytes, self.echoed.append)
+
+    async def __aenter__(self) -> Tail:
+        await self.logs.load([self.instance])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.database.close()
+
+    async def follow(self) -> None:
+        await self.logs.follow(self.instance, "e", "AllTraffic", self.path)
+
+    async def write(self, data: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(data)
+        await self.logs.send_all()
+
+
+def sent(emulator: Emulator, instance: str) -> list[str]:
+    """All messages of the stream."""
+    client = emulator.client("logs")
+    events: list[str] = []
+    token: dict[str, str] = {}
+    while True:
+        page = client.get_log_events(
+            logGroupName=GROUP, logStreamName=f"AllTraffic/{instance}", startFromHead=True, **token
+        )
+        if not page["events"]:
+            return events
+        events += [event["message"] for event in page["events"]]
+        token = {"nextToken": page["nextForwardToken"]}
+
+
+def test_lines_arrive_under_sagemakers_names(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        async with Tail(tmp_path, emulator, "i-1") as tail:
+            await tail.follow()
+            await tail.write("eins\n\nzwölf\r\nunfin".encode())
+            assert sent(emulator, "i-1") == ["eins", "zwölf"]
+            await tail.write(b"ished\n\xff\n")
+            assert sent(emulator, "i-1") == ["eins", "zwölf", "unfinished", "\ufffd"]
+            assert tail.echoed[0] == "[e i-1] eins" and tail.echoed[-2] == "[e i-1] unfinished"
+
+    asyncio.run(run())
+
+
+def test_after_the_end_the_rest_is_sent_and_the_directory_is_removed(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        async with Tail(tmp_path, emulator, "i-2") as tail:
+            await tail.follow()
+            await tail.write(b"last words, without an end")
+            await tail.logs.end("i-2")
+            await tail.logs.send_all()
+            assert sent(emulator, "i-2") == ["last words, without an end"]
+            assert not tail.path.parent.exists()
+
+    asyncio.run(run())
+
+
+def test_another_gateway_goes_on_where_the_one_before_was(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        async with Tail(tmp_path, emulator, "i-3") as tail:
+            await tail.follow()
+            await tail.write(b"one\n")
+        async with Tail(tmp_path, emulator, "i-3") as tail:
+            await tail.write(b"two\n")
+            assert tail.echoed == ["[e i-3] two"]
+        async with Tail(tmp_path, emulator, "i-3") as tail:
+            with tail.path.open("ab") as file:
+                file.write(b"three\n")
+            await tail.logs.load([])  # it doesn't live any more
+            await tail.logs.send_all()
+            assert sent(emulator, "i-3") == ["one", "two", "three"]
+            assert not tail.path.parent.exists()
+
+    asyncio.run(run())
+
+
+def test_lines_wait_for_a_backend_that_is_away(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        flaky = Flaky(emulator)
+        async with Tail(tmp_path, flaky, "i-4") as tail:
+            await tail.follow()
+            flaky.cut = True
+            await tail.write(b"one\n")
+            await tail.write(b"two\n")
+            await tail.logs.end("i-4")
+            await tail.logs.send_all()
+            assert tail.echoed == ["[e i-4] one", "[e i-4] two"]  # the terminal doesn't wait
+            flaky.cut = False
+            await tail.logs.send_all()
+            assert sent(emulator, "i-4") == ["one", "two"] and len(tail.echoed) == 2
+
+    asyncio.run(run())
+
+
+def test_a_backend_that_lost_its_groups_gets_new_ones(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        async with Tail(tmp_path, emulator, "i-5") as tail:
+            await tail.follow()
+            await tail.write(b"one\n")
+            emulator.client("logs").delete_log_group(logGroupName=GROUP)
+            await tail.write(b"two\n")
+            assert sent(emulator, "i-5") == ["two"]
+
+    asyncio.run(run())
+
+
+def test_the_oldest_of_too_much_is_dropped(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        flaky = Flaky(emulator)
+        async with Tail(tmp_path, flaky, "i-6", most_bytes=100) as tail:
+            await tail.follow()
+            flaky.cut = True
+            for number in range(100):
+                await tail.write(b"line %03d\n" % number)
+            flaky.cut = False
+            await tail.logs.send_all()
+            lines = sent(emulator, "i-6")
+            assert lines[-1] == "line 099" and len(lines) <= 12
+
+    asyncio.run(run())
+
+
+def test_what_was_sent_takes_no_disk(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        async with Tail(tmp_path, emulator, "i-7") as tail:
+            await tail.follow()
+            await tail.write(b"x" * 100_000 + b"\n" + b"y" * 100_000 + b"\n")
+            os.sync()
+            assert tail.path.stat().st_size == 200_002
+            assert tail.path.stat().st_blocks * 512 <= 8192
+            await tail.write(b"z\n")
+            assert [line[:1] for line in sent(emulator, "i-7")] == ["x", "y", "z"]
+
+    asyncio.run(run())
+
+
+def test_a_line_that_no_event_could_hold_comes_in_pieces(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> None:
+        async with Tail(tmp_path, emulator, "i-8") as tail:
+            await tail.follow()
+            await tail.write(b"x" * 3_000_000 + b"\nshort\n")
+            lines = sent(emulator, "i-8")
+            assert "".join(lines[:-1]) == "x" * 3_000_000 and lines[-1] == "short"
+            assert max(len(line.encode()) for line in lines) <= 262_144 - 26
+
+    asyncio.run(run())
+
+
+def test_batches_keep_to_the_limits() -> None:
+    found = list(batches([*["x"] * 10_001, *["y" * 200_000] * 12, "", "z"], 5))
+    assert all(len(batch) <= 10_000 for batch in found)
+    assert all(sum(len(event["message"]) + 26 for event in batch) <= 1_048_576 for batch in found)
+    assert [event["message"][0] for batch in found for event in batch] == ["x"] * 10_001 + ["y"] * 12 + ["z"]
+    assert list(batches(["", ""], 5)) == []
+
+
+def test_what_a_container_prints_arrives_to_its_last_word(tmp_path: Path, emulator: Emulator) -> None:
+    async def run() -> str:
+        async with a_world(quick(tmp_path / "data"), emulator) as world:
+            await world.create("talker", environment={"SAY": "hello"})
+            await world.until_status("talker", "InService")
+            return world.fleet.healthy("talker")[0].id
+
+    instance = asyncio.run(run())
+    client = emulator.client("logs")
+    stream = {"logGroupName": "/aws/sagemaker/Endpoints/talker", "logStreamName": f"AllTraffic/{instance}"}
+    messages = [event["message"] for event in client.get_log_events(**stream, startFromHead=True)["events"]]
+    assert messages[0].endswith("hello") and messages[-1] == "bye"
+    assert list((tmp_path / "data" / "instances").iterdir()) == []

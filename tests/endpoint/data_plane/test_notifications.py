@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidationError
+
+from endpoint.backend.backend import Backend
+from endpoint.backend.clients import is_refusal
+from endpoint.data_plane.notifications import MOST_ANSWER_BYTES, Notices
+from endpoint.settings import Settings
+from endpoint.state import catalog, queue
+from endpoint.state.catalog import Catalog
+from endpoint.state.database import Database
+from endpoint.state.queue import Job, Notice, Outcome, put_notice
+from testing.endpoint.cut_line import ACCOUNT, REGION, Line, a_backend, running, until
+
+_numbers = itertools.count()
+
+SUCCESS, ERROR = (f"arn:aws:sns:{REGION}:{ACCOUNT}:{name}" for name in ("success", "error"))
+JOB = Job(
+    seq=1,
+    id="2f4dcf85",
+    endpoint="e",
+    variant="AllTraffic",
+    inference_id="8a80ed4e",
+    input_location="s3://in/put",
+    body=None,
+    content_type="application/json",
+    accept="text/plain",
+    custom_attributes="token=ß",
+    timeout_s=900,
+    accepted_at=1684812189.588,
+    expires_at=1684900000.0,
+    output_location="s3://out/2f4dcf85.out",
+    failure_location="s3://failures/2f4dcf85-error.out",
+    output_config="{}",
+    fence=1,
+    leased_at=1684812190.0,
+)
+PLAIN: dict[str, Any] = {"accept": None, "content_type": None, "custom_attributes": None}
+DONE = Outcome(kind="completed", content_type="text/plain", file="answer")
+REASON = (
+    "ClientError: Received client error (400) from model. See the SageMaker Endpoint logs in your account for more"
+    " information."
+)
+FAILED = Outcome(kind="client_error", reason=REASON, content_type="application/json", file="answer")
+
+
+def config(*include: str, success: str | None = SUCCESS, error: str | None = ERROR) -> dict[str, Any]:
+    topics = {"SuccessTopic": success, "ErrorTopic": error, "IncludeInferenceResponseIn": list(include)}
+    to = {name: value for name, value in topics.items() if value}
+    return {
+        "ProductionVariants": [{"VariantName": "AllTraffic", "ModelName": "m"}],
+        "AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "s3://out/", "NotificationConfig": to}},
+    }
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.counted: list[tuple[str, str, str]] = []
+
+    def count(self, endpoint: str, variant: str, name: str, value: float = 1.0) -> None:
+        self.counted.append((endpoint, variant, name))
+
+
+class Outbox:
+    """Notices on a database of their own."""
+
+    def __init__(self, directory: Path, line: Any = None, **settings: Any) -> None:
+        self.database = Database(directory / "db", catalog.SCHEMA, queue.SCHEMA)
+        self.catalog = Catalog(self.database)
+        self.counts = Counts()
+        settings = {"region": REGION, "account": ACCOUNT} | settings
+        self.notices = Notices(Settings(data_dir=directory, **settings), self.database, self.catalog, line, self.counts)
+
+    async def put(self, topic: str, *messages: str) -> None:
+        def change(db: Any) -> None:
+            for message in messages:
+                put_notice(db, "e", "v", Notice(topic=topic, message=message))
+
+        await self.database.write(change)
+        self.notices.wake()
+
+    async def waiting(self) -> list[tuple[str, str]]:
+        rows = await self.database.read(lambda db: db.execute("SELECT * FROM outbox ORDER BY seq").fetchall())
+        return [(row["topic"], row["message"]) for row in rows]
+
+    async def until_empty(self) -> None:
+        async with asyncio.timeout(60):
+            while await self.waiting():
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def an_outbox(directory: Path, line: Any = None, **settings: Any) -> AsyncIterator[Outbox]:
+    outbox = Outbox(directory, line, **settings)
+    try:
+        yield outbox
+    finally:
+        outbox.database.close()
+
+
+def message_of(
+    directory: Path, job: Job, outcome: Outcome, config: dict[str, Any], answer: bytes | None = None, **settings: Any
+) -> dict[str, Any] | None:
+    async def run() -> dict[str, Any] | None:
+        async with an_outbox(directory, **settings) as outbox:
+            notice = outbox.notices.of(job, outcome, config, answer=answer)
+            if notice is None:
+                return None
+            assert notice.topic == (SUCCESS if outcome.succeeded else ERROR)
+            found: dict[str, Any] = json.loads(notice.message)
+            return found
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    with a_backend(tmp_path_factory.mktemp("backend")) as backend:
+        yield backend
+
+
+class Subscriber:
+    """An SQS queue that gets what a topic is sent, as it was sent."""
+
+    def __init__(self, backend: Backend) -> None:
+        name = f"n{next(_numbers)}"
+        self._sqs = backend.client("sqs")
+        self._queue = self._sqs.create_queue(QueueName=name)["QueueUrl"]
+        self.topic: str = backend.client("sns").create_topic(Name=name)["TopicArn"]
+        backend.client("sns").subscribe(
+            TopicArn=self.topic,
+            Protocol="sqs",
+            Endpoint=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}",
+            Attributes={"RawMessageDelivery": "true"},
+        )
+
+    def receive(self) -> list[str]:
+        """All that is there now, in order."""
+        found: list[str] = []
+        while messages := self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
+            found += [message["Body"] for message in messages]
+        return found
+
+
+def test_a_success_is_told_in_sagemakers_words_and_order(tmp_path: Path) -> None:
+    before = time.time()
+    message = message_of(tmp_path, JOB, DONE, config("SUCCESS_NOTIFICATION_TOPIC"), b"four")
+    assert message is not None
+    at = datetime.fromisoformat(message["eventTime"]).timestamp()
+    assert before - 0.001 <= at <= time.time() and len(message["eventTime"]) == len("2023-05-23T03:23:21.814Z")
+    assert json.dumps(message) == json.dumps(
+        {
+            "awsRegion": REGION,
+            "eventTime": message["eventTime"],
+            "receivedTime": "2023-05-23T03:23:09.588Z",
+            "invocationStatus": "Completed",
+            "requestParameters": {
+                "accept": "text/plain",
+                "contentType": "application/json",
+                "customAttributes": "token=ß",
+                "endpointName": "e",
+                "inputLocation": "s3://in/put",
+            },
+            "responseParameters": {"contentType": "text/plain", "outputLocation": "s3://out/2f4dcf85.out"},
+            "responseBody": {
+                "content": base64.b64encode(b"four").decode(),
+                "message": "Check S3 path location(if configured) or Cloudwatch for additional details.",
+                "encoding": "BASE64",
+            },
+            "inferenceId": "8a80ed4e",
+            "eventVersion": "1.0",
+            "eventSource": "aws:sagemaker",
+            "eventName": "InferenceResult",
+        }
+    )
+
+
+def test_a_failure_is_told_in_sagemakers_words_and_order(tmp_path: Path) -> None:
+    message = message_of(tmp_path, replace(JOB, **PLAIN), FAILED, config("SUCCESS_NOTIFICATION_TOPIC"), b"no")
+    assert message is not None
+    assert json.dumps(message) == json.dumps(
+        {
+            "awsRegion": REGION,
+            "eventTime": message["eventTime"],
+            "receivedTime": "2023-05-23T03:23:09.588Z",
+            "invocationStatus": "Failed",
+            "failureReason": REASON,
+            "requestParameters": {"endpointName": "e", "inputLocation": "s3://in/put"},
+            "inferenceId": "8a80ed4e",
+            "eventVersion": "1.0",
+            "eventSource": "aws:sagemaker",
+            "eventName": "InferenceResult",
+        }
+    )
+
+
+def test_a_body_that_came_inline_has_no_location(tmp_path: Path) -> None:
+    message = message_of(tmp_path, replace(JOB, **PLAIN, input_location=None, body=b"in"), DONE, config())
+    assert message is not None and message["requestParameters"] == {"endpointName": "e"}
+
+
+def test_a_failure_carries_its_answer_where_that_is_wanted(tmp_path: Path) -> None:
+    message = message_of(tmp_path, JOB, FAILED, config("ERROR_NOTIFICATION_TOPIC"), b"no")
+    assert message is not None and "responseParameters" not in message
+    assert base64.b64decode(message["responseBody"]["content"]) == b"no"
+    wanted = {"contentType": "application/json", "outputLocation": "s3://failures/2f4dcf85-error.out"}
+    message = message_of(tmp_path, JOB, FAILED, config(), failed_notice_location=True)
+    assert message is not None and message["responseParameters"] == wanted and "responseBody" not in message
+    message = message_of(tmp_path, replace(JOB, failure_location=None), FAILED, config(), failed_notice_location=True)
+    assert message is not None and "responseParameters" not in message
+
+
+@pytest.mark.parametrize(("size", "is_there"), [(0, True), (MOST_ANSWER_BYTES, True), (MOST_ANSWER_BYTES + 1, False)])
+def test_answers_up_to_128_kb_are_in_the_notice(tmp_path: Path, size: int, is_there: bool) -> None:
+    message = message_of(tmp_path, JOB, DONE, config("SUCCESS_NOTIFICATION_TOPIC"), b"x" * size)
+    assert message is not None and ("responseBody" in message) is is_there
+
+
+def test_answers_are_asked_for_only_where_they_are_sent(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with an_outbox(tmp_path) as outbox:
+            wants = outbox.notices.wants_answer
+            assert wants(DONE, config("SUCCESS_NOTIFICATION_TOPIC"))
+            assert wants(FAILED, config("ERROR_NOTIFICATION_TOPIC"))
+            assert not wants(DONE, config("ERROR_NOTIFICATION_TOPIC")) and not wants(FAILED, config())
+            assert not wants(DONE, config("SUCCESS_NOTIFICATION_TOPIC", success=None))
+
+    asyncio.run(run())
+
+
+def test_without_a_topic_there_is_no_notice(tmp_path: Path) -> None:
+    assert message_of(tmp_path, JOB, DONE, config(success=None)) is None
+    assert message_of(tmp_path, JOB, FAILED, config(error=None)) is None
+    assert message_of(tmp_path, JOB, DONE, {"AsyncInferenceConfig": {"OutputConfig": {}}}) is None
+
+
+def test_notices_arrive_as_they_are_in_order(tmp_path: Path, backend: Backend) -> None:
+    async def run() -> None:
+        one, other = Subscriber(backend), Subscriber(backend)
+        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
+            for number in range(20):
+                await outbox.put(one.topic, f"one {number}")
+                await outbox.put(other.topic, f"öther {number}")
+            await outbox.until_empty()
+            assert await asyncio.to_thread(one.receive) == [f"one {number}" for number in range(20)]
+            assert await asyncio.to_thread(other.receive) == [f"öther {number}" for number in range(20)]
+            assert outbox.counts.counted == []
+
+    asyncio.run(run())
+
+
+def test_the_largest_notice_arrives_whole(tmp_path: Path, backend: Backend) -> None:
+    async def run() -> None:
+        subscriber = Subscriber(backend)
+        to = config("SUCCESS_NOTIFICATION_TOPIC", success=subscriber.topic)
+        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
+            notice = outbox.notices.of(JOB, DONE, to, answer=b"\xff" * MOST_ANSWER_BYTES)
+            assert notice is not None
+            await outbox.put(notice.topic, notice.message)
+            await outbox.until_empty()
+            assert await asyncio.to_thread(subscriber.receive) == [notice.message]
+
+    asyncio.run(run())
+
+
+def test_what_an_earlier_gateway_left_is_published(tmp_path: Path, backend: Backend) -> None:
+    async def run() -> None:
+        subscriber = Subscriber(backend)
+        async with an_outbox(tmp_path, backend) as outbox:
+            await outbox.put(subscriber.topic, "left")
+        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
+            await outbox.until_empty()
+        assert await asyncio.to_thread(subscriber.receive) == ["left"]
+
+    asyncio.run(run())
+
+
+def test_a_topic_that_does_not_exist_keeps_nothing_up(
+    tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        subscriber = Subscriber(backend)
+        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
+            await outbox.put(f"arn:aws:sns:{REGION}:{ACCOUNT}:absent", "lost")
+            await outbox.put(subscriber.topic, "arrives")
+            await outbox.until_empty()
+            assert await asyncio.to_thread(subscriber.receive) == ["arrives"]
+            assert outbox.counts.counted == [("e", "v", "NotificationFailures")]
+
+    asyncio.run(run())
+    (record,) = [record for record in caplog.records if record.name == "endpoint.data_plane.notifications"]
+    assert "absent" in record.message and "lost" not in record.message
+
+
+def test_notices_wait_for_a_backend_that_is_down(
+    tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        subscriber, line = Subscriber(backend), Line(backend, is_cut=True)
+        async with an_outbox(tmp_path, line) as outbox, running(outbox.notices.run):
+            await outbox.put(subscriber.topic, "one", "two")
+            await until(lambda: line.attempts >= 2)
+            assert [message for _, message in await outbox.waiting()] == ["one", "two"]
+            line.is_cut = False
+            await outbox.until_empty()
+            assert await asyncio.to_thread(subscriber.receive) == ["one", "two"]
+            assert outbox.counts.counted == []
+
+    asyncio.run(run())
+    assert [record.levelno for record in caplog.records if record.name == "endpoint.data_plane.notifications"] == [
+        logging.WARNING
+    ]
+
+
+def test_the_end_waits_for_no_backend(tmp_path: Path, backend: Backend) -> None:
+    async def run() -> None:
+        line = Line(backend, is_cut=True)
+        async with an_outbox(tmp_path, line) as outbox:
+            async with asyncio.timeout(20), running(outbox.notices.run):
+                await outbox.put(SUCCESS, "one")
+                await until(lambda: line.attempts)
+            assert await outbox.waiting() == [(SUCCESS, "one")]
+
+    asyncio.run(run())
+
+
+async def make_endpoint(outbox: Outbox, name: str, *configs: dict[str, Any]) -> None:
+    """The last of the configs is its target, if it has two."""
+    names = [f"{name}-{number}" for number in range(len(configs))]
+    create = outbox.catalog.create
+    await create("model", "m", "arn:m", {"PrimaryContainer": {}}, {}, {})
+    for config_name, request in zip(names, configs, strict=True):
+        await create("endpoint-config", config_name, f"arn:{config_name}", request, {}, {})
+    state = {
+        "status": "InService",
+        "failure_reason": None,
+        "config_name": names[0],
+        "target_config_name": names[1] if len(names) > 1 else None,
+        "desired": 1,
+        "current": 1,
+    }
+    await create("endpoint", name, f"arn:{name}", {}, {}, state)
+
+
+TEST = '{"eventVersion":"1.0","eventSource":"aws:sagemaker","eventName":"TestNotification"}'
+
+
+def test_a_test_notification_goes_to_both_topics(tmp_path: Path, backend: Backend) -> None:
+    async def run() -> None:
+        success, error = Subscriber(backend), Subscriber(backend)
+        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
+            await make_endpoint(outbox, "e", config(success=success.topic, error=error.topic))
+            await outbox.notices.test("e")
+            await outbox.until_empty()
+            assert await asyncio.to_thread(success.receive) == [TEST] == await asyncio.to_thread(error.receive)
+
+    asyncio.run(run())
+
+
+def test_a_test_notification_goes_to_the_topics_of_the_config_that_shall_serve(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with an_outbox(tmp_path) as outbox:
+            await make_endpoint(outbox, "e", config(), config(success="arn:both", error="arn:both"))
+            await outbox.notices.test("e")
+            assert await outbox.waiting() == [("arn:both", TEST)]
+
+    asyncio.run(run())
+
+
+def test_an_endpoint_without_topics_tells_nobody(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with an_outbox(tmp_path) as outbox:
+            await make_endpoint(outbox, "e", {"ProductionVariants": [{"VariantName": "v", "ModelName": "m"}]})
+            await outbox.notices.test("e")
+            await outbox.notices.test("absent")
+            assert await outbox.waiting() == []
+
+    asyncio.run(run())
+
+
+def refused(status: int, code: str) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        "Publish",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (refused(404, "NotFound"), True),
+        (refused(400, "InvalidParameter"), True),
+        (refused(403, "AuthorizationError"), True),
+        (ParamValidationError(report=""), True),
+        (refused(400, "Throttling"), False),
+        (refused(429, "TooManyRequestsException"), False),
+        (refused(500, "InternalError"), False),
+        (refused(503, "ServiceUnavailable"), False),
+        (ConnectTimeoutError(endpoint_url=""), False),
+        (OSError(), False),
+    ],
+)
+def test_only_a_refusal_is_for_good(error: Exception, is_final: bool) -> None:
+    assert is_refusal(error) is is_final

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from endpoint.fleet.models.model_cache import ModelFiles
+from endpoint.fleet.models.model_source import ModelDataError, ModelSource
+from testing.emulator import Emulator
+
+BUCKET = "models"
+URL = f"s3://{BUCKET}/model.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    emulator = Emulator(tmp_path_factory.mktemp("emulator"))
+    yield emulator
+    emulator.close()
+
+
+@pytest.fixture
+def s3(emulator: Emulator) -> Iterator[Any]:
+    s3 = emulator.client("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    yield s3
+    for found in s3.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        s3.delete_object(Bucket=BUCKET, Key=found["Key"])
+
+
+@pytest.fixture
+def files(tmp_path: Path, emulator: Emulator) -> Iterator[ModelFiles]:
+    files = ModelFiles(tmp_path / "models", emulator)
+    files.start()
+    yield files
+    asyncio.run(files.keep_only([]))  # pytest can't remove what is read-only
+
+
+def archive(*members: tuple[str, bytes | tarfile.TarInfo]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in members:
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.name = name
+            info.size = len(content) if isinstance(content, bytes) else 0
+            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return packed.getvalue()
+
+
+def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname = kind, target
+    return info
+
+
+def lay_out(files: ModelFiles, source: ModelSource | None, within_s: float = 60) -> Path:
+    async def run() -> Path:
+        async with files.laid_out(source, within_s) as directory:
+            return directory
+
+    return asyncio.run(run())
+
+
+def from_url(**container: Any) -> ModelSource:
+    source = ModelSource.of({"ModelDataUrl": URL, **container})
+    assert source is not None
+    return source
+
+
+def from_s3(uri: str, data_type: str = "S3Prefix", compression: str = "None", **more: str) -> ModelSource:
+    data_source = {"S3Uri": uri, "S3DataType": data_type, "CompressionType": compression, **more}
+    source = ModelSource.of({"ModelDataSource": {"S3DataSource": data_source}})
+    assert source is not None
+    return source
+
+
+def reason(files: ModelFiles, source: ModelSource) -> str:
+    with pytest.raises(ModelDataError) as error:
+        lay_out(files, source)
+    assert [path for path in files._directory.iterdir() if path.name != "empty"] == []
+    return str(error.value)
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# What arrives
+
+
+def test_an_archive_is_extracted_read_only(files: ModelFiles, s3: Any) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("code/run.py", b"pass")))
+    directory = lay_out(files, from_url())
+    assert content(directory) == {"config.json": b"{}", "code/run.py": b"pass"}
+    modes = {stat.S_IMODE(path.stat().st_mode) & 0o222 for path in [directory, *directory.rglob("*")]}
+    assert modes == {0}
+
+
+def test_a_gzip_object_is_an_archive_too(files: ModelFiles, s3: Any) -> None:
+    s3.put_object(Bucket=BUCKET, Key="m.tar.gz", Body=archive(("a", b"1")))
+    assert content(lay_out(files, from_s3(f"s3://{BUCKET}/m.tar.gz", "S3Object", "Gzip"))) == {"a": b"1"}
+
+
+def test_a_prefix_becomes_paths(files: ModelFiles, s3: Any) -> None:
+    for key in ("my/model/config.json", "my/model/deep/er/weights", "my/models/other"):
+        s3.put_object(Bucket=BUCKET, Key=key, Body=key.encode())
+    directory = lay_out(files, from_s3(f"s3://{BUCKET}/my/model/"))
+    assert content(directory) == {
+        "config.json": b"my/model/config.json",
+        "deep/er/weights": b"my/model/deep/er/weights",
+    }
+
+
+def test_an_object_keeps_the_last_part_of_its_key(files: ModelFiles, s3: Any) -> None:
+    s3.put_object(Bucket=BUCKET, Key="a/b/weights.bin", Body=b"w")
+    assert content(lay_out(files, from_s3(f"s3://{BUCKET}/a/b/weights.bin", "S3Object"))) == {"weights.bin": b"w"}
+
+
+def test_a_container_without_model_data_gets_an_empty_directory(files: ModelFiles) -> None:
+    assert ModelSource.of({"Environment": {"HF_MODEL_ID": "some/model"}}) is None
+    assert list(lay_out(files, None).iterdir()) == []
+
+
+def test_thousands_of_objects_are_all_there(files: ModelFiles, s3: Any) -> None:
+    for number in range(1001):  # more than one page of a listing
+        s3.put_object(Bucket=BUCKET, Key=f"many/{number}", Body=b"")
+    assert len(content(lay_out(files, from_s3(f"s3://{BUCKET}/many/")))) == 1001
+
+
+# What stays
+
+
+def test_unchanged_data_is_not_fetched_again_and_changed_data_is(files: ModelFiles, s3: Any) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
+    first = lay_out(files, from_url())
+    before = first.stat()
+    assert lay_out(files, from_url()) == first and first.stat() == before
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"2")))
+    second = lay_out(files, from_url())
+    assert content(second) == {"a": b"2"} and content(first) == {"a": b"1"}
+
+
+def test_instances_that_start_together_share_one_download(files: ModelFiles, s3: Any, emulator: Emulator) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
+
+    async def one() -> Path:
+        async with files.laid_out(from_url(), 60) as directory:
+            return directory
+
+    async def run() -> list[Path]:
+        return await asyncio.gather(*(one() for _ in range(8)))
+
+    gets = 0
+
+    def count(**_: Any) -> None:
+        nonlocal gets
+        gets += 1
+
+    s3.meta.events.register("before-send.s3.GetObject", count)
+    assert len(set(asyncio.run(run()))) == 1
+    s3.meta.events.unregister("before-send.s3.GetObject", count)
+    assert gets == 1
+
+
+def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(files: ModelFiles, s3: Any) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("code/a", b"1")))
+
+    async def run() -> Path:
+        async with files.laid_out(from_url(), 60) as directory:
+            await files.keep_only([])
+            assert directory.exists()
+        await files.keep_only([directory])
+        assert directory.exists()
+        await files.keep_only([])
+        return directory
+
+    assert not asyncio.run(run()).exists()
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("member", "what"),
+    [
+        (special(tarfile.SYMTYPE, "config.json"), "is a link"),
+        (special(tarfile.LNKTYPE, "config.json"), "is a link"),
+        (special(tarfile.CHRTYPE), "is a special file"),
+        (special(tarfile.FIFOTYPE), "is a special file"),
+    ],
+)
+def test_links_and_devices_in_an_archive_are_refused(
+    files: ModelFiles, s3: Any, member: tarfile.TarInfo, what: str
+) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("odd", member)))
+    text = reason(files, from_url())
+    assert text.startswith(f'Failed to extract model data archive for container "container_1" from URL "{URL}".')
+    assert f'"odd" in it {what}' in text
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
+def test_an_archive_can_not_write_elsewhere(files: ModelFiles, s3: Any, tmp_path: Path, name: str) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive((name, b"!")))
+    assert "Failed to extract" in reason(files, from_url())
+    assert not list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no archive at all",
+        gzip.compress(b"no tar"),
+        archive(("a", os.urandom(100_000)))[:50_000],
+        archive(("a", b"1"))[:-4],  # without its checksum's end
+        archive(("a", b"1"), ("a/b", b"2")),
+        archive(("x" * 300, b"1")),
+    ],
+    ids=["text", "gzip of text", "cut short", "cut in the checksum", "clash", "long name"],
+)
+def test_what_is_no_good_archive_is_refused(files: ModelFiles, s3: Any, body: bytes) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=body)
+    assert reason(files, from_url(ContainerHostname="mine")).startswith(
+        'Failed to extract model data archive for container "mine" from URL'
+    )
+
+
+def test_missing_data_is_named(files: ModelFiles, s3: Any) -> None:
+    for source in (from_url(), from_s3(f"s3://{BUCKET}/none/"), from_s3("s3://no-such-bucket/x/")):
+        assert "Please ensure that there is an object located at the URL" in reason(files, source)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("m/",), ("m/a/",), ("m/a", "m/a/b"), ("m//a",), ("m/./a",), ("m/../a",), ("m/" + "x" * 256,), ("m/ /a",)],
+    ids=str,
+)
+def test_keys_that_are_no_paths_are_refused(files: ModelFiles, s3: Any, keys: tuple[str, ...]) -> None:
+    for key in ("m/good", *keys):
+        s3.put_object(Bucket=BUCKET, Key=key, Body=b"")
+    assert "name for a file" in (text := reason(files, from_s3(f"s3://{BUCKET}/m/"))) or "both" in text
+
+
+def test_sources_that_can_not_be_are_refused() -> None:
+    with pytest.raises(ModelDataError, match="must end with a forward slash"):
+        from_s3(f"s3://{BUCKET}/m")
+    with pytest.raises(ModelDataError, match="Gzip"):
+        from_s3(f"s3://{BUCKET}/m/", "S3Prefix", "Gzip")
+    with pytest.raises(ModelDataError, match="not supported"):
+        from_s3(f"s3://{BUCKET}/m/", ManifestS3Uri="s3://b/manifest")
+
+
+def test_another_etag_than_the_one_asked_for_is_refused(files: ModelFiles, s3: Any) -> None:
+    etag = s3.put_object(Bucket=BUCKET, Key="w", Body=b"w")["ETag"]
+    lay_out(files, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag=etag))
+    asyncio.run(files.keep_only([]))
+    assert "Its ETag is" in reason(files, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag='"other"'))
+
+
+def test_time_runs_out(tmp_path: Path) -> None:
+    class Stuck:
+        """An S3 that says nothing until it is let go."""
+
+        def __init__(self) -> None:
+            self.go = threading.Event()
+
+        def client(self, _: str) -> Any:
+            return self
+
+        def head_object(self, **_: str) -> Any:
+            self.go.wait()
+            return {"ETag": '"x"'}
+
+        def get_object(self, **_: str) -> Any:
+            raise AssertionError("it was told to stop")
+
+    stuck = Stuck()
+    files = ModelFiles(tmp_path / "models", stuck)
+    files.start()
+    with pytest.raises(ModelDataError, match=r"longer than 0\.05 seconds"):
+        lay_out(files, from_url(), 0.05)
+    stuck.go.set()
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_killed_download_leaves_nothing_that_looks_whole(tmp_path: Path, s3: Any, emulator: Emulator) -> None:
+    s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(*((f"f{n}", os.urandom(200_000)) for n in range(50))))
+    program = f"""
+import asyncio, os, pathlib, signal, sys, time
+import boto3
+from endpoint.fleet.models.model_cache import ModelFiles
+from endpoint.fleet.models.model_download import Fetch
+from endpoint.fleet.models.model_source import ModelSource
+class Backend:
+    def client(self, service):
+        return boto3.client(service, endpoint_url="{emulator.url}", region_name="us-east-1",
+                            aws_access_key_id="000000000000", aws_secret_access_key="x")
+extract_one = Fetch._extract_one
+def slowly(self, archive, member, directory):
+    extract_one(self, archive, member, directory)
+    if member.name == "f20":
+        os.kill(os.getpid(), signal.SIGKILL)
+Fetch._extract_one = slowly
+async def main():
+    files = ModelFiles(pathlib.Path({str(tmp_path / "models")!r}), Backend())
+    files.start()
+    async with files.laid_out(ModelSource.of({{"ModelDataUrl": "{URL}"}}), 60): pass
+asyncio.run(main())
+"""
+    killed = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    left = list((tmp_path / "models").iterdir())
+    assert len(left) == 1 and left[0].name.startswith(".partial-")
+    files = ModelFiles(tmp_path / "models", emulator)
+    files.start()
+    assert list((tmp_path / "models").iterdir()) == []
+    assert len(content(lay_out(files, from_url()))) == 50
+    asyncio.run(files.keep_only([]))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://b/k/x",
+        "https://s3.amazonaws.com/b/k/x",
+        "https://s3.eu-west-1.amazonaws.com/b/k/x",
+        "https://s3-eu-west-1.amazonaws.com/b/k/x",
+        "https://b.s3.amazonaws.com/k/x",
+        "https://b.s3.eu-west-1.amazonaws.com/k/x",
+        "https://b.s3.eu-west-1.amazonaws.com/%6B/x",
+    ],
+)
+def test_the_forms_of_a_location(uri: str) -> None:
+    source = ModelSource.of({"ModelDataUrl": uri})
+    assert source is not None and (source.bucket, source.key) == ("b", "k/x")
+
+
+@pytest.mark.parametrize("host", ["example.com", "b.s3.example.com", "b.s3-accelerate.example.com"])
+def test_other_hosts_are_no_s3(host: str) -> None:
+    with pytest.raises(ModelDataError, match="not a location on S3"):
+        ModelSource.of({"ModelDataUrl": f"https://{host}/b/k"})
+
+
+@pytest.mark.parametrize("uri", ["s3://b/", "https://b.s3.amazonaws.com/"])
+def test_a_prefix_may_be_a_whole_bucket(uri: str) -> None:
+    part = {"S3Uri": uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
+    source = ModelSource.of({"ModelDataSource": {"S3DataSource": part}})
+    assert source is not None and (source.bucket, source.key) == ("b", "")
+    with pytest.raises(ModelDataError, match="names no object"):
+        ModelSource.of({"ModelDataSource": {"S3DataSource": part | {"S3DataType": "S3Object"}}})

@@ -1,0 +1,670 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from endpoint.fleet.instance import MARKER, Instance
+from endpoint.process import Process, find_session, identity_of, kill_marked
+from endpoint.state.catalog import Endpoint, NotFound
+from testing import ROOT
+from testing.emulator import Emulator
+from testing.endpoint.fleets import MISBEHAVING, World, a_world, quick
+from testing.server import PATIENCE_S, eventually
+
+NO_PING = (
+    "The primary container for production variant AllTraffic did not pass the ping health check. "
+    "Please check CloudWatch logs for this endpoint."
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(tmp_path: Path) -> Iterator[None]:
+    """No process of a test outlives it."""
+    yield
+    left = [process for process in psutil.process_iter() if of_directory(process, tmp_path)]
+    for process in left:
+        process.kill()
+    assert left == []
+
+
+def of_directory(process: psutil.Process, directory: Path) -> bool:
+    try:
+        return str(directory) in process.environ().get("SM_MODEL_DIR", "") and process.status() != "zombie"
+    except psutil.Error:
+        return False
+
+
+def run(tmp_path: Path, work: Callable[[World], Awaitable[Any]], *, backend: Any = None, **settings: Any) -> Any:
+    async def inside() -> Any:
+        async with a_world(quick(tmp_path / "data", **settings), backend) as world:
+            return await work(world)
+
+    return asyncio.run(inside())
+
+
+async def ask(instance: Instance, path: str) -> Any:
+    def get() -> Any:
+        with urllib.request.urlopen(f"{instance.url}/{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    return await asyncio.to_thread(get)
+
+
+async def until(question: Callable[[], object]) -> None:
+    await asyncio.to_thread(eventually, question)
+
+
+def is_alive(pid: int) -> bool:
+    return identity_of(pid) is not None
+
+
+# Created
+
+
+def test_an_endpoint_is_in_service_when_its_instances_answer_pings(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 2)
+        assert world.fleet.healthy("e") == []
+        endpoint = await world.until_status("e", "InService")
+        assert (endpoint.current, endpoint.failure_reason) == (2, None)
+        instances = world.fleet.healthy("e")
+        assert len({instance.url for instance in instances}) == 2
+        assert all(is_alive(instance.pid) for instance in instances)
+
+    run(tmp_path, work)
+
+
+def test_a_container_may_take_its_time(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", environment={"WAIT_FOR_HEALTHY": "1"})
+        await until(lambda: any("here" in line for line in world.said))
+        assert (await world.catalog.endpoint("e")).status == "Creating"
+        (world.control / "healthy").touch()
+        await world.until_status("e", "InService")
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize("environment", [{"WAIT_FOR_HEALTHY": "1"}, {"HANG_AT_ONCE": "1"}])
+def test_one_that_never_passes_its_ping_fails_its_endpoint(tmp_path: Path, environment: dict[str, str]) -> None:
+    async def work(world: World) -> Endpoint:
+        if "HANG_AT_ONCE" in environment:
+            (world.control / "hang").touch()
+        await world.create("e", environment=environment, variant={"ContainerStartupHealthCheckTimeoutInSeconds": 60})
+        endpoint = await world.until_status("e", "Failed")
+        assert world.fleet.healthy("e") == []
+        await world.change("e", status="Deleting")
+        await world.until_gone("e")
+        return endpoint
+
+    assert run(tmp_path, work).failure_reason == NO_PING
+
+
+def test_one_that_exits_as_it_starts_is_started_again_and_then_fails(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", environment={"EXIT_AT_START": "3"})
+        endpoint = await world.until_status("e", "Failed")
+        assert (endpoint.failure_reason, endpoint.current) == (NO_PING, 0)
+        await until(lambda: sum("here" in line for line in world.said) == 2)
+
+    run(tmp_path, work, start_attempts=2)
+
+
+def test_a_command_that_does_not_exist_is_a_reason(tmp_path: Path) -> None:
+    async def work(world: World) -> str | None:
+        await world.create("e")
+        return (await world.until_status("e", "Failed")).failure_reason
+
+    assert "No such file or directory: '/no/such/serve'" in run(tmp_path, work, serve=("/no/such/serve",))
+
+
+def test_model_data_that_can_not_be_had_is_the_reason(tmp_path: Path) -> None:
+    async def work(world: World) -> str | None:
+        await world.create("e", container={"ModelDataUrl": "s3://b/model.tar.gz"})
+        return (await world.until_status("e", "Failed")).failure_reason
+
+    assert str(run(tmp_path, work)).startswith('Failed to download model data for container "container_1" from URL')
+
+
+# What a container is given
+
+
+def test_a_container_gets_its_environment_and_nothing_of_the_developers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a real one")
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    monkeypatch.setenv("LONGHAUL_THREADS", "7")
+
+    async def work(world: World) -> tuple[Instance, dict[str, str]]:
+        await world.create("e", environment={"MODE": "a b=c", "HF_MODEL_ID": "/opt/ml/model/deep"})
+        await world.until_status("e", "InService")
+        instance = world.fleet.healthy("e")[0]
+        return instance, await ask(instance, "environment")
+
+    instance, given = run(tmp_path, work, port=4999, region="eu-west-1", account="123456789012")
+    assert given["MODE"] == "a b=c" and given["HF_MODEL_ID"] == given["SM_MODEL_DIR"] + "/deep"
+    assert given["SAGEMAKER_BIND_TO_PORT"] == instance.url.rpartition(":")[2]
+    assert given["SAGEMAKER_SAFE_PORT_RANGE"] == "23000-23009"
+    assert given["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4999" and given["AWS_REGION"] == "eu-west-1"
+    assert (given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"]) == ("123456789012", "local")
+    assert given["PATH"] == os.environ["PATH"] and given["HOME"] == os.environ["HOME"]
+    assert given["LONGHAUL_CHECKPOINT_URI"] == "s3://longhaul-checkpoints-eu-west-1-123456789012/e/AllTraffic"
+    assert not {"AWS_PROFILE", "LONGHAUL_THREADS", "LONGHAUL_MODEL"} & set(given)
+
+
+def test_network_isolation_takes_aws_away(tmp_path: Path) -> None:
+    async def work(world: World) -> dict[str, str]:
+        await world.create("e", EnableNetworkIsolation=True)
+        await world.until_status("e", "InService")
+        return dict(await ask(world.fleet.healthy("e")[0], "environment"))
+
+    given = run(tmp_path, work)
+    aws = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "LONGHAUL_CHECKPOINT_URI"}
+    assert not aws & set(given)
+    assert given["AWS_CONFIG_FILE"] == given["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
+
+
+@pytest.mark.parametrize("uri", ["/a/directory", "s3://mine/journal", ""])
+def test_a_model_that_names_a_journal_of_its_own_keeps_it(tmp_path: Path, uri: str) -> None:
+    async def work(world: World) -> dict[str, str]:
+        await world.create("e", environment={"LONGHAUL_CHECKPOINT_URI": uri})
+        await world.until_status("e", "InService")
+        return dict(await ask(world.fleet.healthy("e")[0], "environment"))
+
+    assert run(tmp_path, work)["LONGHAUL_CHECKPOINT_URI"] == uri
+
+
+# Life
+
+
+def test_one_that_dies_is_replaced_and_the_endpoint_stays_in_service(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 2)
+        await world.until_status("e", "InService")
+        dead, other = world.fleet.healthy("e")
+        os.kill(dead.pid, signal.SIGKILL)
+        instances = await world.until_healthy("e", lambda found: len(found) == 2 and dead not in found)
+        assert other in instances
+        await world.until("e", lambda endpoint: endpoint.current == 2)
+        assert (await world.catalog.endpoint("e")).status == "InService"
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize("illness", ["sick", "hang"])
+def test_one_that_misses_its_pings_is_replaced(tmp_path: Path, illness: str) -> None:
+    async def work(world: World) -> None:
+        await world.create("e")
+        await world.until_status("e", "InService")
+        ill = world.fleet.healthy("e")[0]
+        (world.control / f"{illness}-{ill.url.rpartition(':')[2]}").touch()
+        await world.until_healthy("e", lambda found: found and ill not in found)
+        assert not is_alive(ill.pid)
+
+    run(tmp_path, work, unhealthy_pings=2)
+
+
+def test_replacements_that_fail_are_tried_with_pauses_and_the_reason_is_told_until_one_is_well(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", variant={"ContainerStartupHealthCheckTimeoutInSeconds": 60})
+        await world.until_status("e", "InService")
+        (world.control / "sick").touch()
+        endpoint = await world.until("e", lambda endpoint: endpoint.failure_reason)
+        assert (endpoint.status, endpoint.failure_reason, endpoint.current) == ("InService", NO_PING, 0)
+        (world.control / "sick").unlink()
+        endpoint = await world.until("e", lambda endpoint: endpoint.current == 1 and not endpoint.failure_reason)
+        assert endpoint.status == "InService"
+
+    run(tmp_path, work)
+
+
+# Updates
+
+
+def test_an_update_switches_when_the_new_ones_are_healthy(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e")
+        await world.until_status("e", "InService")
+        old = world.fleet.healthy("e")
+        await world.update("e", "second", 2, environment={"WAIT_FOR_HEALTHY": "1"})
+        await until(lambda: sum("here" in line for line in world.said) == 3)
+        assert world.fleet.healthy("e") == old
+        (world.control / "healthy").touch()
+        endpoint = await world.until_status("e", "InService")
+        assert (endpoint.config_name, endpoint.target_config_name, endpoint.current) == ("second", None, 2)
+        await world.until_healthy("e", lambda found: {i.config_name for i in found} == {"second"})
+        await until(lambda: not is_alive(old[0].pid))
+
+    run(tmp_path, work)
+
+
+def test_an_update_that_fails_goes_back(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 2)
+        await world.until_status("e", "InService")
+        old = world.fleet.healthy("e")
+        await world.update("e", "second", 1, environment={"EXIT_AT_START": "1"})
+        endpoint = await world.until_status("e", "InService")
+        assert (endpoint.config_name, endpoint.target_config_name) == ("first", None)
+        assert (endpoint.failure_reason, endpoint.desired, endpoint.current) == (NO_PING, 2, 2)
+        assert world.fleet.healthy("e") == old
+
+    run(tmp_path, work, start_attempts=1)
+
+
+def test_capacity_grows_and_the_idle_are_ended_first(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 1)
+        await world.until_status("e", "InService")
+        await world.change("e", status="Updating", desired=3)
+        endpoint = await world.until_status("e", "InService")
+        assert endpoint.current == 3
+        busy = world.fleet.healthy("e")[2]
+        world.fleet.busy = lambda instance: 2 if instance == busy.id else 1
+        await world.change("e", status="Updating", desired=1)
+        endpoint = await world.until_status("e", "InService")
+        assert endpoint.current == 1 and world.fleet.healthy("e") == [busy]
+        await world.change("e", status="Updating", desired=0)
+        endpoint = await world.until_status("e", "InService")
+        assert endpoint.current == 0 and world.fleet.healthy("e") == []
+        await world.change("e", status="Updating", desired=1)
+        assert (await world.until_status("e", "InService")).current == 1
+
+    run(tmp_path, work)
+
+
+def test_capacity_that_can_not_be_had_goes_back(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", environment={"WAIT_FOR_HEALTHY": "1"})
+        (world.control / "healthy").touch()
+        await world.until_status("e", "InService")
+        (world.control / "healthy").unlink()
+        (world.control / f"healthy-{world.fleet.healthy('e')[0].url.rpartition(':')[2]}").touch()
+        await world.change("e", status="Updating", desired=2)
+        endpoint = await world.until_status("e", "InService")
+        assert (endpoint.failure_reason, endpoint.desired, endpoint.current) == (NO_PING, 1, 1)
+
+    run(tmp_path, work, time_scale=1800.0, unhealthy_pings=50)
+
+
+# The end
+
+
+def test_a_deleted_endpoint_is_gone_when_its_instances_are(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 2)
+        await world.until_status("e", "InService")
+        pids = [instance.pid for instance in world.fleet.healthy("e")]
+        await world.change("e", status="Deleting")
+        await world.until_gone("e")
+        assert not any(is_alive(pid) for pid in pids) and world.fleet.healthy("e") == []
+        await world.create("e")  # the name can be used again
+        await world.until_status("e", "InService")
+
+    run(tmp_path, work)
+
+
+def test_a_deletion_is_a_change(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", 0)
+        await world.until_status("e", "InService")
+        version = world.fleet.version
+        await world.change("e", status="Deleting")
+        await asyncio.wait_for(world.fleet.wait_for_change(version), PATIENCE_S)
+        with pytest.raises(NotFound):
+            await world.catalog.endpoint("e")
+
+    run(tmp_path, work)
+
+
+def test_one_that_still_starts_can_be_deleted(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", environment={"WAIT_FOR_HEALTHY": "1"})
+        await until(lambda: any("here" in line for line in world.said))
+        await world.change("e", status="Deleting")
+        await world.until_gone("e")
+
+    run(tmp_path, work)
+
+
+def test_sigterm_then_sigkill_to_all_of_the_session(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", environment={"IGNORE_SIGTERM": "1", "CHILD": "1"})
+        await world.until_status("e", "InService")
+        await until(lambda: any("child" in line for line in world.said))
+        instance = world.fleet.healthy("e")[0]
+        child = psutil.Process(instance.pid).children()[0].pid
+        started = time.monotonic()
+        await world.change("e", status="Deleting")
+        await world.until_gone("e")
+        assert time.monotonic() - started >= 0.5
+        assert not is_alive(instance.pid) and not is_alive(child)
+
+    run(tmp_path, work, stop_grace_s=0.5)
+
+
+def test_what_a_dead_container_left_in_its_session_is_killed(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        await world.create("e", environment={"CHILD": "1"})
+        await world.until_status("e", "InService")
+        await until(lambda: any("child" in line for line in world.said))
+        instance = world.fleet.healthy("e")[0]
+        child = psutil.Process(instance.pid).children()[0].pid
+        os.kill(instance.pid, signal.SIGKILL)
+        await until(lambda: not is_alive(child))
+
+    run(tmp_path, work)
+
+
+def test_stop_all_ends_all_and_the_next_gateway_starts_them_again(tmp_path: Path) -> None:
+    async def first(world: World) -> list[Instance]:
+        await world.create("e")
+        await world.until_status("e", "InService")
+        return world.fleet.healthy("e")
+
+    async def second(world: World) -> None:
+        assert await world.until_healthy("e", lambda found: found) != old
+
+    old = run(tmp_path, first)
+    assert not is_alive(old[0].pid)
+    run(tmp_path, second)
+
+
+# Another gateway
+
+GATEWAY = """
+import asyncio, sys, pathlib
+from testing.endpoint.fleets import World, Nothing, quick
+async def main():
+    world = World(quick(pathlib.Path(sys.argv[1])), Nothing())
+    await world.fleet.run()
+asyncio.run(main())
+"""
+
+
+def gateway(data_dir: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", GATEWAY, str(data_dir)], cwd=ROOT)
+
+
+def test_a_killed_gateways_instances_are_adopted_without_a_restart(tmp_path: Path) -> None:
+    async def before() -> list[int]:
+        world = World(quick(tmp_path / "data"), None)  # another process looks after it
+        killed = gateway(tmp_path / "data")
+        for name in ("kept", "deleted"):
+            await world.create(name, 2)
+        await world.until_status("kept", "InService")
+        await world.until_status("deleted", "InService")
+        killed.kill()
+        killed.wait()
+        rows = await world.database.read(lambda db: db.execute("SELECT endpoint, pid FROM instances").fetchall())
+        await world.catalog.delete("endpoint", "deleted")
+        world.database.close()
+        assert all(is_alive(row["pid"]) for row in rows)
+        return [sorted(row["pid"] for row in rows if row["endpoint"] == name) for name in ("kept", "deleted")]
+
+    async def after(world: World) -> None:
+        instances = await world.until_healthy("kept", lambda found: len(found) == 2)
+        assert sorted(instance.pid for instance in instances) == kept
+        assert all([(await ask(instance, "environment"))[MARKER] == instance.id for instance in instances])
+        await until(lambda: not any(is_alive(pid) for pid in deleted))
+        os.kill(kept[0], signal.SIGKILL)
+        await world.until_healthy("kept", lambda found: len(found) == 2 and kept[0] not in [i.pid for i in found])
+
+    kept, deleted = asyncio.run(before())
+    assert len(kept) == len(deleted) == 2
+    run(tmp_path, after)
+
+
+def test_gateways_killed_at_random_leave_no_unknown_process(tmp_path: Path) -> None:
+    async def create() -> None:
+        world = World(quick(tmp_path / "data"), None)
+        await world.create("e", 3)
+        world.database.close()
+
+    asyncio.run(create())
+    for pause_s in (0.7, 0.75, 0.8, 0.85, 0.9, 1.0, 1.2):
+        killed = gateway(tmp_path / "data")
+        time.sleep(pause_s)  # the moment is the test
+        killed.kill()
+        killed.wait()
+
+    async def after(world: World) -> None:
+        known = {i.pid for i in await world.until_healthy("e", lambda found: len(found) == 3)}
+        found = {process.pid for process in psutil.process_iter() if of_directory(process, tmp_path)}
+        assert found == known
+
+    run(tmp_path, after)
+
+
+def test_a_process_whose_pid_nobody_wrote_down_is_found(tmp_path: Path) -> None:
+    async def before() -> str:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e")
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.write(
+            lambda db: db.execute(
+                "UPDATE instances SET pid = NULL, identity = NULL, state = 'starting' RETURNING id"
+            ).fetchone()
+        )
+        world.database.close()
+        return str(row["id"])
+
+    async def after(world: World) -> None:
+        assert [i.id for i in await world.until_healthy("e", lambda found: found)] == [identifier]
+
+    identifier = asyncio.run(before())
+    run(tmp_path, after)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"port": 4567},
+        {"region": "eu-west-1"},
+        {"account": "111111111111"},
+        {"serve": (sys.executable, MISBEHAVING, "")},
+    ],
+)
+def test_one_that_was_started_under_other_settings_is_replaced(tmp_path: Path, changes: dict[str, Any]) -> None:
+    async def before() -> int:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e")
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.read(lambda db: db.execute("SELECT pid FROM instances").fetchone())
+        world.database.close()
+        return int(row["pid"])
+
+    async def after(world: World) -> None:
+        [instance] = await world.until_healthy("e", lambda found: found)
+        assert instance.pid != old
+        given = await ask(instance, "environment")
+        assert given["AWS_ENDPOINT_URL"].endswith(f":{changes.get('port', 4566)}")
+        await until(lambda: not is_alive(old))
+
+    old = asyncio.run(before())
+    run(tmp_path, after, **changes)
+
+
+def test_a_clock_that_was_set_back_gives_no_longer_grace(tmp_path: Path) -> None:
+    async def before() -> int:
+        world = World(quick(tmp_path / "data"), None)
+        killed = gateway(tmp_path / "data")
+        await world.create("e", environment={"IGNORE_SIGTERM": "1"})
+        await world.until_status("e", "InService")
+        killed.kill()
+        killed.wait()
+        row = await world.database.write(
+            lambda db: db.execute(
+                "UPDATE instances SET state = 'ending', ending_at = ? RETURNING pid", (time.time() + 3600,)
+            ).fetchone()
+        )
+        world.database.close()
+        return int(row["pid"])
+
+    async def after(world: World) -> None:
+        await until(lambda: not is_alive(old))
+
+    old = asyncio.run(before())
+    run(tmp_path, after, stop_grace_s=0.2)
+
+
+def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> None:
+    async def first(world: World) -> None:
+        await world.create("e")
+        await world.until_status("e", "InService")
+
+    run(tmp_path, first)
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as bystander:
+
+        async def second() -> None:
+            world = World(quick(tmp_path / "data"), None)
+            columns = "(id, endpoint, variant, config_name, state, slot, port, pid, identity, launched_at)"
+            row = ("i-0", "e", "AllTraffic", "first", "healthy", 0, 1, bystander.pid, "another/1", time.time())
+            await world.database.write(
+                lambda db: db.execute(f"INSERT INTO instances {columns} VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            )
+            world.database.close()
+
+        async def third(world: World) -> None:
+            found = await world.until_healthy("e", lambda found: found)
+            assert found[0].pid != bystander.pid
+
+        asyncio.run(second())
+        run(tmp_path, third)
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    process = Process.start(["true"], {}, tmp_path / "log")
+    eventually(lambda: psutil.Process(process.pid).status() == "zombie")
+    assert identity_of(process.pid) is None and not process.alive
+    assert process.exit_code == 0
+
+
+def test_a_session_is_found_by_its_marker(tmp_path: Path) -> None:
+    process = Process.start(["sleep", "600"], {"MARK": str(tmp_path)}, tmp_path / "log")
+    found = find_session("MARK", str(tmp_path))
+    assert found is not None and (found.pid, found.identity) == (process.pid, process.identity)
+    assert find_session("MARK", "another") is None
+    asyncio.run(found.kill())
+    eventually(lambda: not process.alive)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    def has_it(process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("MARK") == mark and process.status() != "zombie"
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if has_it(process)]
+
+
+def test_a_child_with_a_session_of_its_own_is_not_taken_for_its_parent(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    command = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]
+    process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
+    eventually(lambda: [each.name() for each in marked(mark)] == ["sleep"] * 2)
+    eventually(lambda: all(os.getsid(each.pid) == each.pid for each in marked(mark)))
+    found = find_session("MARK", mark)
+    assert found is not None and found.pid == process.pid
+    asyncio.run(kill_marked("MARK", mark))
+    assert marked(mark) == [] and not process.alive
+
+
+def test_what_a_lost_leader_left_is_killed(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    command = ["sh", "-c", "sleep 600 & setsid sleep 600 & exec sleep 600"]
+    process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
+    eventually(lambda: [each.name() for each in marked(mark)] == ["sleep"] * 3)
+    os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not process.alive)
+    assert find_session("MARK", mark) is None
+    asyncio.run(kill_marked("MARK", mark))
+    assert marked(mark) == []
+
+
+# With an S3 behind it
+
+
+def test_model_files_live_as_long_as_their_endpoint(tmp_path: Path, emulator: Emulator) -> None:
+    s3 = emulator.client("s3")
+    s3.create_bucket(Bucket="models")
+    s3.put_object(Bucket="models", Key="m/config.json", Body=b"{}")
+    source = {"S3Uri": "s3://models/m/", "S3DataType": "S3Prefix", "CompressionType": "None"}
+
+    async def work(world: World) -> None:
+        await world.create("e", container={"ModelDataSource": {"S3DataSource": source}})
+        await world.until_status("e", "InService")
+        instance = world.fleet.healthy("e")[0]
+        given = await ask(instance, "environment")
+        assert given["LONGHAUL_MODEL"] == given["SM_MODEL_DIR"]
+        assert await ask(instance, "model") == ["config.json"]
+        await world.change("e", status="Updating", desired=0)
+        await world.until_status("e", "InService")
+        await until(lambda: not is_alive(instance.pid))
+        assert Path(given["SM_MODEL_DIR"]).exists()  # it may be wanted again
+        await world.change("e", status="Deleting")
+        await world.until_gone("e")
+        await until(lambda: not Path(given["SM_MODEL_DIR"]).exists())
+
+    run(tmp_path, work, backend=emulator)
+
+
+def buckets(emulator: Emulator) -> set[str]:
+    return {bucket["Name"] for bucket in emulator.client("s3").list_buckets()["Buckets"]}
+
+
+def test_the_journals_bucket_is_made_with_the_first_container_and_kept(tmp_path: Path, emulator: Emulator) -> None:
+    s3, bucket = emulator.client("s3"), "longhaul-checkpoints-eu-west-1-000000000000"
+    segment = {"Bucket": bucket, "Key": "e/AllTraffic/segment"}
+
+    async def work(world: World) -> None:
+        await world.create("own", environment={"LONGHAUL_CHECKPOINT_URI": ""})
+        await world.until_status("own", "InService")
+        assert bucket not in buckets(emulator)
+        await world.create("e")
+        await world.until_status("e", "InService")
+        s3.put_object(**segment, Body=b"kept")
+        await world.change("e", status="Updating", desired=2)
+        await world.until_status("e", "InService")
+        assert s3.get_object(**segment)["Body"].read() == b"kept"
+
+    run(tmp_path, work, backend=emulator, region="eu-west-1")
+    assert s3.get_bucket_location(Bucket=bucket)["LocationConstraint"] == "eu-west-1"
+
+
+def test_without_a_backend_containers_start_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(world: World) -> None:
+        await world.create("e")
+        await world.until_status("e", "InService")
+
+    run(tmp_path, work)
+    assert "longhaul-checkpoints-us-east-1-000000000000 for journals could not be made" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    emulator = Emulator(tmp_path_factory.mktemp("emulator"))
+    yield emulator
+    emulator.close()

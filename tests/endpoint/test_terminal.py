@@ -1,0 +1,55 @@
+"""Lines to a pipe: read, not read, and with nobody there."""
+
+from __future__ import annotations
+
+import os
+
+from endpoint.terminal import Terminal
+from testing.server import eventually
+
+
+def read_until(descriptor: int, end: bytes) -> bytes:
+    read = b""
+    while not read.endswith(end):
+        read += os.read(descriptor, 2**16)
+    return read
+
+
+def test_lines_are_written_in_their_order_and_the_last_before_it_closes() -> None:
+    reader, writer = os.pipe()
+    terminal = Terminal(writer)
+    for line in ("one", "zwei €", "\udcff"):
+        terminal.put(line)
+    terminal.close(5)
+    assert os.read(reader, 2**16) == "one\nzwei €\n\\udcff\n".encode()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_what_nobody_reads_is_dropped_and_counted() -> None:
+    reader, writer = os.pipe()
+    terminal = Terminal(writer, most_waiting=10)
+    terminal.put("x" * 10**6)  # more than a pipe holds
+    eventually(terminal._lines.empty)
+    for number in range(100):
+        terminal.put(str(number))
+    terminal.close(0.1)  # in vain, and not for long
+    read = read_until(reader, b"nobody read them]\n").decode()
+    assert read.split()[1:11] == [str(number) for number in range(10)]
+    assert read.endswith("\n[90 lines were dropped here: nobody read them]\n")
+    terminal.put("again")
+    assert read_until(reader, b"\n") == b"again\n"
+    terminal.close(5)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_it_stops_when_the_reader_is_gone() -> None:
+    reader, writer = os.pipe()
+    terminal = Terminal(writer)
+    os.close(reader)
+    terminal.put("to nobody")
+    eventually(lambda: not terminal._thread.is_alive())
+    terminal.put("to nobody")
+    terminal.close(5)
+    os.close(writer)
