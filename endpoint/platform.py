@@ -23,9 +23,9 @@ from endpoint.backend.backend import Backend, BackendError
 from endpoint.cloudwatch.data_log import DataLog
 from endpoint.cloudwatch.metrics import Metrics
 from endpoint.control_plane.control import Control
-from endpoint.data_plane.container_client import Invoker
+from endpoint.data_plane.container_client import ContainerClient
 from endpoint.data_plane.dispatcher import Dispatcher
-from endpoint.data_plane.notifications import Notices
+from endpoint.data_plane.notifications import Notifications
 from endpoint.data_plane.runtime import Runtime
 from endpoint.data_plane.storage import Storage
 from endpoint.fleet import fleet
@@ -140,9 +140,9 @@ class Platform:
         self._queue = Queue(database)
         self._fleet = Fleet(settings, database, self._catalog, backend, echo=terminal.put)
         self._metrics = Metrics(settings, backend, self._catalog, self._queue, self._fleet)
-        self._notices = Notices(settings, database, self._catalog, backend, self._metrics)
+        self._notices = Notifications(settings, database, self._catalog, backend, self._metrics)
         self._data_log = DataLog(settings, backend)
-        invoker = Invoker(settings)
+        invoker = ContainerClient(settings)
         self._dispatcher = Dispatcher(
             settings,
             self._catalog,

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
-from endpoint.data_plane.container_client import Answer, BadAnswer, Body, Invoker, NoAnswer, Timeout, forwarded
+from endpoint.data_plane.container_client import Answer, BadAnswer, Body, ContainerClient, NoAnswer, Timeout, forwarded
 from endpoint.data_plane.delivery import Counts
 from endpoint.data_plane.outcomes import answered, failure, log_line
 from endpoint.data_plane.storage import InputUnreadable, Source
@@ -35,9 +35,15 @@ class DataLog(Protocol):
     def write(self, endpoint: str, variant: str, instance_id: str, inference_id: str, text: str) -> None: ...
 
 
-class Work:
+class Attempt:
     def __init__(
-        self, settings: Settings, storage: Opens, invoker: Invoker, metrics: Counts, data_log: DataLog, answers: Path
+        self,
+        settings: Settings,
+        storage: Opens,
+        invoker: ContainerClient,
+        metrics: Counts,
+        data_log: DataLog,
+        answers: Path,
     ) -> None:
         self._settings = settings
         self._storage = storage

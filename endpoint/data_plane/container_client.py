@@ -76,7 +76,7 @@ def forwarded(
     return {name: value for name, value in headers.items() if value is not None}
 
 
-class Invoker:
+class ContainerClient:
     """Owns the HTTP session, and the threads that write answers to the disk."""
 
     def __init__(self, settings: Settings) -> None:

@@ -14,7 +14,7 @@ from endpoint.data_plane.notifications import MOST_ANSWER_BYTES
 from endpoint.data_plane.outcomes import failure
 from endpoint.data_plane.storage import UploadFailed
 from endpoint.settings import Settings
-from endpoint.state.queue import Job, Notice, Outcome, Queue
+from endpoint.state.queue import Job, Notification, Outcome, Queue
 
 T = TypeVar("T")
 
@@ -35,9 +35,9 @@ class Writes(Protocol):
     ) -> None: ...
 
 
-class Notices(Protocol):
+class Notifications(Protocol):
     def wants_answer(self, outcome: Outcome, config: Config) -> bool: ...
-    def of(self, job: Job, outcome: Outcome, config: Config, *, answer: bytes | None) -> Notice | None: ...
+    def of(self, job: Job, outcome: Outcome, config: Config, *, answer: bytes | None) -> Notification | None: ...
     def wake(self) -> None: ...
 
 
@@ -49,7 +49,7 @@ class Delivery:
     """Owns the files of answers once they are decided, and removes them."""
 
     def __init__(
-        self, settings: Settings, queue: Queue, storage: Writes, notices: Notices, metrics: Counts, answers: Path
+        self, settings: Settings, queue: Queue, storage: Writes, notices: Notifications, metrics: Counts, answers: Path
     ) -> None:
         self._settings = settings
         self._queue = queue
@@ -116,7 +116,7 @@ class Delivery:
             _LOG.exception("An object could not be written")
             raise UploadFailed(type(error).__name__, may_pass=False) from error
 
-    async def _notice(self, job: Job, outcome: Outcome, config: Config) -> Notice | None:
+    async def _notice(self, job: Job, outcome: Outcome, config: Config) -> Notification | None:
         try:
             answer = await self._answer(outcome) if self._notices.wants_answer(outcome, config) else None
             return self._notices.of(job, outcome, config, answer=answer)

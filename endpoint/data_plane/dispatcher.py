@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol
 
-from endpoint.data_plane.attempt import DataLog, Redeliver, Work
-from endpoint.data_plane.container_client import Invoker
-from endpoint.data_plane.delivery import Counts, Delivery, Notices, Writes, until_written
+from endpoint.data_plane.attempt import Attempt, DataLog, Redeliver
+from endpoint.data_plane.container_client import ContainerClient
+from endpoint.data_plane.delivery import Counts, Delivery, Notifications, Writes, until_written
 from endpoint.data_plane.outcomes import failure
 from endpoint.data_plane.storage import Source
 from endpoint.fleet.instance import Instance
@@ -60,8 +60,8 @@ class Dispatcher:
         queue: Queue,
         fleet: Fleet,
         storage: Storage,
-        invoker: Invoker,
-        notices: Notices,
+        invoker: ContainerClient,
+        notices: Notifications,
         metrics: Counts,
         data_log: DataLog,
     ) -> None:
@@ -74,7 +74,7 @@ class Dispatcher:
         self._data_log = data_log
         self._answers = answers
         self._delivery = Delivery(settings, queue, storage, notices, metrics, answers)
-        self._work = Work(settings, storage, invoker, metrics, data_log, answers)
+        self._work = Attempt(settings, storage, invoker, metrics, data_log, answers)
         self._busy: Counter[str] = Counter()
         self._resting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()

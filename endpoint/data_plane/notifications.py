@@ -1,7 +1,7 @@
 """What became of an invocation, told to the SNS topics of its endpoint's config, in SageMaker's words.
 
-Notices wait in the queue's table `outbox`, where the transaction that ends a job puts them. Each is published at least
-once, in order per topic, however long the backend is down. A topic that doesn't exist, or refuses, gets nothing and is
+They wait in the table `outbox`, where the transaction that ends a job puts them. Each is published at least once, in
+order per topic, however long the backend is down. A topic that doesn't exist, or refuses, gets nothing and is
 counted in NotificationFailures; the invocation stays what it was.
 
 AWS documents no `inputLocation` of a request whose body came inline: here such a notice has none, as it has no `accept`
@@ -25,7 +25,7 @@ from endpoint.backend.clients import Clients, is_refusal
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, NotFound
 from endpoint.state.database import Database
-from endpoint.state.queue import Job, Notice, Outcome, put_notice
+from endpoint.state.queue import Job, Notification, Outcome, put_notification
 
 MOST_ANSWER_BYTES = 128 * 1024
 """Of an output that is in its notice."""
@@ -44,7 +44,7 @@ class Metrics(Protocol):
     def count(self, endpoint: str, variant: str, name: str, value: float = 1.0) -> None: ...
 
 
-class Notices:
+class Notifications:
     """Owns what is in the outbox, once it is there."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Notices:
         included = _notification_config(config).get("IncludeInferenceResponseIn") or []
         return _topic(outcome, config) is not None and wanted in included
 
-    def of(self, job: Job, outcome: Outcome, config: dict[str, Any], *, answer: bytes | None) -> Notice | None:
+    def of(self, job: Job, outcome: Outcome, config: dict[str, Any], *, answer: bytes | None) -> Notification | None:
         """For the topic of the endpoint config that wants to know; None if there is none.
 
         `answer`: the bytes of the object that says what became of the job.
@@ -93,7 +93,7 @@ class Notices:
             **_EVENT,
             "eventName": "InferenceResult",
         }
-        return Notice(topic=topic, message=_compact(_given(**message)))
+        return Notification(topic=topic, message=_compact(_given(**message)))
 
     async def test(self, endpoint: str) -> None:
         """To the topics of the config that serves, or shall, as on each change of an endpoint."""
@@ -109,8 +109,8 @@ class Notices:
 
         def change(db: sqlite3.Connection) -> None:
             for topic in topics:
-                notice = Notice(topic=topic, message=_compact(_TEST))
-                put_notice(db, endpoint, deployment.variant["VariantName"], notice)
+                notice = Notification(topic=topic, message=_compact(_TEST))
+                put_notification(db, endpoint, deployment.variant["VariantName"], notice)
 
         await self._database.write(change)
         self.wake()
@@ -153,7 +153,7 @@ class Notices:
                 except Exception as error:
                     if retry_s == _FIRST_RETRY_S:
                         is_known = isinstance(error, BotoCoreError | ClientError)
-                        _LOG.warning("Notices for %s wait: %s", topic, error, exc_info=not is_known)
+                        _LOG.warning("Notifications for %s wait: %s", topic, error, exc_info=not is_known)
                     await self._pause(retry_s)
                     retry_s = min(2 * retry_s, _LAST_RETRY_S)
                 else:

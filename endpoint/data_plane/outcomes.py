@@ -11,7 +11,7 @@ _SEE_LOGS = "See the SageMaker Endpoint logs in your account for more informatio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
+class FailureTexts:
     """Templates, of what `failure` is given."""
 
     reason: str
@@ -25,16 +25,16 @@ class Words:
 # SageMaker's own, seen in the field: the reasons of 4xx and 5xx, the beginning of the text without an answer (the rest
 # is from memory), the data log's lines of 4xx, 5xx, long headers and a missing Content-Length. Seen once, in somebody's
 # test: that no answer is "server error (0)". All else is ours: that there is such a failure is known, not its words.
-WORDS: dict[Kind, Words] = {
-    "client_error": Words(
+FAILURE_TEXTS: dict[Kind, FailureTexts] = {
+    "client_error": FailureTexts(
         reason=f"ClientError: Received client error ({{status}}) from model. {_SEE_LOGS}",
         log='Received client error ({status}) from primary with message "{detail}"',
     ),
-    "server_error": Words(
+    "server_error": FailureTexts(
         reason=f"ClientError: Received server error ({{status}}) from model. {_SEE_LOGS}",
         log='Received server error ({status}) from primary with message "{detail}"',
     ),
-    "no_answer": Words(
+    "no_answer": FailureTexts(
         reason=f"ClientError: Received server error (0) from model. {_SEE_LOGS}",
         text="Amazon SageMaker could not get a response from the {endpoint} endpoint. "
         "This can occur when CPU or memory utilization is high. "
@@ -42,24 +42,24 @@ WORDS: dict[Kind, Words] = {
         "To fix this problem, use an instance type with more CPU capacity or memory.",
         log="Received no response from primary: {detail}",
     ),
-    "timeout": Words(
+    "timeout": FailureTexts(
         reason=f"ClientError: The model did not respond within {{timeout_s:g}} seconds. {_SEE_LOGS}",
         text="Amazon SageMaker did not get a response from the {endpoint} endpoint within the "
         "InvocationTimeoutSeconds of the request ({timeout_s:g}).",
         log="Received no response from primary within {timeout_s:g} seconds",
     ),
-    "bad_answer": Words(reason=f"ClientError: {{detail}}. {_SEE_LOGS}", log="{detail}"),
-    "input": Words(
+    "bad_answer": FailureTexts(reason=f"ClientError: {{detail}}. {_SEE_LOGS}", log="{detail}"),
+    "input": FailureTexts(
         reason="ClientError: Unable to read the input of the request: {detail}",
         log="Unable to read the input of the request: {detail}",
     ),
-    "expired": Words(
+    "expired": FailureTexts(
         reason="ClientError: The request expired: it waited longer than its RequestTTLSeconds.",
     ),
-    "deleted": Words(
+    "deleted": FailureTexts(
         reason="ClientError: The endpoint was deleted before the request was processed.",
     ),
-    "upload": Words(
+    "upload": FailureTexts(
         reason="ClientError: Unable to write the output of the request: {detail}",
     ),
 }
@@ -67,7 +67,7 @@ WORDS: dict[Kind, Words] = {
 
 def failure(job: Job, kind: Kind, detail: str = "", status: int = 0) -> Outcome:
     """Whose object is the platform's text."""
-    words = WORDS[kind]
+    words = FAILURE_TEXTS[kind]
     values = _values(job, detail, status)
     return Outcome(
         kind=kind,
@@ -87,7 +87,7 @@ def answered(job: Job, answer: Answer) -> Outcome:
     if 200 <= answer.status < 300:
         return Outcome(kind="completed", content_type=content_type, file=answer.file.name)
     kind: Kind = "client_error" if 400 <= answer.status < 500 else "server_error"
-    reason = WORDS[kind].reason.format(**_values(job, "", answer.status))
+    reason = FAILURE_TEXTS[kind].reason.format(**_values(job, "", answer.status))
     return Outcome(kind=kind, reason=reason, content_type=content_type, file=answer.file.name)
 
 
@@ -100,7 +100,7 @@ def _storable(content_type: str | None) -> str | None:
 
 
 def log_line(job: Job, kind: Kind, detail: str = "", status: int = 0) -> str:
-    words = WORDS[kind]
+    words = FAILURE_TEXTS[kind]
     return (words.log or words.reason).format(**_values(job, detail, status))
 
 

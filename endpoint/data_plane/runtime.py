@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from endpoint.aws.service import AwsError, not_implemented
-from endpoint.data_plane.container_client import BadAnswer, Invoker, NoAnswer, Timeout, forwarded
+from endpoint.data_plane.container_client import BadAnswer, ContainerClient, NoAnswer, Timeout, forwarded
 from endpoint.fleet.instance import Instance
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, Deployment, Endpoint, NotFound
@@ -46,7 +46,7 @@ class Runtime:
         queue: Queue,
         fleet: Fleet,
         dispatcher: Dispatcher,
-        invoker: Invoker,
+        invoker: ContainerClient,
     ) -> None:
         self._settings = settings
         self._catalog = catalog

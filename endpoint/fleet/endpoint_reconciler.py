@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from endpoint.fleet.instance import Instance, Record, given_by
-from endpoint.fleet.instance_supervisor import InstanceLife, Surroundings, no_ping
+from endpoint.fleet.instance_supervisor import FleetContext, InstanceSupervisor, no_ping
 from endpoint.process import Process
 from endpoint.state.catalog import Catalog, Endpoint, NotFound
 from endpoint.state.database import Database
@@ -30,13 +30,13 @@ _CALM_S = 60.0
 _LONGEST_PAUSE_S = 60.0
 
 
-class EndpointFleet:
+class EndpointReconciler:
     """Owns the lives of one endpoint's instances. `reconcile` is called whenever anything may have changed."""
 
     def __init__(
         self,
         name: str,
-        around: Surroundings,
+        around: FleetContext,
         database: Database,
         catalog: Catalog,
         busy: Callable[[str], int],
@@ -45,7 +45,7 @@ class EndpointFleet:
     ) -> None:
         """`on_change`: other instances may be given work, or none ever; `on_over`: one is gone."""
         self.name = name
-        self.lives: dict[str, InstanceLife] = {}
+        self.lives: dict[str, InstanceSupervisor] = {}
         self.gone = False
         """Neither the endpoint nor an instance of it is left."""
         self.runs = False
@@ -85,7 +85,7 @@ class EndpointFleet:
             self._serving = endpoint.config_name
         except NotFound:
             pass
-        self.lives[record.id] = InstanceLife(self._around, record, deployment, self._changed, process)
+        self.lives[record.id] = InstanceSupervisor(self._around, record, deployment, self._changed, process)
         self._on_change()
 
     async def run(self) -> None:
@@ -223,18 +223,18 @@ class EndpointFleet:
             for _ in range(wanted - len(alive)):
                 variant = deployment.variant["VariantName"]
                 record = await self._around.records.new(self.name, variant, config, self._given)
-                self.lives[record.id] = InstanceLife(self._around, record, deployment, self._changed)
+                self.lives[record.id] = InstanceSupervisor(self._around, record, deployment, self._changed)
         least_needed = sorted(alive, key=lambda life: (life.healthy, self._busy(life.id), _age(life)))
         self._end(least_needed[: max(len(alive) - wanted, 0)])
 
-    def _end(self, lives: Iterable[InstanceLife]) -> None:
+    def _end(self, lives: Iterable[InstanceSupervisor]) -> None:
         asked = [life for life in lives if not life.ending]
         for life in asked:
             life.end()
         if asked:
             self._on_change()
 
-    def _changed(self, life: InstanceLife) -> None:
+    def _changed(self, life: InstanceSupervisor) -> None:
         if life.over:
             del self.lives[life.id]
             self._on_over()
@@ -243,7 +243,7 @@ class EndpointFleet:
         self._on_change()
         self.woken.set()
 
-    def _strike(self, life: InstanceLife) -> None:
+    def _strike(self, life: InstanceSupervisor) -> None:
         """It ended by itself."""
         calm = life.healthy_since is not None and time.monotonic() - life.healthy_since > _CALM_S
         self._strikes = 1 if calm else self._strikes + 1
@@ -291,5 +291,5 @@ class EndpointFleet:
         return int(row["desired"]) if row else 1
 
 
-def _age(life: InstanceLife) -> float:
+def _age(life: InstanceSupervisor) -> float:
     return time.time() - (life.record.launched_at or time.time())

@@ -16,10 +16,10 @@ from endpoint.backend.clients import Clients
 from endpoint.cloudwatch import container_logs
 from endpoint.cloudwatch.container_logs import ContainerLogs
 from endpoint.fleet import endpoint_reconciler, instance
-from endpoint.fleet.endpoint_reconciler import EndpointFleet
+from endpoint.fleet.endpoint_reconciler import EndpointReconciler
 from endpoint.fleet.instance import MARKER, Instance, Record, Records
-from endpoint.fleet.instance_supervisor import Surroundings
-from endpoint.fleet.models.model_cache import ModelFiles
+from endpoint.fleet.instance_supervisor import FleetContext
+from endpoint.fleet.models.model_cache import ModelCache
 from endpoint.process import Process, find_session, kill_marked
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog
@@ -33,7 +33,7 @@ _LAST_LOGS_S = 5.0
 
 
 class Fleet:
-    """Owns an EndpointFleet for each endpoint. Instances outlive it, unless `stop_all` ends them."""
+    """Owns an EndpointReconciler for each endpoint. Instances outlive it, unless `stop_all` ends them."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class Fleet:
         self._catalog = catalog
         self._backend = backend
         self._records = Records(database)
-        self._files = ModelFiles(settings.data_dir / "models", backend)
+        self._files = ModelCache(settings.data_dir / "models", backend)
         self._logs = ContainerLogs(database, backend, settings.instance_log_bytes, echo)
-        self._around: Surroundings | None = None
+        self._around: FleetContext | None = None
         self._beginning = asyncio.Lock()
         self._begun = False
         self._stopping = False
-        self._fleets: dict[str, EndpointFleet] = {}
+        self._fleets: dict[str, EndpointReconciler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._version = 0
@@ -124,7 +124,7 @@ class Fleet:
         async with self._beginning:
             if self._around is None:
                 self._files.start()
-                self._around = Surroundings(
+                self._around = FleetContext(
                     settings=self._settings,
                     backend=self._backend,
                     records=self._records,
@@ -176,10 +176,10 @@ class Fleet:
         )
         return {Path(row["model_dir"]) for row in rows if row["model_dir"]}
 
-    def _fleet(self, name: str) -> EndpointFleet:
+    def _fleet(self, name: str) -> EndpointReconciler:
         assert self._around is not None
         if name not in self._fleets:
-            fleet = self._fleets[name] = EndpointFleet(
+            fleet = self._fleets[name] = EndpointReconciler(
                 name,
                 self._around,
                 self._database,

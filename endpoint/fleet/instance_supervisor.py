@@ -16,7 +16,7 @@ from endpoint.backend.clients import Clients
 from endpoint.cloudwatch.container_logs import ContainerLogs
 from endpoint.fleet import journal_bucket
 from endpoint.fleet.instance import MARKER, Record, Records, environment
-from endpoint.fleet.models.model_cache import ModelFiles
+from endpoint.fleet.models.model_cache import ModelCache
 from endpoint.fleet.models.model_source import ModelDataError, ModelSource
 from endpoint.process import Process, kill_marked
 from endpoint.settings import Settings
@@ -37,18 +37,18 @@ class StartFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class FleetContext:
     """What all instances share."""
 
     settings: Settings
     backend: Clients
     records: Records
-    files: ModelFiles
+    files: ModelCache
     logs: ContainerLogs
     http: aiohttp.ClientSession
 
 
-class InstanceLife:
+class InstanceSupervisor:
     """Owns the record, the process and the task that leads its life. `on_change` is called when `state` has changed,
     and last when `over` is true.
 
@@ -58,10 +58,10 @@ class InstanceLife:
 
     def __init__(
         self,
-        around: Surroundings,
+        around: FleetContext,
         record: Record,
         deployment: Deployment | None,
-        on_change: Callable[[InstanceLife], None],
+        on_change: Callable[[InstanceSupervisor], None],
         process: Process | None = None,
     ) -> None:
         """With a `process` of an earlier gateway, goes on from there. Without a `deployment`, all it can do is end."""

@@ -101,7 +101,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notification:
     topic: str
     message: str
 
@@ -225,7 +225,7 @@ class Queue:
             )
         )
 
-    async def finish(self, job: Job, notice: Notice | None) -> None:
+    async def finish(self, job: Job, notice: Notification | None) -> None:
         """Its object is in S3. The notice is in the outbox with that."""
 
         def change(db: sqlite3.Connection) -> None:
@@ -235,7 +235,7 @@ class Queue:
                 (time.time(), job.seq, job.fence),
             ).rowcount
             if done and notice is not None:
-                put_notice(db, job.endpoint, job.variant, notice)
+                put_notification(db, job.endpoint, job.variant, notice)
 
         await self._database.write(change)
 
@@ -312,7 +312,7 @@ class Queue:
         )
 
 
-def put_notice(db: sqlite3.Connection, endpoint: str, variant: str, notice: Notice) -> None:
+def put_notification(db: sqlite3.Connection, endpoint: str, variant: str, notice: Notification) -> None:
     db.execute(
         "INSERT INTO outbox (endpoint, variant, topic, message, since) VALUES (?, ?, ?, ?, ?)",
         (endpoint, variant, notice.topic, notice.message, time.time()),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from endpoint.data_plane.container_client import Invoker
+from endpoint.data_plane.container_client import ContainerClient
 from endpoint.data_plane.dispatcher import Dispatcher
 from endpoint.data_plane.storage import Storage
 from endpoint.fleet.instance import Instance
@@ -17,7 +17,7 @@ from endpoint.settings import Settings
 from endpoint.state import catalog, queue
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
-from endpoint.state.queue import Job, Notice, Outcome, Queue
+from endpoint.state.queue import Job, Notification, Outcome, Queue
 from testing.server import PATIENCE_S
 
 LOOK_EVERY_S = 0.01
@@ -46,16 +46,16 @@ class StubFleet:
         return self.version
 
 
-class StubNotices:
+class StubNotifications:
     def __init__(self) -> None:
         self.told: list[tuple[Job, Outcome, bytes | None]] = []
 
     def wants_answer(self, outcome: Outcome, config: dict[str, Any]) -> bool:
         return bool(config["AsyncInferenceConfig"]["OutputConfig"].get("wants_answer"))
 
-    def of(self, job: Job, outcome: Outcome, config: dict[str, Any], *, answer: bytes | None) -> Notice | None:
+    def of(self, job: Job, outcome: Outcome, config: dict[str, Any], *, answer: bytes | None) -> Notification | None:
         self.told.append((job, outcome, answer))
-        return Notice(topic="topic", message=outcome.kind)
+        return Notification(topic="topic", message=outcome.kind)
 
     def wake(self) -> None:
         pass
@@ -91,7 +91,7 @@ class World:
         self.queue = Queue(self.database)
         self.fleet = StubFleet()
         self.storage: Any = Storage(settings, backend)
-        self.notices = StubNotices()
+        self.notices = StubNotifications()
         self.metrics = StubMetrics()
         self.output_config = {"S3OutputPath": "s3://bucket/out"}
         self.data_log = StubDataLog()
@@ -104,7 +104,7 @@ class World:
             self.queue,
             self.fleet,
             self.storage,
-            Invoker(self.settings),
+            ContainerClient(self.settings),
             self.notices,
             self.metrics,
             self.data_log,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from endpoint.aws.service import Answer, Service
-from endpoint.data_plane.container_client import Invoker
+from endpoint.data_plane.container_client import ContainerClient
 from endpoint.data_plane.runtime import Runtime
 from endpoint.fleet.instance import Instance
 from endpoint.settings import Settings
@@ -135,7 +135,7 @@ class RuntimePort:
     async def _start(self, settings: Settings) -> None:
         self.database = Database(settings.data_dir / "endpoint.sqlite", catalog.SCHEMA, queue.SCHEMA)
         self.catalog = Catalog(self.database)
-        self._invoker = Invoker(settings)
+        self._invoker = ContainerClient(settings)
         self._runtime = Runtime(settings, self.catalog, Queue(self.database), self, self, self._invoker)
 
     def _respond(self, method: str, path: str, headers: Mapping[str, str], query: str, body: bytes) -> Answer:

@@ -294,7 +294,7 @@ def kill_on(
 
 
 def listen(gateway: Gateway, notices: Counter[str], over: threading.Event) -> None:
-    """Notices by inference id, as the queue gives them."""
+    """Notifications by inference id, as the queue gives them."""
     sqs = gateway.client("sqs")
     while not over.is_set():
         try:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 
 from endpoint.backend.clients import Clients
-from endpoint.fleet.models.model_download import Changed, DiskFull, Fetch
+from endpoint.fleet.models.model_download import Changed, DiskFull, ModelDownload
 from endpoint.fleet.models.model_source import ModelDataError, ModelSource, cannot_download
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _ATTEMPTS = 3
 
 
-class ModelFiles:
+class ModelCache:
     """Owns `directory`: one directory per state of the data in S3, named by a digest of location and ETags."""
 
     def __init__(self, directory: Path, backend: Clients) -> None:
@@ -86,7 +86,7 @@ class ModelFiles:
             return empty
         for attempt in range(_ATTEMPTS):
             try:
-                fetch = Fetch(self._backend.client("s3"), source, stop)
+                fetch = ModelDownload(self._backend.client("s3"), source, stop)
                 await _in_thread(fetch.look)
                 directory = self._directory / fetch.digest
                 async with self._locks.setdefault(directory.name, asyncio.Lock()):
@@ -104,7 +104,7 @@ class ModelFiles:
         raise AssertionError
 
 
-def _whole(fetch: Fetch, directory: Path) -> None:
+def _whole(fetch: ModelDownload, directory: Path) -> None:
     """All of it, on the disk, read-only, under its name at last; or nothing under that name."""
     unfinished = directory.with_name(f".partial-{uuid.uuid4().hex}")
     unfinished.mkdir(parents=True)

@@ -35,7 +35,7 @@ class DiskFull(OSError):
     pass
 
 
-class Fetch:
+class ModelDownload:
     """One state of the data: `look` finds which, `into` brings it. For a worker thread."""
 
     def __init__(self, client: Any, source: ModelSource, stop: threading.Event) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from endpoint.data_plane.container_client import Answer, BadAnswer, Invoker, NoAnswer, Timeout
+from endpoint.data_plane.container_client import Answer, BadAnswer, ContainerClient, NoAnswer, Timeout
 from endpoint.data_plane.storage import InputUnreadable
 from endpoint.settings import Settings
 from testing.endpoint.faulty_container import FaultyContainer
@@ -39,7 +39,7 @@ class Stream:
 
 def invoke(url: str, spool: Path, told: str = "", *, body: Any = b"body", timeout_s: float = PATIENCE_S) -> Answer:
     async def work() -> Answer:
-        invoker = Invoker(Settings(data_dir=spool.parent))
+        invoker = ContainerClient(Settings(data_dir=spool.parent))
         headers = {"Content-Type": "a/b", "X-Amzn-SageMaker-Custom-Attributes": told}
         try:
             return await invoker.invoke(url, headers, body, timeout_s, spool)
@@ -153,7 +153,7 @@ def test_an_input_that_breaks_is_its_own_error(container: FaultyContainer, tmp_p
 
 def test_a_cancelled_call_hangs_up(container: FaultyContainer, tmp_path: Path) -> None:
     async def work() -> None:
-        invoker = Invoker(Settings(data_dir=tmp_path))
+        invoker = ContainerClient(Settings(data_dir=tmp_path))
         headers = {"X-Amzn-SageMaker-Custom-Attributes": "never"}
         call = asyncio.create_task(invoker.invoke(container.url, headers, b"", PATIENCE_S, tmp_path / "spool"))
         assert await asyncio.to_thread(container.came.acquire, timeout=PATIENCE_S)
@@ -168,7 +168,7 @@ def test_a_cancelled_call_hangs_up(container: FaultyContainer, tmp_path: Path) -
 
 def test_each_call_has_a_connection_of_its_own(container: FaultyContainer, tmp_path: Path) -> None:
     async def work() -> None:
-        invoker = Invoker(Settings(data_dir=tmp_path))
+        invoker = ContainerClient(Settings(data_dir=tmp_path))
         for number in range(3):
             await invoker.invoke(container.url, {}, b"", PATIENCE_S, tmp_path / str(number))
         await invoker.close()

@@ -18,12 +18,12 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidatio
 
 from endpoint.backend.backend import Backend
 from endpoint.backend.clients import is_refusal
-from endpoint.data_plane.notifications import MOST_ANSWER_BYTES, Notices
+from endpoint.data_plane.notifications import MOST_ANSWER_BYTES, Notifications
 from endpoint.settings import Settings
 from endpoint.state import catalog, queue
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
-from endpoint.state.queue import Job, Notice, Outcome, put_notice
+from endpoint.state.queue import Job, Notification, Outcome, put_notification
 from testing.endpoint.cut_line import ACCOUNT, REGION, Line, a_backend, running, until
 
 _numbers = itertools.count()
@@ -76,19 +76,21 @@ class Counts:
 
 
 class Outbox:
-    """Notices on a database of their own."""
+    """Notifications on a database of their own."""
 
     def __init__(self, directory: Path, line: Any = None, **settings: Any) -> None:
         self.database = Database(directory / "db", catalog.SCHEMA, queue.SCHEMA)
         self.catalog = Catalog(self.database)
         self.counts = Counts()
         settings = {"region": REGION, "account": ACCOUNT} | settings
-        self.notices = Notices(Settings(data_dir=directory, **settings), self.database, self.catalog, line, self.counts)
+        self.notices = Notifications(
+            Settings(data_dir=directory, **settings), self.database, self.catalog, line, self.counts
+        )
 
     async def put(self, topic: str, *messages: str) -> None:
         def change(db: Any) -> None:
             for message in messages:
-                put_notice(db, "e", "v", Notice(topic=topic, message=message))
+                put_notification(db, "e", "v", Notification(topic=topic, message=message))
 
         await self.database.write(change)
         self.notices.wake()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from endpoint.state.database import Database
-from endpoint.state.queue import SCHEMA, Backlog, Job, Notice, Outcome, Queue
+from endpoint.state.queue import SCHEMA, Backlog, Job, Notification, Outcome, Queue
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_notice_comes_with_the_end_once(run: Run) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue, "a")
         job = await leased(queue)
-        notice = Notice(topic="arn:topic", message="{}")
+        notice = Notification(topic="arn:topic", message="{}")
         await queue.finish(job, notice)  # not decided: not its end
         await queue.decide(job, DONE)
         await queue.finish(job, notice)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from endpoint.state.database import Database
-from endpoint.state.queue import SCHEMA, Job, Notice, Outcome, Queue
+from endpoint.state.queue import SCHEMA, Job, Notification, Outcome, Queue
 from testing import ROOT
 
 DONE = Outcome(kind="completed", content_type="text/plain", file="answer")
@@ -97,7 +97,7 @@ def test_only_the_last_holder_decides(path: Path) -> None:
         current = await lease(queue)
         outcomes = await queue.decide(stale, FAILED), await queue.decide(current, DONE), await queue.decide(stale, DONE)
         await queue.redecide(stale, FAILED)
-        await queue.finish(stale, Notice(topic="t", message="stale"))
+        await queue.finish(stale, Notification(topic="t", message="stale"))
         return outcomes
 
     assert with_queue(path, work) == (False, True, False)

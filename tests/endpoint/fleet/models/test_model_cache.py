@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from endpoint.fleet.models.model_cache import ModelFiles
+from endpoint.fleet.models.model_cache import ModelCache
 from endpoint.fleet.models.model_source import ModelDataError, ModelSource
 from testing.emulator import Emulator
 
@@ -40,8 +40,8 @@ def s3(emulator: Emulator) -> Iterator[Any]:
 
 
 @pytest.fixture
-def files(tmp_path: Path, emulator: Emulator) -> Iterator[ModelFiles]:
-    files = ModelFiles(tmp_path / "models", emulator)
+def files(tmp_path: Path, emulator: Emulator) -> Iterator[ModelCache]:
+    files = ModelCache(tmp_path / "models", emulator)
     files.start()
     yield files
     asyncio.run(files.keep_only([]))  # pytest can't remove what is read-only
@@ -64,7 +64,7 @@ def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def lay_out(files: ModelFiles, source: ModelSource | None, within_s: float = 60) -> Path:
+def lay_out(files: ModelCache, source: ModelSource | None, within_s: float = 60) -> Path:
     async def run() -> Path:
         async with files.laid_out(source, within_s) as directory:
             return directory
@@ -85,7 +85,7 @@ def from_s3(uri: str, data_type: str = "S3Prefix", compression: str = "None", **
     return source
 
 
-def reason(files: ModelFiles, source: ModelSource) -> str:
+def reason(files: ModelCache, source: ModelSource) -> str:
     with pytest.raises(ModelDataError) as error:
         lay_out(files, source)
     assert [path for path in files._directory.iterdir() if path.name != "empty"] == []
@@ -99,7 +99,7 @@ def content(directory: Path) -> dict[str, bytes]:
 # What arrives
 
 
-def test_an_archive_is_extracted_read_only(files: ModelFiles, s3: Any) -> None:
+def test_an_archive_is_extracted_read_only(files: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("code/run.py", b"pass")))
     directory = lay_out(files, from_url())
     assert content(directory) == {"config.json": b"{}", "code/run.py": b"pass"}
@@ -107,12 +107,12 @@ def test_an_archive_is_extracted_read_only(files: ModelFiles, s3: Any) -> None:
     assert modes == {0}
 
 
-def test_a_gzip_object_is_an_archive_too(files: ModelFiles, s3: Any) -> None:
+def test_a_gzip_object_is_an_archive_too(files: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="m.tar.gz", Body=archive(("a", b"1")))
     assert content(lay_out(files, from_s3(f"s3://{BUCKET}/m.tar.gz", "S3Object", "Gzip"))) == {"a": b"1"}
 
 
-def test_a_prefix_becomes_paths(files: ModelFiles, s3: Any) -> None:
+def test_a_prefix_becomes_paths(files: ModelCache, s3: Any) -> None:
     for key in ("my/model/config.json", "my/model/deep/er/weights", "my/models/other"):
         s3.put_object(Bucket=BUCKET, Key=key, Body=key.encode())
     directory = lay_out(files, from_s3(f"s3://{BUCKET}/my/model/"))
@@ -122,17 +122,17 @@ def test_a_prefix_becomes_paths(files: ModelFiles, s3: Any) -> None:
     }
 
 
-def test_an_object_keeps_the_last_part_of_its_key(files: ModelFiles, s3: Any) -> None:
+def test_an_object_keeps_the_last_part_of_its_key(files: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="a/b/weights.bin", Body=b"w")
     assert content(lay_out(files, from_s3(f"s3://{BUCKET}/a/b/weights.bin", "S3Object"))) == {"weights.bin": b"w"}
 
 
-def test_a_container_without_model_data_gets_an_empty_directory(files: ModelFiles) -> None:
+def test_a_container_without_model_data_gets_an_empty_directory(files: ModelCache) -> None:
     assert ModelSource.of({"Environment": {"HF_MODEL_ID": "some/model"}}) is None
     assert list(lay_out(files, None).iterdir()) == []
 
 
-def test_thousands_of_objects_are_all_there(files: ModelFiles, s3: Any) -> None:
+def test_thousands_of_objects_are_all_there(files: ModelCache, s3: Any) -> None:
     for number in range(1001):  # more than one page of a listing
         s3.put_object(Bucket=BUCKET, Key=f"many/{number}", Body=b"")
     assert len(content(lay_out(files, from_s3(f"s3://{BUCKET}/many/")))) == 1001
@@ -141,7 +141,7 @@ def test_thousands_of_objects_are_all_there(files: ModelFiles, s3: Any) -> None:
 # What stays
 
 
-def test_unchanged_data_is_not_fetched_again_and_changed_data_is(files: ModelFiles, s3: Any) -> None:
+def test_unchanged_data_is_not_fetched_again_and_changed_data_is(files: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
     first = lay_out(files, from_url())
     before = first.stat()
@@ -151,7 +151,7 @@ def test_unchanged_data_is_not_fetched_again_and_changed_data_is(files: ModelFil
     assert content(second) == {"a": b"2"} and content(first) == {"a": b"1"}
 
 
-def test_instances_that_start_together_share_one_download(files: ModelFiles, s3: Any, emulator: Emulator) -> None:
+def test_instances_that_start_together_share_one_download(files: ModelCache, s3: Any, emulator: Emulator) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
 
     async def one() -> Path:
@@ -173,7 +173,7 @@ def test_instances_that_start_together_share_one_download(files: ModelFiles, s3:
     assert gets == 1
 
 
-def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(files: ModelFiles, s3: Any) -> None:
+def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(files: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("code/a", b"1")))
 
     async def run() -> Path:
@@ -201,7 +201,7 @@ def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(files:
     ],
 )
 def test_links_and_devices_in_an_archive_are_refused(
-    files: ModelFiles, s3: Any, member: tarfile.TarInfo, what: str
+    files: ModelCache, s3: Any, member: tarfile.TarInfo, what: str
 ) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("odd", member)))
     text = reason(files, from_url())
@@ -210,7 +210,7 @@ def test_links_and_devices_in_an_archive_are_refused(
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
-def test_an_archive_can_not_write_elsewhere(files: ModelFiles, s3: Any, tmp_path: Path, name: str) -> None:
+def test_an_archive_can_not_write_elsewhere(files: ModelCache, s3: Any, tmp_path: Path, name: str) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive((name, b"!")))
     assert "Failed to extract" in reason(files, from_url())
     assert not list(tmp_path.rglob("outside"))
@@ -228,14 +228,14 @@ def test_an_archive_can_not_write_elsewhere(files: ModelFiles, s3: Any, tmp_path
     ],
     ids=["text", "gzip of text", "cut short", "cut in the checksum", "clash", "long name"],
 )
-def test_what_is_no_good_archive_is_refused(files: ModelFiles, s3: Any, body: bytes) -> None:
+def test_what_is_no_good_archive_is_refused(files: ModelCache, s3: Any, body: bytes) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=body)
     assert reason(files, from_url(ContainerHostname="mine")).startswith(
         'Failed to extract model data archive for container "mine" from URL'
     )
 
 
-def test_missing_data_is_named(files: ModelFiles, s3: Any) -> None:
+def test_missing_data_is_named(files: ModelCache, s3: Any) -> None:
     for source in (from_url(), from_s3(f"s3://{BUCKET}/none/"), from_s3("s3://no-such-bucket/x/")):
         assert "Please ensure that there is an object located at the URL" in reason(files, source)
 
@@ -245,7 +245,7 @@ def test_missing_data_is_named(files: ModelFiles, s3: Any) -> None:
     [("m/",), ("m/a/",), ("m/a", "m/a/b"), ("m//a",), ("m/./a",), ("m/../a",), ("m/" + "x" * 256,), ("m/ /a",)],
     ids=str,
 )
-def test_keys_that_are_no_paths_are_refused(files: ModelFiles, s3: Any, keys: tuple[str, ...]) -> None:
+def test_keys_that_are_no_paths_are_refused(files: ModelCache, s3: Any, keys: tuple[str, ...]) -> None:
     for key in ("m/good", *keys):
         s3.put_object(Bucket=BUCKET, Key=key, Body=b"")
     assert "name for a file" in (text := reason(files, from_s3(f"s3://{BUCKET}/m/"))) or "both" in text
@@ -260,7 +260,7 @@ def test_sources_that_can_not_be_are_refused() -> None:
         from_s3(f"s3://{BUCKET}/m/", ManifestS3Uri="s3://b/manifest")
 
 
-def test_another_etag_than_the_one_asked_for_is_refused(files: ModelFiles, s3: Any) -> None:
+def test_another_etag_than_the_one_asked_for_is_refused(files: ModelCache, s3: Any) -> None:
     etag = s3.put_object(Bucket=BUCKET, Key="w", Body=b"w")["ETag"]
     lay_out(files, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag=etag))
     asyncio.run(files.keep_only([]))
@@ -285,7 +285,7 @@ def test_time_runs_out(tmp_path: Path) -> None:
             raise AssertionError("it was told to stop")
 
     stuck = Stuck()
-    files = ModelFiles(tmp_path / "models", stuck)
+    files = ModelCache(tmp_path / "models", stuck)
     files.start()
     with pytest.raises(ModelDataError, match=r"longer than 0\.05 seconds"):
         lay_out(files, from_url(), 0.05)
@@ -298,21 +298,21 @@ def test_a_killed_download_leaves_nothing_that_looks_whole(tmp_path: Path, s3: A
     program = f"""
 import asyncio, os, pathlib, signal, sys, time
 import boto3
-from endpoint.fleet.models.model_cache import ModelFiles
-from endpoint.fleet.models.model_download import Fetch
+from endpoint.fleet.models.model_cache import ModelCache
+from endpoint.fleet.models.model_download import ModelDownload
 from endpoint.fleet.models.model_source import ModelSource
 class Backend:
     def client(self, service):
         return boto3.client(service, endpoint_url="{emulator.url}", region_name="us-east-1",
                             aws_access_key_id="000000000000", aws_secret_access_key="x")
-extract_one = Fetch._extract_one
+extract_one = ModelDownload._extract_one
 def slowly(self, archive, member, directory):
     extract_one(self, archive, member, directory)
     if member.name == "f20":
         os.kill(os.getpid(), signal.SIGKILL)
-Fetch._extract_one = slowly
+ModelDownload._extract_one = slowly
 async def main():
-    files = ModelFiles(pathlib.Path({str(tmp_path / "models")!r}), Backend())
+    files = ModelCache(pathlib.Path({str(tmp_path / "models")!r}), Backend())
     files.start()
     async with files.laid_out(ModelSource.of({{"ModelDataUrl": "{URL}"}}), 60): pass
 asyncio.run(main())
@@ -321,7 +321,7 @@ asyncio.run(main())
     assert killed.returncode == -9, killed.stderr
     left = list((tmp_path / "models").iterdir())
     assert len(left) == 1 and left[0].name.startswith(".partial-")
-    files = ModelFiles(tmp_path / "models", emulator)
+    files = ModelCache(tmp_path / "models", emulator)
     files.start()
     assert list((tmp_path / "models").iterdir()) == []
     assert len(content(lay_out(files, from_url()))) == 50
