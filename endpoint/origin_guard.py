@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 _LOCAL = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
-class Guard:
+class OriginGuard:
     def __init__(self, *hosts: str) -> None:
         """`hosts` are allowed besides this machine's own names."""
         self._hosts = _LOCAL | {f"[{host}]" if ":" in host else host.lower() for host in hosts}
 
-    def objection(self, headers: Mapping[str, str]) -> str | None:
+    def rejection_reason(self, headers: Mapping[str, str]) -> str | None:
         """Why a request is refused; None where it isn't. Header names are lowercase."""
         host = headers.get("host", "")
         if not self._is_ours(host):

@@ -22,7 +22,7 @@ from endpoint.aws.service import Answer, Service
 from endpoint.backend.backend import Backend, BackendError
 from endpoint.cloudwatch.data_log import DataLog
 from endpoint.cloudwatch.metrics import Metrics
-from endpoint.control_plane.control import Control
+from endpoint.control_plane.control import ControlPlane
 from endpoint.data_plane.container_client import ContainerClient
 from endpoint.data_plane.dispatcher import Dispatcher
 from endpoint.data_plane.notifications import Notifications
@@ -155,7 +155,7 @@ class Platform:
             self._data_log,
         )
         self._fleet.busy = self._dispatcher.busy
-        control = Control(settings, self._catalog, self._fleet, self._changed)
+        control = ControlPlane(settings, self._catalog, self._fleet, self._changed)
         runtime = Runtime(settings, self._catalog, self._queue, self._fleet, self._dispatcher, invoker)
         routes = {
             "sagemaker": _handler(Service("sagemaker"), control.call),

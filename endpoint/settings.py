@@ -43,7 +43,7 @@ class Settings:
     start_attempts: int = 3
     """Times that a container's process is started before its endpoint fails: one that ends while it starts is started
     again, until the start-up window (ContainerStartupHealthCheckTimeoutInSeconds) is over."""
-    least_window_s: float = 60.0
+    min_window_s: float = 60.0
     """On the wall, of the start-up and download windows however quick the clock: a container's work is real."""
     stop_grace_s: float = 30.0
     """On the wall, from SIGTERM to SIGKILL. AWS documents this one."""
@@ -71,7 +71,7 @@ class Settings:
 
     def window_s(self, platform_s: float) -> float:
         """Seconds on the wall that a container is given for work of its own."""
-        return max(self.real_s(platform_s), min(platform_s, self.least_window_s))
+        return max(self.real_s(platform_s), min(platform_s, self.min_window_s))
 
     def real_s(self, platform_s: float) -> float:
         """Seconds on the wall for seconds of the platform's own waiting (windows, TTL, periods)."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import psutil
 import uvicorn
 
-from endpoint.origin_guard import Guard
+from endpoint.origin_guard import OriginGuard
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
@@ -127,7 +127,7 @@ def environment(data_dir: Path, identity: dict[str, str]) -> dict[str, str]:
 class _Emulator:
     def __init__(self, app: ASGI3Application, identity: dict[str, str]) -> None:
         self._app = app
-        self._guard = Guard()
+        self._guard = OriginGuard()
         self._identity = json.dumps(identity | {"pid": os.getpid()}).encode()
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -135,7 +135,7 @@ class _Emulator:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            if self._guard.objection(headers):
+            if self._guard.rejection_reason(headers):
                 await _answer(send, 403, b"")
             elif scope["path"] == IDENTITY_PATH:
                 await _answer(send, 200, self._identity)

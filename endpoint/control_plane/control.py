@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from endpoint.aws.service import AwsError, not_implemented
 from endpoint.control_plane.pagination import page
-from endpoint.control_plane.validation import refuse_config, refuse_deployment, refuse_model, refuse_tags
+from endpoint.control_plane.validation import validate_config, validate_deployment, validate_model, validate_tags
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, Deployment, Endpoint, Exists, Kind, NotFound, Resource
 
-MOST_TAGS = 50
+MAX_TAGS = 50
 _NOUNS: dict[Kind, str] = {"model": "model", "endpoint-config": "endpoint configuration", "endpoint": "endpoint"}
 _SUMMARIES: dict[Kind, tuple[str, str]] = {
     "model": ("Models", "Model"),
@@ -36,7 +36,7 @@ class FleetPort(Protocol):
         """Rows of endpoints have changed."""
 
 
-class Control:
+class ControlPlane:
     """Owns the endpoints' way out of InService and Failed; one of it per catalog."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Control:
     # Models and configs
 
     async def _create_model(self, parameters: Parameters) -> Result:
-        refuse_model(parameters)
+        validate_model(parameters)
         return {"ModelArn": await self._create("model", parameters["ModelName"], parameters)}
 
     async def _describe_model(self, parameters: Parameters) -> Result:
@@ -90,7 +90,7 @@ class Control:
         return {**described, "ModelArn": model.arn, "CreationTime": model.created_at}
 
     async def _create_config(self, parameters: Parameters) -> Result:
-        refuse_config(parameters)
+        validate_config(parameters)
         for variant in parameters["ProductionVariants"]:
             await self._get("model", variant["ModelName"])
             variant.setdefault("InitialVariantWeight", 1.0)
@@ -114,7 +114,7 @@ class Control:
 
     async def _create_endpoint(self, parameters: Parameters) -> Result:
         deployment_config = parameters.get("DeploymentConfig")
-        refuse_deployment(deployment_config)
+        validate_deployment(deployment_config)
         name, config_name = parameters["EndpointName"], parameters["EndpointConfigName"]
         deployment = await self._deployable(config_name)
         state = {
@@ -172,7 +172,7 @@ class Control:
                     f'"{self._arn("endpoint-config", config_name)}".'
                 )
             deployment_config = _deployment_config(endpoint, parameters)
-            refuse_deployment(deployment_config)
+            validate_deployment(deployment_config)
             deployment = await self._deployable(config_name)
             serving = await self._catalog.deployment(endpoint, endpoint.config_name)
             if ("AsyncInferenceConfig" in serving.config) != ("AsyncInferenceConfig" in deployment.config):
@@ -240,10 +240,10 @@ class Control:
 
     async def _add_tags(self, parameters: Parameters) -> Result:
         arn = await self._tagged(parameters["ResourceArn"])
-        refuse_tags(parameters["Tags"])
+        validate_tags(parameters["Tags"])
         tags = {tag["Key"]: tag["Value"] for tag in parameters["Tags"]}
-        if len(await self._catalog.tags(arn) | tags) > MOST_TAGS:
-            raise AwsError("ResourceLimitExceeded", f"A resource can have at most {MOST_TAGS} tags.")
+        if len(await self._catalog.tags(arn) | tags) > MAX_TAGS:
+            raise AwsError("ResourceLimitExceeded", f"A resource can have at most {MAX_TAGS} tags.")
         await self._catalog.add_tags(arn, tags)
         return await self._list_tags({"ResourceArn": arn})
 
@@ -270,7 +270,7 @@ class Control:
 
     async def _create(self, kind: Kind, name: str, parameters: Parameters, state: dict[str, Any] | None = None) -> str:
         tags = parameters.get("Tags", [])
-        refuse_tags(tags)
+        validate_tags(tags)
         arn = self._arn(kind, name)
         by_key = {tag["Key"]: tag["Value"] for tag in tags}
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-MOST_BYTES = 32 * 1024
+MAX_BYTES = 32 * 1024
 """All keys and values together, as AWS documents; the model of the service has the other limits."""
 
 # In a container these are the image's own affair. Here they would change which code runs, with whose files and against
@@ -39,11 +39,11 @@ def would_hijack(name: str) -> bool:
     return name in HIJACKING_NAMES or name.startswith(HIJACKING_PREFIXES)
 
 
-def why_refused(environment: Mapping[str, str]) -> str | None:
+def rejection_reason(environment: Mapping[str, str]) -> str | None:
     """A sentence, or None if there is nothing against it. Names the entry, never its value."""
     size = sum(len(key.encode()) + len(value.encode()) for key, value in environment.items())
-    if size > MOST_BYTES:
-        return f"Environment has {size} bytes in its keys and values; at most {MOST_BYTES} are allowed."
+    if size > MAX_BYTES:
+        return f"Environment has {size} bytes in its keys and values; at most {MAX_BYTES} are allowed."
     for key, value in environment.items():
         if would_hijack(key):
             return (

@@ -11,12 +11,12 @@ from typing import Any
 
 from endpoint.aws.s3_location import parse_location
 from endpoint.aws.service import AwsError
-from endpoint.control_plane.environment_rules import why_refused
+from endpoint.control_plane.environment_rules import rejection_reason
 
 _LOCAL = "is not supported by the local endpoint"
 
 
-def refuse_model(parameters: dict[str, Any]) -> None:
+def validate_model(parameters: dict[str, Any]) -> None:
     """Of CreateModel. Raises AwsError."""
     containers = parameters.get("Containers", [])
     primary = parameters.get("PrimaryContainer")
@@ -26,10 +26,10 @@ def refuse_model(parameters: dict[str, Any]) -> None:
         _refuse(f"A model of several Containers {_LOCAL}: it runs one container an instance.")
     if parameters.get("InferenceExecutionConfig"):
         _refuse(f"InferenceExecutionConfig {_LOCAL}: it runs one container an instance.")
-    _refuse_container(containers[0] if primary is None else primary)
+    _validate_container(containers[0] if primary is None else primary)
 
 
-def _refuse_container(container: dict[str, Any]) -> None:
+def _validate_container(container: dict[str, Any]) -> None:
     if "ModelPackageName" in container or "InferenceSpecificationName" in container:
         _refuse(f"ModelPackageName {_LOCAL}: give an Image.")
     if "Image" not in container:
@@ -41,12 +41,12 @@ def _refuse_container(container: dict[str, Any]) -> None:
     if "ModelDataUrl" in container and "ModelDataSource" in container:
         _refuse("Only one of ModelDataUrl and ModelDataSource may be specified.")
     if source := container.get("ModelDataSource", {}).get("S3DataSource"):
-        _refuse_source(source)
-    if reason := why_refused(container.get("Environment", {})):
+        _validate_source(source)
+    if reason := rejection_reason(container.get("Environment", {})):
         _refuse(reason)
 
 
-def _refuse_source(source: dict[str, Any]) -> None:
+def _validate_source(source: dict[str, Any]) -> None:
     for name in ("ManifestS3Uri", "ManifestEtag", "HubAccessConfig"):
         if name in source:
             _refuse(f"S3DataSource.{name} {_LOCAL}.")
@@ -59,7 +59,7 @@ def _refuse_source(source: dict[str, Any]) -> None:
             _refuse("CompressionType Gzip needs S3DataType S3Object.")
 
 
-def refuse_config(parameters: dict[str, Any]) -> None:
+def validate_config(parameters: dict[str, Any]) -> None:
     """Of CreateEndpointConfig. Raises AwsError."""
     is_async = "AsyncInferenceConfig" in parameters
     whose = "by asynchronous endpoints" if is_async else "by the local endpoint"
@@ -78,11 +78,11 @@ def refuse_config(parameters: dict[str, Any]) -> None:
     if is_async:
         output = parameters["AsyncInferenceConfig"]["OutputConfig"]
         for name in ("S3OutputPath", "S3FailurePath"):
-            _refuse_path(name, output.get(name))
-    _refuse_variant(parameters["ProductionVariants"][0], whose)
+            _validate_path(name, output.get(name))
+    _validate_variant(parameters["ProductionVariants"][0], whose)
 
 
-def _refuse_path(name: str, path: str | None) -> None:
+def _validate_path(name: str, path: str | None) -> None:
     """AWS's pattern lets through what is no place in S3."""
     if path is None:
         return
@@ -94,7 +94,7 @@ def _refuse_path(name: str, path: str | None) -> None:
         _refuse(f"{name} {path}: there can't be a bucket of that name.")
 
 
-def _refuse_variant(variant: dict[str, Any], whose: str) -> None:
+def _validate_variant(variant: dict[str, Any], whose: str) -> None:
     if "ServerlessConfig" in variant:
         _refuse(f"ServerlessConfig is not supported {whose}.")
     if "ManagedInstanceScaling" in variant:
@@ -113,7 +113,7 @@ def _refuse_variant(variant: dict[str, Any], whose: str) -> None:
         _refuse("InitialInstanceCount must be specified for a variant of instances.")
 
 
-def refuse_deployment(config: dict[str, Any] | None) -> None:
+def validate_deployment(config: dict[str, Any] | None) -> None:
     """Of CreateEndpoint or UpdateEndpoint. All at once, the new fleet before the old: no other way is there."""
     if config is None:
         return
@@ -132,7 +132,7 @@ def refuse_deployment(config: dict[str, Any] | None) -> None:
             _refuse(f"{name} {_LOCAL}.")
 
 
-def refuse_tags(tags: list[dict[str, str]]) -> None:
+def validate_tags(tags: list[dict[str, str]]) -> None:
     keys = [tag["Key"] for tag in tags]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
         _refuse(f"Tag keys must be unique; repeated: {', '.join(repeated)}.")

@@ -19,7 +19,7 @@ from endpoint.gateway.error_answers import PlainAnswer, error_answer, not_implem
 from endpoint.gateway.proxy import Proxy, send_answer
 from endpoint.gateway.request import Answer, BodyTooLarge, ClientGone, bucket_of, service_of
 from endpoint.gateway.request import Request as Request
-from endpoint.origin_guard import Guard
+from endpoint.origin_guard import OriginGuard
 from endpoint.settings import Settings
 
 HEALTH_PATH = "/_longhaul/health"
@@ -71,7 +71,7 @@ class Gateway:
         self._settings = settings
         self._backend = backend
         self._routes = routes
-        self._guard = Guard(settings.host)
+        self._guard = OriginGuard(settings.host)
         self._proxy = Proxy()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        objection = self._guard.objection(request.headers)
+        objection = self._guard.rejection_reason(request.headers)
         if objection is not None:
             await send_answer(send, error_answer(request, 403, "AccessDenied", objection))
             return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from endpoint.aws.service import Service
-from endpoint.control_plane.control import Control
+from endpoint.control_plane.control import ControlPlane
 from endpoint.settings import Settings
 from endpoint.state.catalog import SCHEMA, Catalog, Endpoint
 from endpoint.state.database import Database
@@ -86,7 +86,7 @@ class ControlServer:
         self.database = Database(settings.data_dir / "endpoint.sqlite", SCHEMA)
         self.catalog = Catalog(self.database)
         self.fleet = StubFleet(self.catalog)
-        self.control = Control(settings, self.catalog, self.fleet, self._notify)
+        self.control = ControlPlane(settings, self.catalog, self.fleet, self._notify)
 
     async def _notify(self, endpoint: str) -> None:
         self.notified.append(endpoint)

@@ -36,7 +36,7 @@ def quick(data_dir: Path, **changes: Any) -> Settings:
         "serve": (sys.executable, MISBEHAVING),
         "ping_every_s": 0.05,
         "time_scale": 60.0,
-        "least_window_s": 0.0,
+        "min_window_s": 0.0,
     }
     return Settings(**given | changes)
 

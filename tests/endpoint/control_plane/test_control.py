@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, WaiterError
 
-from endpoint.control_plane.environment_rules import HIJACKING_NAMES, MOST_BYTES, why_refused, would_hijack
+from endpoint.control_plane.environment_rules import HIJACKING_NAMES, MAX_BYTES, rejection_reason, would_hijack
 from testing.endpoint.control_server import ControlServer
 
 ARN = "arn:aws:sagemaker:us-east-1:000000000000"
@@ -191,7 +191,7 @@ def test_the_model_s_own_constraints_come_first(sagemaker: Any) -> None:
 )
 def test_a_name_that_would_hijack_the_host_s_process_is_refused(name: str) -> None:
     assert would_hijack(name)
-    reason = why_refused({name: "secret"})
+    reason = rejection_reason({name: "secret"})
     assert reason and f'"{name}"' in reason and "secret" not in reason
 
 
@@ -199,13 +199,13 @@ def test_a_name_that_would_hijack_the_host_s_process_is_refused(name: str) -> No
     "name", ["LONGHAUL_MODEL", "HF_TOKEN", "PYTHONUNBUFFERED", "AWS_REGION", "path", "OMP_NUM_THREADS"]
 )
 def test_other_names_are_the_model_s_own(name: str) -> None:
-    assert why_refused({name: "x"}) is None
+    assert rejection_reason({name: "x"}) is None
 
 
 def test_an_environment_of_32_kb_is_the_largest() -> None:
-    assert why_refused({"A": "x" * (MOST_BYTES - 1)}) is None
-    assert why_refused({"A": "x" * MOST_BYTES}) is not None
-    assert why_refused({"A": "ä" * (MOST_BYTES // 2)}) is not None  # bytes count, not characters
+    assert rejection_reason({"A": "x" * (MAX_BYTES - 1)}) is None
+    assert rejection_reason({"A": "x" * MAX_BYTES}) is not None
+    assert rejection_reason({"A": "ä" * (MAX_BYTES // 2)}) is not None  # bytes count, not characters
 
 
 def test_names_that_hijack_are_ones_that_a_model_may_have() -> None:
