@@ -1,17 +1,23 @@
-"""What a request asks for and what it gets, in no dialect: the values that dialects, edge and engine share."""
+"""What a request asks for and what it gets, in no dialect: values that the other packages share."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 FinishReason = Literal["stop", "length", "deadline"]
 """`deadline`: the text so far, perhaps none."""
-Ending = Literal["answer", "continue", "nothing"]
+PromptEnding = Literal["answer", "continue", "nothing"]
 """How a chat's prompt ends: with the start of an answer, within the last message, or as the messages end."""
-HOTTEST = 1_000_000
-"""Far beyond where all tokens are equally likely, and far below what float32 can't hold."""
+MAX_TEMPERATURE = 1_000_000
+"""A temperature far beyond where all tokens are equally likely, and far below where float32 overflows."""
+RANDOM_SEED_BITS = 53
+"""Width of random seeds: JSON numbers up to there are exact in every language."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +35,7 @@ class Template:
     """Function tools as OpenAI writes them."""
     variables: Mapping[str, Any] = field(default_factory=dict)
     """The template's own: `{"enable_thinking": False}`."""
-    ending: Ending = "answer"
+    ending: PromptEnding = "answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ class Parameters:
 
     Ranges are checked by the dialect, so that an error names the field as the caller wrote it:
     max_new_tokens >= 1 (0 too for OpenAI's echo-less completions is refused), 0 <= min_new_tokens <= max_new_tokens,
-    temperature in [0, 2] for OpenAI and [0, HOTTEST] elsewhere (0 is greedy), top_k >= 0 (0 is off),
+    temperature in [0, 2] for OpenAI and [0, MAX_TEMPERATURE] elsewhere (0 is greedy), top_k >= 0 (0 is off),
     top_p in (0, 1], min_p in [0, 1), seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000
     characters, repetition_penalty in (0, 10], presence_penalty and frequency_penalty in [-2, 2], logprobs in [0, 20],
     at most 1,024 pairs of token id and amount in logit_bias, of which each amount is in [-100, 100].
@@ -148,3 +154,23 @@ class Result:
     @property
     def completion_tokens(self) -> int:
         return sum(len(completion.token_ids) for completion in self.completions)
+
+
+class Seeds(msgspec.Struct, frozen=True, array_like=True):
+    """The seeds of choices whose request gives none: random to callers, and the same again when their job is resumed.
+
+    No two items of a slot get the same seed. The journal keeps `secret`, the job's own.
+    """
+
+    secret: bytes
+    slot: int = 0
+
+    @classmethod
+    def random(cls) -> Seeds:
+        return cls(secrets.token_bytes(16))
+
+    def seed(self, line: int, item: int) -> int:
+        """Return the seed of item `item` in line `line` of a batch, both counted from 0."""
+        position = b"".join(number.to_bytes(8) for number in (self.slot, line, item))
+        digest = hashlib.blake2b(position, key=self.secret, digest_size=8).digest()
+        return int.from_bytes(digest) >> (64 - RANDOM_SEED_BITS)

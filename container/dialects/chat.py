@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from container.core import Chat, Ending, Template
+from container.core import Chat, PromptEnding, Template
 from container.dialects.fields import Flag
 from container.dialects.wire import FIELD_NAME, Wire, decode, read
 from container.errors import InvalidRequest
@@ -63,7 +63,7 @@ class TemplateOptions(Wire):
             ending=self._ending(prefix),
         )
 
-    def _ending(self, prefix: str) -> Ending:
+    def _ending(self, prefix: str) -> PromptEnding:
         if self.continue_final_message and self.add_generation_prompt:
             message = f"{prefix}continue_final_message and {prefix}add_generation_prompt exclude each other"
             raise InvalidRequest(f"{message}: give one of them", param=f"{prefix}continue_final_message")

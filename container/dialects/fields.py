@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from container.core import HOTTEST
+from container.core import MAX_TEMPERATURE
 
 MOST_CHOICES = 128
 MOST_STOP_STRINGS = 16
@@ -62,7 +62,9 @@ def _bias(amount: object) -> float:
 Flag = Annotated[bool | None, Field(description="true or false")]
 NewTokens = Annotated[int | None, Field(ge=1, le=LARGEST_COUNT, description="an integer of 1 or more")]
 MinNewTokens = Annotated[int | None, Field(ge=0, le=LARGEST_COUNT, description="an integer of 0 or more")]
-Temperature = Annotated[float | None, Field(ge=0, le=HOTTEST, description=f"a number from 0 (greedy) to {HOTTEST:,}")]
+Temperature = Annotated[
+    float | None, Field(ge=0, le=MAX_TEMPERATURE, description=f"a number from 0 (greedy) to {MAX_TEMPERATURE:,}")
+]
 TopK = Annotated[int | None, Field(ge=0, le=LARGEST_COUNT, description="an integer of 0 (off) or more")]
 TopP = Annotated[float | None, Field(gt=0, le=1, description="a number above 0 and at most 1")]
 MinP = Annotated[float | None, Field(ge=0, lt=1, description="a number of 0 (off) or more and below 1")]

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from container.core import Seeds
 from container.dialects.batch import Line, is_blank, name_line, name_long_line, read_line
 from container.dialects.call import Call
 from container.disk.seen_ids import SeenIds
@@ -16,7 +17,6 @@ from container.errors import DeadlineExceeded, EngineFailure, InvalidRequest, Ou
 from container.invocations.invocation import Invocation, Service
 from container.reader.client import INLINE_BYTES, Reader
 from container.reader.messages import Failure, Opened, ReadLine
-from container.seeds import Seeds
 from container.tokenization.preparer import Prepared
 
 _SLICE_LINES = 32
@@ -181,7 +181,7 @@ class BatchRun:
 
     def _prepared(self, call: Call, place: int) -> Iterator[Prepared]:
         for index, item in enumerate(call.items):
-            yield self._service().preparer.prepare(item, self._seeds.of(place, index))
+            yield self._service().preparer.prepare(item, self._seeds.seed(place, index))
 
     def _too_long(self, spooled: SpooledLine) -> Line:
         name = f"line {spooled.number}"

@@ -7,12 +7,12 @@ from contextlib import AsyncExitStack
 
 from starlette.responses import Response, StreamingResponse
 
+from container.core import Seeds
 from container.dialects.call import Call
 from container.dialects.document import read_call
 from container.disk.spool import OrderedSpool, Spool, close_soon
 from container.invocations.invocation import Invocation, Service
 from container.reader.messages import ReadDocument
-from container.seeds import Seeds
 from container.tokenization.preparer import Prepared
 
 
@@ -22,7 +22,7 @@ async def answer_small(
     def read() -> tuple[Call, list[Prepared]]:
         call = read_call(what.route, what.content_type, body, what.custom_attributes)
         # All items are checked before any runs: a bad one must not cost the others' work.
-        return call, [service.preparer.prepare(item, seeds.of(0, index)) for index, item in enumerate(call.items)]
+        return call, [service.preparer.prepare(item, seeds.seed(0, index)) for index, item in enumerate(call.items)]
 
     async with invocation.before_deadline():
         call, prepared = await invocation.in_worker(read)

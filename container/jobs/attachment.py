@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from container.core import Seeds
 from container.jobs.generation import Generation, Track
 from container.jobs.slots import SHARED
 from container.journal.segment import TrackKey
-from container.seeds import Seeds
 from container.tokenization.preparer import Prepared
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from container.core import Seeds
 from container.errors import OutOfSpace
 from container.jobs.attachment import Lease
 from container.jobs.generation import Track
@@ -21,7 +22,6 @@ from container.journal.job_log import DigestConflict, EpochLost, Found, JobLog, 
 from container.journal.output_table import Replay, Saved
 from container.journal.segment import Entry, LaneClosed, TrackKey
 from container.journal.stores.store import StoreError
-from container.seeds import Seeds
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Job:
         self._on_note = on_note
         self._log = access.new_log()
         self._using_log = asyncio.Lock()
-        self._seeds = Seeds.drawn()
+        self._seeds = Seeds.random()
         self._lanes = Lanes()
         self._written_lanes: set[int] = set()
         self._replay: Replay | None = None

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from container.core import Result
+from container.core import Result, Seeds
 from container.disk.spool import Spool
 from container.engine.messages import HEADER, encode
 from container.errors import RequestError
@@ -38,7 +38,6 @@ from container.reader.messages import (
     to_edge,
     too_much_memory,
 )
-from container.seeds import Seeds
 
 logger = logging.getLogger(__name__)
 

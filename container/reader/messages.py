@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import msgspec
 
-from container.core import Completion
+from container.core import Completion, Seeds
 from container.dialects.batch import Form
 from container.dialects.document import Route
 from container.engine.sequence import Sampling
 from container.errors import OutOfSpace, RequestError, TooLarge
-from container.seeds import Seeds
 
 
 class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):

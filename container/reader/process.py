@@ -20,7 +20,7 @@ from typing import BinaryIO
 import psutil
 from setproctitle import setproctitle
 
-from container.core import Completion, Result
+from container.core import Completion, Result, Seeds
 from container.dialects.batch import Line, read_line
 from container.dialects.call import Call
 from container.dialects.document import read_call
@@ -50,7 +50,6 @@ from container.reader.messages import (
     to_reader,
     too_much_memory,
 )
-from container.seeds import Seeds
 from container.tokenization.model_defaults import Defaults
 from container.tokenization.preparer import Preparer, unstarted
 from container.tokenization.tokenizer import Tokenizer
@@ -72,7 +71,7 @@ class Document:
         self._completions: dict[int, list[Completion]] = defaultdict(list)
         self._prompt_tokens: dict[int, int] = {}
         for index, item in enumerate(call.items):
-            prepared = preparer.prepare(item, seeds.of(place, index))
+            prepared = preparer.prepare(item, seeds.seed(place, index))
             self._texts.append(prepared.prompt_text)
             encoded = Item(prepared.prompt_ids.tolist(), prepared.samplings, prepared.stop, prepared.is_drawn)
             self._items.append(encode(encoded))

@@ -15,11 +15,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from container.core import Seeds
 from container.dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
 from container.dialects.attributes import Attributes
 from container.errors import ClientTimeout, DeadlineExceeded, RequestError, Unavailable
 from container.invocations.deadline import Deadline
-from container.seeds import Seeds
 from container.telemetry.metrics import invocation_id, outcome_of
 
 if TYPE_CHECKING:

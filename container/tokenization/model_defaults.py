@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from container.core import HOTTEST, Item, Parameters
+from container.core import MAX_TEMPERATURE, Item, Parameters
 from container.engine.sequence import Sampling
 from container.errors import InvalidRequest
 
@@ -28,7 +28,7 @@ def _is_number(value: Any) -> bool:
 
 USABLE: dict[str, Callable[[Any], bool]] = {
     "do_sample": lambda value: isinstance(value, bool),
-    "temperature": lambda value: _is_number(value) and 0 <= value <= HOTTEST,
+    "temperature": lambda value: _is_number(value) and 0 <= value <= MAX_TEMPERATURE,
     "top_k": lambda value: type(value) is int and value >= 0,
     "top_p": lambda value: _is_number(value) and 0 < value <= 1,
     "min_p": lambda value: _is_number(value) and 0 <= value < 1,

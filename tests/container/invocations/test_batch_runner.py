@@ -15,13 +15,12 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from container.core import Item
+from container.core import Item, Seeds
 from container.disk.spool import OrderedSpool, Spool
 from container.engine.sequence import Sequence
 from container.invocations.batch_runner import BatchRun
 from container.invocations.deadline import Deadline
 from container.invocations.invocation import Invocation, Service
-from container.seeds import Seeds
 from container.server.app import _answer_batch
 from container.server.exchange import Exchange
 from container.server.server import Edge
@@ -76,7 +75,7 @@ async def run_batch(present: Callable[[], Service], lines: list[Any], answers: A
     invocation = Invocation(service, Deadline(arrived=time.monotonic(), timeout_s=900, source="setting"))
     lease = await invocation.attach(None, "digest")
     batch = BatchRun(present, invocation, answers=answers, spool_dir=str(directory), longest_line=1 << 20)
-    await batch.run(body, Seeds.drawn())
+    await batch.run(body, Seeds.random())
     invocation.close()
     service.jobs.release(lease, is_complete=True)
     service.jobs.close()

@@ -42,7 +42,7 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) 
         invocation = Invocation(service, deadline)
         item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
         lease = await invocation.attach(None, "digest")
-        prepared = service.preparer.prepare(item, lease.seeds.of(0, 0))
+        prepared = service.preparer.prepare(item, lease.seeds.seed(0, 0))
         (completion,) = (await invocation.run(prepared, 0, 0)).completions
         invocation.close()
         service.jobs.release(lease, is_complete=True)

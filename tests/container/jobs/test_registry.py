@@ -91,7 +91,7 @@ class Engine:
                     break
 
     def generate(self, lease: Lease, item: int, *, is_drawn: bool = False) -> Generation:
-        sampling = Sampling(max_new_tokens=8, temperature=float(is_drawn), seed=lease.seeds.of(0, item))
+        sampling = Sampling(max_new_tokens=8, temperature=float(is_drawn), seed=lease.seeds.seed(0, item))
         prepared = Prepared(
             prompt_ids=array("I", [1, item]), prompt_text="", samplings=(sampling,), stop=(), is_drawn=is_drawn
         )
