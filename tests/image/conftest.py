@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from docker_container import Container, as_sagemaker
+
+from testing.docker_container import Container, as_sagemaker
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from docker_container import PYTHON, docker
 
 import container as longhaul
 from testing import ROOT
+from testing.docker_container import PYTHON, docker
 
 
 @pytest.fixture(scope="module")

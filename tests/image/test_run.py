@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from docker_container import PYTHON, READ_ONLY, Container, docker
+
+from testing.docker_container import PYTHON, READ_ONLY, Container, docker
 
 Run = Callable[..., Container]
 
