@@ -37,11 +37,11 @@ from .traffic import Traffic
 from .watch import FILES, Sample, Watch, sampled, spool_files
 
 SUITES = (
-    "test_admission_fuzz.py",
-    "test_batching_fuzz.py",
-    "test_dialects_fuzz.py",
-    "test_journal_races.py",
-    "test_openapi.py",
+    "tests/container/engine/supervisor/test_admission_fuzz.py",
+    "tests/container/engine/worker/test_batch_fuzz.py",
+    "tests/container/dialects/test_dialects_fuzz.py",
+    "tests/container/journal/test_races.py",
+    "tests/container/server/test_openapi.py",
 )
 PING_P99_S = 0.5
 QUIET_S = 60.0
@@ -230,7 +230,7 @@ def check_properties(seed: int, effort: int, faults: list[str]) -> dict[str, Any
     print(f"\nproperties, {effort} times the suite's examples", flush=True)
     started = time.monotonic()
     status = subprocess.run(
-        [sys.executable, "-m", "pytest", *(f"tests/{suite}" for suite in SUITES), f"--hypothesis-seed={seed}", "-v"],
+        [sys.executable, "-m", "pytest", *SUITES, f"--hypothesis-seed={seed}", "-v"],
         cwd=ROOT,
         env=os.environ | {"FUZZ_EFFORT": str(effort), "PYTHONPATH": "."},
     ).returncode
