@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import circles, functions, names, texts
-from .sources import PACKAGES, Source, read_sources
+from testing import imports
+from testing.sources import PACKAGES, Source, read_sources
+
+from . import functions, names, texts
 
 Figure = int | float
 Row = Mapping[str, Figure]
@@ -55,11 +57,11 @@ def measure(root: Path) -> dict[str, Row]:
 
 
 def _measured(sources: list[Source]) -> _Package:
-    found = circles.find_circles(sources)
+    found = imports.find_circles(sources)
     return _Package(
         sources=sources,
         circles=len(found),
-        runtime_circles=len(circles.find_circles(sources, for_types=False)),
+        runtime_circles=len(imports.find_circles(sources, for_types=False)),
         modules_in_circles=sum(len(circle.modules) for circle in found),
         private=len(functions.private(sources)),
         used_once=len(functions.private_and_used_once(sources)),
@@ -135,7 +137,7 @@ def _private(sources: list[Source]) -> list[str]:
 
 def _circles(sources: list[Source]) -> list[str]:
     lines = []
-    for circle in circles.find_circles(sources):
+    for circle in imports.find_circles(sources):
         lines.append(f"circle of {len(circle.modules)}: {', '.join(circle.modules)}")
         lines += [f"  {arrow}" for arrow in circle.arrows]
     return lines

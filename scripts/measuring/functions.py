@@ -6,7 +6,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from .sources import Finding, Function, Source, functions_of
+from testing.sources import Finding, Function, Source, functions_of
 
 
 def lengths(sources: Sequence[Source]) -> list[int]:

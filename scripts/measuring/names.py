@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .sources import Finding, functions_of, read_sources
+from testing.sources import Finding, functions_of, read_sources
 
 
 def find_tests(root: Path) -> list[Finding]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from testing.sources import PACKAGES
+
 from .figures import SUM_COLUMN, TESTS_COLUMN, Figure, Row
-from .sources import PACKAGES
 
 COLUMNS = (*PACKAGES, SUM_COLUMN)
 

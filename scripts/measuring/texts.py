@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Sequence
 
-from .sources import Finding, Source
+from testing.sources import Finding, Source
 
 _PREPOSITIONS = """
 above across against along among around as at behind below beside between beyond by during except for from in inside

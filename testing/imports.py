@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .sources import Finding, Source
+from testing.sources import Finding, Source
 
 Graph = Mapping[str, Mapping[str, int]]
 """For each module, the modules it imports, with the line of the first import."""
