@@ -33,7 +33,9 @@ except OSError as error:
 
 def docker(*arguments: str, check: bool = True, timeout: float = PATIENCE_S, **options: Any) -> str:
     """What it prints on stdout. Fails with what it says on stderr."""
-    done = subprocess.run([DOCKER, *arguments], capture_output=True, text=True, timeout=timeout, **options)
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [DOCKER, *arguments], capture_output=True, text=True, timeout=timeout, **options
+    )
     assert not check or done.returncode == 0, f"docker {arguments[0]}: {done.stderr.strip()}"
     return done.stdout
 
