@@ -33,8 +33,8 @@ from testing.server import Server, eventually
 from testing.tiny_model import save_tiny_model
 
 from .ledger import Ledger
+from .monitor import FILES, Sample, Watch, sampled, spool_files
 from .traffic import Traffic
-from .watch import FILES, Sample, Watch, sampled, spool_files
 
 SUITES = (
     "tests/container/engine/supervisor/test_admission_fuzz.py",

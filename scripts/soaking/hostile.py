@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .question import Question
+from .request import Question
 
 Answer = tuple[int, bytes]
 

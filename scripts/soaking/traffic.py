@@ -15,7 +15,7 @@ from testing.server import Server
 
 from .hostile import ATTACKS, Answer, Target, Unexpected
 from .ledger import Ledger
-from .question import CANARY, Question, difference, of_bad_document, of_large_document, pool
+from .request import CANARY, Question, difference, of_bad_document, of_large_document, pool
 
 CLIENTS = 6
 EACH_KIND = 12

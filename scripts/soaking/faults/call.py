@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from .told import Told, told
-from .work import JSON_LINES, Work
-from .wrong import Wrong, expect
+from .answer_line import Told, told
+from .batch import JSON_LINES, Work
+from .errors import Wrong, expect
 
 PATIENCE_S = 900.0
 """What no request takes unless it hangs."""

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 from testing.exactness import SHARE_OF_TIES
 
-from . import container, deadlines, edge, identical, kills, poison, shutdown, stalls, store, traffic, writers
-from .ground import Ground, Run
+from . import container, deadlines, identical, kills, poison, server, shutdown, stalls, store, traffic, writers
+from .errors import CannotRun, Wrong
+from .testbed import Ground, Run
 from .verdicts import Verdict, VerdictFile, read, table
-from .wrong import CannotRun, Wrong
 
 
 class Scenario(Protocol):
@@ -42,7 +42,7 @@ SCENARIOS: dict[str, Scenario] = {
     "deadlines": deadlines,
     "stalls": stalls,
     "poison": poison,
-    "edge": edge,
+    "edge": server,
     "shutdown": shutdown,
     "writers": writers,
     "identical": identical,

@@ -9,11 +9,11 @@ from typing import Any
 
 from testing.server import Server, eventually
 
+from .batch import Shape, Work
 from .call import Answer, Call
-from .ground import STEPS_IN_FLIGHT, TOKENS, Run, kill_container, logged
-from .pace import Pace
-from .work import Shape, Work
-from .wrong import expect
+from .errors import expect
+from .testbed import STEPS_IN_FLIGHT, TOKENS, Run, kill_container, logged
+from .throttle import Pace
 
 RUNS = 10
 INTERVAL_S = 1.0

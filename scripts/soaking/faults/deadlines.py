@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from .batch import Shape, Work
 from .call import Answer, Call
-from .ground import TOKENS, Run
-from .pace import Pace
-from .work import Shape, Work
-from .wrong import expect
+from .errors import expect
+from .testbed import TOKENS, Run
+from .throttle import Pace
 
 RUNS = 100
 TIMES_LONGER = 4

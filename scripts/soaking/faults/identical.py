@@ -10,11 +10,11 @@ import re
 
 from testing.server import Server, eventually
 
+from .batch import Shape, Work, drawn, unseeded
 from .call import Answer, Call
-from .ground import STEPS_IN_FLIGHT, TOKENS, Run
-from .pace import Pace
-from .work import Shape, Work, drawn, unseeded
-from .wrong import expect
+from .errors import expect
+from .testbed import STEPS_IN_FLIGHT, TOKENS, Run
+from .throttle import Pace
 
 RUNS = 20
 KINDS = ("deterministic", "named", "named, unseeded", "unseeded")

@@ -7,10 +7,10 @@ import time
 
 from testing.server import Server, eventually
 
+from .batch import Shape
 from .call import Call
-from .ground import STEPS_IN_FLIGHT, TOKENS, Run, engine_of
-from .work import Shape
-from .wrong import expect
+from .errors import expect
+from .testbed import STEPS_IN_FLIGHT, TOKENS, Run, engine_of
 
 RUNS = 30
 SMOLLM2_EVERY = 6

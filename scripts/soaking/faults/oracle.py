@@ -24,7 +24,7 @@ from container.tokenization.preparer import Prepared, Preparer
 from container.tokenization.tokenizer import Tokenizer
 from testing.exactness import TIE
 
-from .told import Choice
+from .answer_line import Choice
 
 MOST_WAYS = 32
 """Ties are rare: more than a few in one row are no ties."""

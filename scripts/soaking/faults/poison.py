@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from testing.server import eventually
 
+from .batch import Shape, with_line
 from .call import Call
-from .ground import Run, engine_of
-from .work import Shape, with_line
-from .wrong import expect
+from .errors import expect
+from .testbed import Run, engine_of
 
 RUNS = 5
 TOKEN_ID = 4242

@@ -11,12 +11,12 @@ import time
 
 from testing.server import Server, eventually
 
+from .batch import Shape, drawn
 from .call import Answer, Call
 from .container import PACE_S, check_continued
-from .ground import Run, engine_of
-from .pace import Pace
-from .work import Shape, drawn
-from .wrong import Wrong, expect
+from .errors import Wrong, expect
+from .testbed import Run, engine_of
+from .throttle import Pace
 
 RUNS = 6
 WITHIN_S = 25.0

@@ -6,10 +6,10 @@ import time
 
 from testing.server import eventually
 
+from .batch import Shape
 from .call import Call
-from .ground import STEPS_IN_FLIGHT, TOKENS, Run, engine_of, logged
-from .work import Shape
-from .wrong import expect
+from .errors import expect
+from .testbed import STEPS_IN_FLIGHT, TOKENS, Run, engine_of, logged
 
 RUNS = 10
 STALL_S = 3.0

@@ -14,13 +14,13 @@ from typing import Any
 
 from testing.server import Server, eventually
 
+from .batch import Shape, drawn
 from .broken_s3 import BrokenS3, State
 from .call import Call
 from .container import check_continued
-from .ground import WRITE_S, Run, kill_container, logged
-from .pace import Pace
-from .work import Shape, drawn
-from .wrong import CannotRun, Wrong, expect
+from .errors import CannotRun, Wrong, expect
+from .testbed import WRITE_S, Run, kill_container, logged
+from .throttle import Pace
 
 RUNS = 5
 INTERVAL_S = 1.0

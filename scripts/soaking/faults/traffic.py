@@ -9,10 +9,10 @@ from collections import Counter
 
 from testing.server import Server, eventually
 
+from .batch import Shape, Work, drawn
 from .call import Call
-from .ground import TOKENS, Run, engine_of
-from .work import Shape, Work, drawn
-from .wrong import Wrong, expect
+from .errors import Wrong, expect
+from .testbed import TOKENS, Run, engine_of
 
 RUNS = 5
 CLIENTS = 4

@@ -7,12 +7,12 @@ from typing import Any
 
 from testing.server import Server, eventually
 
+from .batch import Shape
 from .call import Call
 from .container import INTERVAL_S, PACE_S, check_continued
-from .ground import TOKENS, Run, kill_container, logged
-from .pace import Pace
-from .work import Shape
-from .wrong import expect
+from .errors import expect
+from .testbed import TOKENS, Run, kill_container, logged
+from .throttle import Pace
 
 RUNS = 9
 

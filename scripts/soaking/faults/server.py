@@ -8,10 +8,10 @@ import psutil
 
 from testing.server import Server, eventually
 
+from .batch import Shape
 from .call import Call
-from .ground import TOKENS, Run, engine_of
-from .work import Shape
-from .wrong import expect
+from .errors import expect
+from .testbed import TOKENS, Run, engine_of
 
 RUNS = 9
 GONE_S = 2.0

@@ -9,11 +9,11 @@ from typing import Any
 from testing.exactness import DISTINCT, SHARE_OF_TIES
 from testing.server import Server, eventually
 
+from .answer_line import Choice, Told
+from .batch import Work
 from .call import Call
+from .errors import expect
 from .oracle import Oracle
-from .told import Choice, Told
-from .work import Work
-from .wrong import expect
 
 MAX_MODEL_LEN = 8192
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .wrong import Wrong
+from .errors import Wrong
 
 SAME_LOGPROB = 1e-3
 """As the suite has it: another batch rounds otherwise."""

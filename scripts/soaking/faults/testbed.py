@@ -19,10 +19,10 @@ from testing.emulator import Emulator
 from testing.server import Server, eventually
 from testing.tiny_model import save_tiny_model
 
+from .answer_line import Told
+from .batch import Shape, Work, drawn
 from .call import Answer
-from .told import Told
-from .undisturbed import MAX_MODEL_LEN, Peace, Undisturbed
-from .work import Shape, Work, drawn
+from .reference_server import MAX_MODEL_LEN, Peace, Undisturbed
 
 SMOLLM2 = ROOT / ".models/SmolLM2-135M-Instruct"
 BUCKET = "soak"

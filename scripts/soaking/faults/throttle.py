@@ -13,7 +13,7 @@ import psutil
 
 from testing.server import Server
 
-from .ground import STEPS_IN_FLIGHT, TOKENS, WRITE_S
+from .testbed import STEPS_IN_FLIGHT, TOKENS, WRITE_S
 
 _EVERY_S = 0.02
 
