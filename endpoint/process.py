@@ -1,4 +1,7 @@
-"""A process in a session of its own that outlives who started it, and that no reused pid can be taken for."""
+"""A process in a session of its own that outlives its parent and is never confused with another one of its pid.
+
+Needs Linux: a process is identified by what /proc says of it.
+"""
 
 from __future__ import annotations
 
@@ -14,170 +17,164 @@ from pathlib import Path
 
 import psutil
 
-_POLL_S = 0.2
-_KILL_S = 10.0
-_LISTING = threading.Lock()
-"""psutil's cache of processes is not for several threads at once."""
+_POLL_INTERVAL_S = 0.2
+_KILL_TIMEOUT_S = 10.0
+_listing = threading.Lock()  # psutil's cache of processes is not for several threads at once
 
 
 class Process:
-    """Started here, or found again by its pid and identity. Nothing else is ever signalled.
+    """A session's leader, started here or found again by its pid and identity. Nothing else is ever signalled.
 
-    The session's other members (children of any depth that didn't leave it) share its fate, as in a container.
+    The session's other members (descendants that didn't leave it) share its fate, as in a container.
     """
 
-    def __init__(self, pid: int, identity: str, child: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, pid: int, identity: str) -> None:
         self.pid = pid
         self.identity = identity
-        self._child = child
+        self.exit_code: int | None = None
+        """Set when `wait` returns, negative for a signal; None if this process didn't start it."""
 
     @classmethod
-    def start(cls, command: Sequence[str], environment: Mapping[str, str], output: Path) -> Process:
-        """In this process's working directory; stdout and stderr are appended to `output`. Raises OSError."""
+    def start(
+        cls,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        output: Path,
+        directory: Path | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> Process:
+        """Start `command` in `directory` (default: the current one). Raises OSError.
+
+        Its stdout and stderr are appended to `output`; it inherits `descriptors`.
+        """
         with output.open("ab") as log:
             child = subprocess.Popen(
                 list(command),
                 env=dict(environment),
+                cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=descriptors,
                 start_new_session=True,
             )
-        return cls(child.pid, identity_of(child.pid, of_dead=True) or "", child)
+        child.returncode = 0  # it is reaped here; Popen would warn of a child that outlives it
+        return cls(child.pid, identity_of(child.pid, include_zombie=True) or "")
 
     @property
-    def alive(self) -> bool:
-        if self._child is not None and self._child.poll() is not None:  # poll() buries it
-            return False
-        return self.identity != "" and identity_of(self.pid) == self.identity
+    def is_alive(self) -> bool:
+        """Whether its main thread runs."""
+        return identity_of(self.pid) == self.identity
 
-    @property
-    def exit_code(self) -> int | None:
-        """None while it lives, and of a process that an earlier gateway started: init knows."""
-        return None if self._child is None else self._child.poll()
-
-    async def exited(self) -> None:
-        """Returns when it is dead."""
-        with contextlib.suppress(OSError, AttributeError):  # no pidfd here, or it is dead already
+    async def wait(self) -> None:
+        """Return once it is dead, with all of its threads; reap it if it is a child."""
+        with contextlib.suppress(OSError):  # it is gone already, or this kernel has no pidfd
             descriptor = os.pidfd_open(self.pid)
             try:
-                if self.alive:  # then the descriptor is its own
-                    await _readable(descriptor)
+                # Compared after it was opened: the descriptor can't be that of a later process with this pid then.
+                if identity_of(self.pid, include_zombie=True) == self.identity:
+                    await _wait_until_readable(descriptor)
             finally:
                 os.close(descriptor)
-        while self.alive:
-            await asyncio.sleep(_POLL_S)
+        while self.is_alive:
+            await asyncio.sleep(_POLL_INTERVAL_S)
+        if identity_of(self.pid, include_zombie=True) == self.identity:
+            with contextlib.suppress(ChildProcessError):  # it has another parent
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.exit_code = os.waitstatus_to_exitcode(status) if pid else None
 
-    async def end(self, grace_s: float) -> None:
-        """SIGTERM to the process, SIGKILL to the whole session when it is gone or `grace_s` are over."""
+    async def end(self, grace_s: float) -> bool:
+        """Send SIGTERM to it, then SIGKILL to its whole session once it is gone or after `grace_s`.
+
+        Returns whether SIGTERM was enough.
+        """
         self._signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.exited(), max(grace_s, 0))
+            await asyncio.wait_for(self.wait(), max(grace_s, 0))
+        was_enough = not self.is_alive
         await self.kill()
+        return was_enough
 
     async def kill(self) -> None:
-        """SIGKILL to it and to what it left in its session; returns when all are dead, or the kernel won't let them."""
-        await _kill(self._members)
-        if self._child is not None:
-            self._child.poll()  # buries it
+        """Send SIGKILL to it and to what it left in its session; return when all are dead, or can't be killed."""
+        self._signal(signal.SIGKILL)  # without a thread's help: all threads may hang in calls to this very process
+
+        def members() -> list[psutil.Process]:
+            # A pid isn't reused while a session of that number has members: another process has it, so there are none.
+            if identity_of(self.pid, include_zombie=True) not in (None, self.identity):
+                return []
+            return _find_living(lambda process: os.getsid(process.pid) == self.pid)
+
+        await _kill_all(members)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.wait(), _KILL_TIMEOUT_S)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.alive:
+        if self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def _members(self) -> list[psutil.Process]:
-        """The living ones of its session. No pid is given out again while it names a session that has members."""
-        if not self.alive and identity_of(self.pid, of_dead=True) not in (None, self.identity):
-            return []  # the pid is another's: so the session had no members left
-        return [process for process in _processes() if _session_of(process.pid) == self.pid and _runs(process)]
 
+def identity_of(pid: int, *, include_zombie: bool = False) -> str | None:
+    """Return what tells a process from all that had or will have its pid, across reboots; None if there is none.
 
-def identity_of(pid: int, *, of_dead: bool = False) -> str | None:
-    """Tells a process from all that had or will have its pid, also over a reboot. None if there is none or it is dead.
-
-    The start time in ticks since boot: psutil's own is by the wall clock, which moves. `of_dead`: a zombie counts.
+    It holds the start time in ticks since boot: psutil's is by the wall clock, which moves.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return None if Path("/proc/self/stat").exists() else _identity_without_proc(pid)
-    return None if fields[0] in "ZX" and not of_dead else f"{boot}/{fields[19]}"
+        return None
+    return None if fields[0] in "ZX" and not include_zombie else f"{boot}/{fields[19]}"
 
 
 def find_session(variable: str, value: str) -> Process | None:
-    """The leader of a session whose environment at its start had `variable=value`: one whose pid nobody wrote down.
+    """Find the leader of a session that was started with `variable=value` in its environment, its pid unrecorded.
 
-    None if there is none, or if those that have it descend from several: which of them is it can't be told.
+    Returns None if there is none, or if those that have the variable descend from several processes.
     """
-    marked = _marked(variable, value)
+    marked = _find_marked(variable, value)
     pids = {process.pid for process in marked}
-    roots = [process.pid for process in marked if _parent_of(process) not in pids]
-    if len(roots) != 1 or _session_of(roots[0]) != roots[0]:
-        return None
-    identity = identity_of(roots[0])
-    return None if identity is None else Process(roots[0], identity)
+    with contextlib.suppress(psutil.Error, OSError):
+        roots = [process.pid for process in marked if process.ppid() not in pids]
+        if len(roots) == 1 and os.getsid(roots[0]) == roots[0]:
+            identity = identity_of(roots[0])
+            return None if identity is None else Process(roots[0], identity)
+    return None
 
 
 async def kill_marked(variable: str, value: str) -> None:
-    """SIGKILL to all whose environment at their start had `variable=value`, also those that left its session."""
-    await _kill(lambda: _marked(variable, value))
+    """Send SIGKILL to all that were started with `variable=value` in their environment, in any session."""
+    await _kill_all(lambda: _find_marked(variable, value))
 
 
-async def _kill(find: Callable[[], list[psutil.Process]]) -> None:
-    """Until none is found, or the kernel won't let them die."""
-    deadline = time.monotonic() + _KILL_S
+async def _kill_all(find: Callable[[], list[psutil.Process]]) -> None:
+    """Repeat until none is found, or the kernel won't let them die."""
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
     while (found := await asyncio.to_thread(find)) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.Error):
-                process.kill()  # psutil looks first whether the pid is still the same process
+                process.kill()  # psutil checks first that the pid is still the same process
         await asyncio.sleep(0.02)
 
 
-def _processes() -> list[psutil.Process]:
-    with _LISTING:
-        return list(psutil.process_iter())
+def _find_marked(variable: str, value: str) -> list[psutil.Process]:
+    return _find_living(lambda process: process.environ().get(variable) == value)
 
 
-def _marked(variable: str, value: str) -> list[psutil.Process]:
+def _find_living(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Return the wanted processes but for this one, zombies, and those that may not be looked at."""
+    with _listing:
+        processes = list(psutil.process_iter())
     found = []
-    for process in _processes():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(variable) == value and _runs(process) and process.pid != os.getpid():
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and is_wanted(process) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def _parent_of(process: psutil.Process) -> int | None:
-    try:
-        return process.ppid()
-    except psutil.Error:
-        return None
-
-
-def _identity_without_proc(pid: int) -> str | None:
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
-
-
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return None
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-async def _readable(descriptor: int) -> None:
+async def _wait_until_readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(descriptor, readable.set)

@@ -26,10 +26,8 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +37,13 @@ import botocore.session
 import psutil
 
 from endpoint.backend.emulator import IDENTITY_PATH, RUNNING_FILE, SERVICES, Running, read_running
+from endpoint.process import Process
 from endpoint.settings import ROOT, Settings
 
 _START_S = 60.0
 _ANSWER_S = 5.0
 _STOP_S = 30.0
 _STOP_SUSPENDED_S = 5.0
-_KILL_S = 5.0
-_POLL_S = 0.02
 _LOOK_EVERY_S = 0.25
 _RETRY_S = 5.0
 
@@ -71,7 +68,6 @@ class Backend:
         self._dir = settings.data_dir / "backend"
         self._running: Running | None = None
         self._is_stopped = False
-        self._child: subprocess.Popen[bytes] | None = None
         self._clients: dict[tuple[str, str], Any] = {}
 
     @property
@@ -109,13 +105,14 @@ class Backend:
         """Restarts it when it dies, and logs what that loses. Until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            if self._is_stopped or not self._is_embedded or self._is_alive():
+            if self._is_stopped or self._running is None or self._running.process.is_alive:
                 continue
             log.error(
                 "The backend died (pid %d). Objects in S3 are kept; queues and their messages, topics, subscriptions,"
                 " roles, repositories, logs and metrics since its last clean shutdown are lost",
-                self._running.pid if self._running else 0,
+                self._running.pid,
             )
+            await self._running.process.wait()  # until its last thread has ended, it keeps its lock
             try:
                 await self._launch()
             except BackendError:
@@ -153,9 +150,6 @@ class Backend:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
-        if self._child is not None:
-            self._child.returncode = 0  # else Popen warns of a child that outlives it
-            self._child = None
 
     @property
     def _identity(self) -> dict[str, str]:
@@ -179,7 +173,7 @@ class Backend:
     async def _adopt(self) -> bool:
         """One that runs but isn't as wanted is ended."""
         self._running = read_running(self._dir)
-        if self._running is None or self._running.process() is None:
+        if self._running is None or not self._running.process.is_alive:
             return False
         if not await self._answers(self._running, _ANSWER_S):
             await self._end()
@@ -200,72 +194,33 @@ class Backend:
     async def _launch(self) -> None:
         listener = _listen(self._running.port if self._running else 0)
         port: int = listener.getsockname()[1]
-        with listener, (self._dir / "log").open("ab") as output:
-            self._child = subprocess.Popen(
+        with listener:
+            process = Process.start(
                 [
                     *(sys.executable, "-m", f"{__package__}.emulator", "--socket", str(listener.fileno())),
                     *("--data-dir", str(self._dir), "--identity", json.dumps(self._identity)),
                 ],
-                env=_child_environment(self._dir),
-                cwd=self._dir,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[listener.fileno()],
-                start_new_session=True,
+                _child_environment(self._dir),
+                self._dir / "log",
+                self._dir,
+                [listener.fileno()],
             )
-        self._running = Running.of(self._child.pid, port)
+        self._running = Running(pid=process.pid, identity=process.identity, port=port)
         # The socket listens already, so this waits for the answer, and fails at once if the process dies.
         if not await self._answers(self._running, _START_S):
             await self._end()
             raise BackendError(f"the backend did not start; see {self._dir / 'log'}")
         log.info("backend started: pid %d at %s", self._running.pid, self.url)
 
-    def _is_alive(self) -> bool:
-        if self._child is not None and self._child.poll() is not None:  # which also buries it
-            self._child = None
-        return self._running is not None and self._running.process() is not None
-
     async def _end(self) -> None:
-        """SIGTERM; SIGKILL where it doesn't hear."""
-        process = self._running.process() if self._running else None
-        if process is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                grace_s = _STOP_SUSPENDED_S if process.status() == psutil.STATUS_STOPPED else _STOP_S
-                process.terminate()
-                if not await _gone(process, grace_s):
-                    log.error("The backend (pid %d) did not end in %g s: killed", process.pid, grace_s)
-                    process.kill()
-                    await _gone(process, _KILL_S)
-        if self._child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(1)
-            self._child = None
-
-
-async def _gone(process: psutil.Process, within_s: float) -> bool:
-    """Looks again and again: the threads of the loop may all hang in the backend that is to end."""
-    deadline = time.monotonic() + within_s
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while process.is_running() and not _is_buried(process):
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(_POLL_S)
-    return True
-
-
-def _is_buried(process: psutil.Process) -> bool:
-    """Of a child that an earlier Backend here started, only when it is: a process whose main thread has ended reads as
-    a zombie while its other threads still end, and can't be buried until then. Other children are their parents'."""
-    if process.status() != psutil.STATUS_ZOMBIE:
-        return False
-    if process.ppid() != os.getpid():
-        return True
-    try:
-        process.wait(0)
-    except psutil.TimeoutExpired:
-        return False
-    return True
+        if self._running is None:
+            return
+        is_suspended = False
+        with contextlib.suppress(psutil.Error):
+            is_suspended = psutil.Process(self._running.pid).status() == psutil.STATUS_STOPPED
+        grace_s = _STOP_SUSPENDED_S if is_suspended else _STOP_S
+        if not await self._running.process.end(grace_s):
+            log.error("The backend (pid %d) did not end in %g s: killed", self._running.pid, grace_s)
 
 
 _CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know less than it does

@@ -9,8 +9,6 @@ Its state but S3's objects is saved when it ends by SIGTERM, and only then.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -20,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import uvicorn
+from filelock import FileLock, Timeout
 
 from endpoint.origin_guard import OriginGuard
+from endpoint.process import Process, identity_of
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
@@ -31,37 +30,26 @@ if TYPE_CHECKING:
 SERVICES = frozenset({"s3", "sns", "sqs", "sts", "iam", "ecr", "logs", "monitoring"})
 """That it answers for, by the names that requests are signed for."""
 IDENTITY_PATH = "/_longhaul/emulator"
-_MODULE = "endpoint.backend.emulator"  # while it runs, its __name__ is __main__
 RUNNING_FILE = "process.json"
-_CLOCK_S = 5.0
-"""By which a process may seem to have started later or earlier, the clock having been set."""
 _SHUTDOWN_S = 2
 """For requests under way: a long poll may have 20 s to go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """Which process it is. It says so itself, so that a gateway that is killed meanwhile loses no track of it."""
+    """The emulator's process and port. It records them itself: a gateway killed meanwhile can't lose track of it."""
 
     pid: int
-    started_at: float
+    identity: str
     port: int
 
-    @classmethod
-    def of(cls, pid: int, port: int) -> Running:
-        return cls(pid=pid, started_at=psutil.Process(pid).create_time(), port=port)
-
-    def process(self) -> psutil.Process | None:
-        """None where it has ended, though another process may have its pid by now."""
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            is_it = abs(process.create_time() - self.started_at) < _CLOCK_S and _MODULE in process.cmdline()
-            if is_it and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
+    @property
+    def process(self) -> Process:
+        return Process(self.pid, self.identity)
 
 
 def read_running(data_dir: Path) -> Running | None:
+    """Return what the latest emulator of `data_dir` recorded, though it may have ended since."""
     try:
         return Running(**json.loads((data_dir / RUNNING_FILE).read_text()))
     except (OSError, ValueError, TypeError):
@@ -74,13 +62,15 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--identity", type=json.loads, required=True)
     arguments = parser.parse_args()
-    lock = (arguments.data_dir / "lock").open("w")  # until this process ends, however it ends
+    lock = FileLock(arguments.data_dir / "lock", blocking=False)  # held until this process ends, however it ends
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(f"another emulator works with {arguments.data_dir}")
+        lock.acquire()
+    except Timeout:
+        sys.exit(f"another emulator uses {arguments.data_dir}")
     listener = socket.socket(fileno=arguments.socket)
-    _write_running(arguments.data_dir, Running.of(os.getpid(), listener.getsockname()[1]))
+    identity = identity_of(os.getpid())
+    assert identity is not None, "this process runs"
+    _write_running(arguments.data_dir, Running(pid=os.getpid(), identity=identity, port=listener.getsockname()[1]))
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ.update(environment(arguments.data_dir, arguments.identity))
     # It reads the environment as it is imported.

@@ -220,7 +220,7 @@ def _find(record: Record) -> Process | None:
         process = find_session(MARKER, record.id)
     else:
         process = Process(record.pid, record.identity)
-    if process is not None and process.alive:
+    if process is not None and process.is_alive:
         return process
     if process is not None:
         asyncio.run(process.kill())

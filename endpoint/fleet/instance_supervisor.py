@@ -186,7 +186,7 @@ class InstanceSupervisor:
         every_s = min(self._around.settings.ping_every_s, _PING_AT_START_S)
         async with _exit_of(self._process) as exited:
             while not exited.done():
-                if await self._ping() and self._process.alive:
+                if await self._ping() and self._process.is_alive:
                     return True
                 if time.time() > deadline:
                     raise StartFailed(no_ping(self.record.variant))
@@ -246,7 +246,7 @@ class InstanceSupervisor:
 
 @contextlib.asynccontextmanager
 async def _exit_of(process: Process) -> AsyncIterator[asyncio.Task[None]]:
-    exited = asyncio.create_task(process.exited())
+    exited = asyncio.create_task(process.wait())
     try:
         yield exited
     finally:

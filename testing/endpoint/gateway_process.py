@@ -57,7 +57,7 @@ class GatewayProcess:
     @property
     def backend_pid(self) -> int | None:
         running = read_running(self.data_dir / "backend")
-        return running.pid if running and running.process() else None
+        return running.pid if running and running.process.is_alive else None
 
     def client(self, service: str, **config: Any) -> Any:
         client = boto3.client(

@@ -186,8 +186,7 @@ def test_a_process_that_only_has_its_pid_is_left_alone(settings: Settings) -> No
     directory = settings.data_dir / "backend"
     directory.mkdir()
     with subprocess.Popen(["sleep", "60"]) as other:
-        started_at = psutil.Process(other.pid).create_time()
-        running = {"pid": other.pid, "started_at": started_at, "port": free_port()}
+        running = {"pid": other.pid, "identity": "another boot/1", "port": free_port()}
         (directory / "process.json").write_text(json.dumps(running))
         assert with_backend(settings) != other.pid
         asyncio.run(Backend(settings).stop())

@@ -557,7 +557,8 @@ def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> Non
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
     process = Process.start(["true"], {}, tmp_path / "log")
     eventually(lambda: psutil.Process(process.pid).status() == "zombie")
-    assert identity_of(process.pid) is None and not process.alive
+    assert identity_of(process.pid) is None and not process.is_alive
+    asyncio.run(process.wait())
     assert process.exit_code == 0
 
 
@@ -567,7 +568,7 @@ def test_a_session_is_found_by_its_marker(tmp_path: Path) -> None:
     assert found is not None and (found.pid, found.identity) == (process.pid, process.identity)
     assert find_session("MARK", "another") is None
     asyncio.run(found.kill())
-    eventually(lambda: not process.alive)
+    eventually(lambda: not process.is_alive)
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -589,7 +590,7 @@ def test_a_child_with_a_session_of_its_own_is_not_taken_for_its_parent(tmp_path:
     found = find_session("MARK", mark)
     assert found is not None and found.pid == process.pid
     asyncio.run(kill_marked("MARK", mark))
-    assert marked(mark) == [] and not process.alive
+    assert marked(mark) == [] and not process.is_alive
 
 
 def test_what_a_lost_leader_left_is_killed(tmp_path: Path) -> None:
@@ -598,7 +599,7 @@ def test_what_a_lost_leader_left_is_killed(tmp_path: Path) -> None:
     process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
     eventually(lambda: [each.name() for each in marked(mark)] == ["sleep"] * 3)
     os.kill(process.pid, signal.SIGKILL)
-    eventually(lambda: not process.alive)
+    eventually(lambda: not process.is_alive)
     assert find_session("MARK", mark) is None
     asyncio.run(kill_marked("MARK", mark))
     assert marked(mark) == []
