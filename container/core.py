@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -154,6 +154,17 @@ class Result:
     @property
     def completion_tokens(self) -> int:
         return sum(len(completion.token_ids) for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Everything that one document asks for, and how its answer is written."""
+
+    items: tuple[Item, ...]
+    """Items in the order in which the answer needs their results."""
+    render: Callable[[Sequence[Result], str], bytes]
+    """Writes the answer, in `content_type`, from a result for each item and the served model's name."""
+    content_type: str = "application/json"
 
 
 class Seeds(msgspec.Struct, frozen=True, array_like=True):

@@ -8,12 +8,13 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from container.dialects.batch import read_line
-from container.dialects.document import is_json_lines, read_document
+from container.dialects.document import JSON_LINES
 from container.engine.worker.model import SUPPORTED
 from container.server.app import create_app
 from container.server.server import Edge
 from container.settings import Settings, settings_table
 from testing import ROOT
+from testing.container.documents import read_document
 from testing.exactness import TIE
 
 README = (ROOT / "README.md").read_text()
@@ -77,7 +78,7 @@ def test_a_commands_body_is_accepted(command: str) -> None:
     attributes = re.search(r"Custom-Attributes: ([^']+)", command)
     body = re.search(r"-d '(.*?)'", command, re.DOTALL)
     assert content_type is not None
-    if is_json_lines(content_type[1]):
+    if content_type[1] in JSON_LINES:
         file = re.search(r"--data-binary @(\S+)", command)
         assert file is not None
         lines = (ROOT / file[1]).read_bytes().splitlines()

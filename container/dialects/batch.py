@@ -14,9 +14,8 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
-from container.core import Result
+from container.core import Call, Result
 from container.dialects import openai
-from container.dialects.call import Call
 from container.dialects.document import read_object
 from container.dialects.wire import BYTE_ORDER_MARK, Wire, decode, read
 from container.errors import InvalidRequest, RequestError
@@ -82,7 +81,7 @@ class Line:
     def success(self, results: Sequence[Result], model: str) -> bytes:
         """The answer's line, newline included."""
         assert self.call is not None
-        return self._line(self.call.render(results, model), None)
+        return self._line(msgspec.Raw(self.call.render(results, model)), None)
 
     def failure(self, error: RequestError) -> bytes:
         """The error's line, newline included."""

@@ -1,20 +1,26 @@
-"""Which dialect a document is in: told by its content type, then by its shape."""
+"""Headers that say how a body is to be read, and the dialect of a document: by its content type, then by its shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import msgspec
+
+from container.core import Call
 from container.dialects import huggingface, openai, plain_text
-from container.dialects.call import Call
+from container.dialects.plain_text import PREFIX
 from container.dialects.wire import decode
 from container.errors import InvalidRequest, UnsupportedMedia
 
 JSON_LINES = frozenset({"application/jsonlines", "application/x-ndjson", "application/jsonl"})
-# Clients that say nothing: SageMaker and S3 then fill in a stream of bytes.
-UNSAID = frozenset({"", "application/octet-stream", "binary/octet-stream"})
+UNSPECIFIED = frozenset({"", "application/octet-stream", "binary/octet-stream"})
+"""Content types of clients that give none: SageMaker and S3 then fill in a stream of bytes."""
 CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 ACCEPTED = "application/json, application/jsonlines (one JSON object a line) and text/plain are, in UTF-8"
+MAX_TIMEOUT_S = 3600
+"""SageMaker's own limit of `InvocationTimeoutSeconds`."""
 
 SHAPES: dict[str, Callable[[object], Call]] = {
     "inputs": huggingface.read_request,
@@ -22,55 +28,75 @@ SHAPES: dict[str, Callable[[object], Call]] = {
     "prompt": openai.read_completion,
 }
 
-
 Route = Literal["invocations", "chat", "completions"]
-"""Where a document came in: SageMaker's path takes every dialect, OpenAI's paths one each."""
+"""Path of a request: SageMaker's takes every dialect, OpenAI's take one each."""
 
 
-def read_call(route: Route, content_type: str | None, body: bytes, custom_attributes: str | None) -> Call:
-    """The call that one document makes. Takes as long as the body is large: for a worker thread.
+class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a request's route and headers say about it, parsed once."""
 
-    Raises InvalidRequest, or UnsupportedMedia for a content type of no dialect, JSON lines included.
+    route: Route
+    media_type: str
+    """The content type without its parameters, in lower case."""
+    is_utf8: bool = True
+    """False if the content type names a charset that we don't read."""
+    attributes: dict[str, list[str]] = {}
+    """Values of each key of the custom attributes, `max_new_tokens=64;job=my-job`, without the space around them.
+
+    SageMaker allows 1,024 visible ASCII characters in any form. Teams put their own tokens there, so parts that are not
+    pairs are skipped, and unknown keys have no effect.
     """
-    match route:
-        case "invocations":
-            return read_document(content_type, body, custom_attributes)
+    job: str | None = None
+    """Name under which the request can be sent again and resumed."""
+    timeout_s: float | None = None
+    """Seconds from the request's arrival until the caller gives up, if it says so."""
+
+    @classmethod
+    def parse(cls, route: Route, content_type: str | None, custom_attributes: str | None) -> RequestHead:
+        """Parse the headers. Raises InvalidRequest if the job's name or the timeout is malformed."""
+        media_type, *parameters = (part.strip().lower() for part in (content_type or "").split(";"))
+        charsets = [part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")]
+        attributes: dict[str, list[str]] = {}
+        for part in (custom_attributes or "").split(";"):
+            key, equals, value = part.partition("=")
+            if equals:
+                attributes.setdefault(key.strip(), []).append(value.strip())
+        return cls(
+            route=route,
+            media_type=media_type,
+            is_utf8=CHARSETS.issuperset(charsets),
+            attributes=attributes,
+            job=_job(attributes) if "job" in attributes else None,
+            timeout_s=_timeout_s(attributes) if "timeout" in attributes else None,
+        )
+
+
+def read_call(head: RequestHead, body: bytes) -> Call:
+    """Read one document. Its size decides how long this takes, so call it in a worker thread.
+
+    Raises InvalidRequest, or UnsupportedMedia if no dialect has the content type, which JSON lines are not for either.
+    """
+    match head.route:
         case "chat":
             return openai.read_chat(decode(body))
         case "completions":
             return openai.read_completion(decode(body))
-
-
-def is_json_lines(content_type: str | None) -> bool:
-    """Whether the body is to be read line by line, with `batch.read_line`."""
-    return media_type(content_type) in JSON_LINES
-
-
-def read_document(content_type: str | None, body: bytes, custom_attributes: str | None) -> Call:
-    """A document whose dialect its content type and its shape tell."""
-    media = media_type(content_type)
-    check_charset(content_type)
-    if media == "text/plain":
-        return plain_text.read_prompt(body, custom_attributes)
-    if media == "application/json" or media.endswith("+json") or media in UNSAID:
+    validate_charset(head)
+    if head.media_type == "text/plain":
+        return plain_text.read_prompt(body, head.attributes)
+    if head.media_type == "application/json" or head.media_type.endswith("+json") or head.media_type in UNSPECIFIED:
         return read_object(decode(body))
     raise UnsupportedMedia(f"this content type is not supported; {ACCEPTED}")
 
 
-def check_charset(content_type: str | None) -> None:
-    """Raises UnsupportedMedia where a content type names a charset that we don't read."""
-    parameters = (part.strip().lower() for part in (content_type or "").split(";")[1:])
-    charsets = [part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")]
-    if not CHARSETS.issuperset(charsets):
+def validate_charset(head: RequestHead) -> None:
+    """Raise UnsupportedMedia if the content type names a charset that we don't read."""
+    if not head.is_utf8:
         raise UnsupportedMedia(f"this charset is not supported; {ACCEPTED}")
 
 
-def media_type(content_type: str | None) -> str:
-    return (content_type or "").partition(";")[0].strip().lower()
-
-
 def read_object(document: object) -> Call:
-    """The call of a JSON object whose dialect shows in its shape."""
+    """Read a JSON object whose shape tells its dialect."""
     if not isinstance(document, dict):
         raise InvalidRequest("the document must be a JSON object with inputs, messages or prompt")
     shapes = [name for name in SHAPES if document.get(name) is not None]
@@ -82,3 +108,19 @@ def read_object(document: object) -> Call:
             param=shapes[1] if shapes else None,
         )
     return SHAPES[shapes[0]](document)
+
+
+def _job(attributes: Mapping[str, Sequence[str]]) -> str:
+    name = plain_text.single_value(attributes, "job")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", name):
+        message = f"{PREFIX}job must be a name of 1 to 128 letters, digits, dots, underscores and hyphens"
+        raise InvalidRequest(message, param=f"{PREFIX}job")
+    return name
+
+
+def _timeout_s(attributes: Mapping[str, Sequence[str]]) -> float:
+    value = plain_text.single_value(attributes, "timeout")
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", value) or not 1 <= float(value) <= MAX_TIMEOUT_S:
+        message = f"{PREFIX}timeout must be a number of seconds from 1 to {MAX_TIMEOUT_S}, such as timeout=1800"
+        raise InvalidRequest(message, param=f"{PREFIX}timeout")
+    return float(value)

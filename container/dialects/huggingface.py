@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import msgspec
 from pydantic import Field
 
-from container.core import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
-from container.dialects.call import Call
+from container.core import Call, Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
 from container.dialects.chat import TemplateOptions, read_chat
 from container.dialects.fields import (
     Choices,
@@ -136,7 +136,7 @@ def read_request(document: object) -> Call:
         Item(prompt=prompt, parameters=parameters, sample_by_default=False, param=path, names=NAMES)
         for path, prompt in _prompts(request.inputs, options.template(PREFIX), parameters.n)
     )
-    return Call(items=items, renderer=partial(_render, options))
+    return Call(items=items, render=partial(_render, options))
 
 
 def _prompts(inputs: object, template: Template, n: int) -> Iterable[tuple[str, Prompt]]:
@@ -165,8 +165,9 @@ def _refuse_template(template: Template) -> None:
         raise InvalidRequest(f"{names} go with messages; inputs is a text: leave them out", param="parameters")
 
 
-def _render(options: Options, results: Sequence[Result], model: str) -> list[dict[str, Any]]:
-    return [_generated(options, result, completion) for result in results for completion in result.completions]
+def _render(options: Options, results: Sequence[Result], model: str) -> bytes:
+    generated = [_generated(options, result, completion) for result in results for completion in result.completions]
+    return msgspec.json.encode(generated)
 
 
 def _generated(options: Options, result: Result, completion: Completion) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from pydantic import Field
 
-from container.core import Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
-from container.dialects.call import Call
+from container.core import Call, Completion, Item, Parameters, Prompt, Result, Template, TokenLogprob
 from container.dialects.chat import TemplateOptions
 from container.dialects.chat import read_chat as read_chat_prompt
 from container.dialects.fields import (
@@ -184,7 +184,7 @@ def read_chat(document: object) -> Call:
     parameters = request.parameters(max_new_tokens, request.likeliest())
     prompt = read_chat_prompt(request.messages, "messages", request.template_of_choice())
     item = _item("messages", prompt, parameters, limit_name=name)
-    return Call(items=(item,), renderer=partial(_render_chat, request))
+    return Call(items=(item,), render=partial(_render_chat, request))
 
 
 def read_completion(document: object) -> Call:
@@ -192,7 +192,7 @@ def read_completion(document: object) -> Call:
     request.refuse_combinations()
     parameters = request.parameters(request.max_tokens, request.logprobs)
     items = tuple(_item(path, prompt, parameters, limit_name="max_tokens") for path, prompt in _prompts(request))
-    return Call(items=items, renderer=partial(_render_completion, request))
+    return Call(items=items, render=partial(_render_completion, request))
 
 
 def _item(path: str, prompt: Prompt, parameters: Parameters, *, limit_name: str) -> Item:
@@ -217,7 +217,7 @@ def _prompts(request: CompletionRequest) -> Iterable[tuple[str, Prompt]]:
     raise InvalidRequest(f"prompt must be {EXPECTED_PROMPT}", param="prompt")
 
 
-def _render_chat(request: ChatRequest, results: Sequence[Result], model: str) -> dict[str, Any]:
+def _render_chat(request: ChatRequest, results: Sequence[Result], model: str) -> bytes:
     completions = [completion for result in results for completion in result.completions]
     choices = [
         {
@@ -230,7 +230,7 @@ def _render_chat(request: ChatRequest, results: Sequence[Result], model: str) ->
     return _answer("chatcmpl", "chat.completion", request.model or model, choices, results)
 
 
-def _render_completion(request: CompletionRequest, results: Sequence[Result], model: str) -> dict[str, Any]:
+def _render_completion(request: CompletionRequest, results: Sequence[Result], model: str) -> bytes:
     """Choices are numbered over the prompts, then over each prompt's n."""
     texts = [
         (result.prompt_text + completion.text if request.echo else completion.text, completion)
@@ -282,12 +282,10 @@ def _completion_token(token: TokenLogprob) -> str:
     return token.text if is_whole else f"bytes:{token.text}"
 
 
-def _answer(
-    id_prefix: str, kind: str, model: str, choices: list[dict[str, Any]], results: Sequence[Result]
-) -> dict[str, Any]:
+def _answer(id_prefix: str, kind: str, model: str, choices: list[dict[str, Any]], results: Sequence[Result]) -> bytes:
     prompt_tokens = sum(result.prompt_tokens for result in results)
     completion_tokens = sum(result.completion_tokens for result in results)
-    return {
+    answer = {
         "id": f"{id_prefix}-{secrets.token_hex(12)}",
         "object": kind,
         "created": int(time.time()),
@@ -299,3 +297,4 @@ def _answer(
             "total_tokens": prompt_tokens + completion_tokens,
         },
     }
+    return msgspec.json.encode(answer)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import msgspec
 
-from container.core import Item, Parameters, Result
-from container.dialects.attributes import PREFIX, Attributes
-from container.dialects.call import Call
+from container.core import Call, Item, Parameters, Result
 from container.dialects.fields import (
     Flag,
     MinNewTokens,
@@ -27,6 +25,10 @@ from container.dialects.prompt import read_text
 from container.dialects.wire import BYTE_ORDER_MARK, Wire, read
 from container.errors import InvalidRequest
 
+HEADER = "X-Amzn-SageMaker-Custom-Attributes"
+"""Header that SageMaker passes on to the container."""
+PREFIX = f"{HEADER}: "
+"""Text before an attribute's key in an error's `param`."""
 NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens")}
 
 
@@ -66,11 +68,17 @@ class Options(Wire):
         )
 
 
-def read_prompt(body: bytes, custom_attributes: str | None) -> Call:
-    options = _options(Attributes.parse(custom_attributes))
+def read_prompt(body: bytes, attributes: Mapping[str, Sequence[str]]) -> Call:
+    """Read a prompt; `attributes` has the values of each key. Raises InvalidRequest."""
+    given = {
+        key: list(attributes[key]) if key == "stop" else _scalar(single_value(attributes, key))
+        for key in Options.model_fields
+        if key in attributes
+    }
+    options = read(Options, given, PREFIX)
     prompt = read_text(_decoded(body), "body")
     item = Item(prompt=prompt, parameters=options.parameters(), sample_by_default=False, param="body", names=NAMES)
-    return Call(items=(item,), renderer=partial(_render, options), content_type="text/plain; charset=utf-8")
+    return Call(items=(item,), render=partial(_render, options), content_type="text/plain; charset=utf-8")
 
 
 def _decoded(body: bytes) -> str:
@@ -81,23 +89,23 @@ def _decoded(body: bytes) -> str:
     raise InvalidRequest(f"the body is not UTF-8 (byte {position})", param="body")
 
 
-def _options(attributes: Attributes) -> Options:
-    values: dict[str, object] = {key: _value(attributes.one(key)) for key in Options.model_fields if key != "stop"}
-    values["stop"] = attributes.all("stop") or None  # each `stop=` is one more stop string
-    return read(Options, values, PREFIX)
+def single_value(attributes: Mapping[str, Sequence[str]], key: str) -> str:
+    """Return the value of a key that is there. Raises InvalidRequest if it has several."""
+    values = attributes[key]
+    if len(values) > 1:
+        raise InvalidRequest(f"{PREFIX}{key} is given {len(values)} times; give it once", param=PREFIX + key)
+    return values[0]
 
 
-def _value(text: str | None) -> object:
-    """A scalar as JSON writes it: `64`, `0.5`, `true`. What it can't read stays text, which its field then refuses."""
-    if text is None:
-        return None
+def _scalar(text: str) -> object:
+    """Read a scalar as JSON writes it: `64`, `0.5`, `true`. Other text stays text, which its field then refuses."""
     try:
         return msgspec.json.decode(text) if text != "null" else text
     except (msgspec.DecodeError, RecursionError):
         return text
 
 
-def _render(options: Options, results: Sequence[Result], model: str) -> str:
+def _render(options: Options, results: Sequence[Result], model: str) -> bytes:
     (result,) = results
     text = result.completions[0].text
-    return result.prompt_text + text if options.return_full_text else text
+    return (result.prompt_text + text if options.return_full_text else text).encode()

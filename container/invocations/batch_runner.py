@@ -8,9 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from container.core import Seeds
+from container.core import Call, Seeds
 from container.dialects.batch import Line, is_blank, name_line, name_long_line, read_line
-from container.dialects.call import Call
 from container.disk.seen_ids import SeenIds
 from container.disk.spool import OrderedSpool, Spool, SpooledLine, close_soon
 from container.errors import DeadlineExceeded, EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable

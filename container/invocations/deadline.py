@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from container.dialects.attributes import Attributes
 from container.errors import DeadlineExceeded
 from container.settings import Settings
 
@@ -36,13 +35,12 @@ class Deadline:
     on_deadline: OnDeadline = "partial"
 
     @classmethod
-    def of(cls, settings: Settings, custom_attributes: str | None, arrived: float) -> Deadline:
-        """Raises InvalidRequest where the request's own is malformed."""
-        asked = Attributes.parse(custom_attributes).timeout_s()
+    def of(cls, settings: Settings, timeout_s: float | None, arrived: float) -> Deadline:
+        """Return the deadline of a request, whose own `timeout_s` comes before the setting."""
         return cls(
             arrived=arrived,
-            timeout_s=settings.invocation_timeout_s if asked is None else asked,
-            source="setting" if asked is None else "attribute",
+            timeout_s=settings.invocation_timeout_s if timeout_s is None else timeout_s,
+            source="setting" if timeout_s is None else "attribute",
             on_deadline=settings.on_deadline,
         )
 

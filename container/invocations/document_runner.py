@@ -7,9 +7,8 @@ from contextlib import AsyncExitStack
 
 from starlette.responses import Response, StreamingResponse
 
-from container.core import Seeds
-from container.dialects.call import Call
-from container.dialects.document import read_call
+from container.core import Call, Seeds
+from container.dialects.document import RequestHead, read_call
 from container.disk.spool import OrderedSpool, Spool, close_soon
 from container.invocations.invocation import Invocation, Service
 from container.reader.messages import ReadDocument
@@ -17,10 +16,10 @@ from container.tokenization.preparer import Prepared
 
 
 async def answer_small(
-    service: Service, invocation: Invocation, what: ReadDocument, body: bytes, seeds: Seeds
+    service: Service, invocation: Invocation, head: RequestHead, body: bytes, seeds: Seeds
 ) -> Response:
     def read() -> tuple[Call, list[Prepared]]:
-        call = read_call(what.route, what.content_type, body, what.custom_attributes)
+        call = read_call(head, body)
         # All items are checked before any runs: a bad one must not cost the others' work.
         return call, [service.preparer.prepare(item, seeds.seed(0, index)) for index, item in enumerate(call.items)]
 
@@ -29,18 +28,18 @@ async def answer_small(
     invocation.items = len(prepared)
     invocation.most_completion_tokens = sum(s.max_new_tokens for one in prepared for s in one.samplings)
     results = await invocation.run_all(prepared)
-    answer = await invocation.in_writer(lambda: call.answer(results, service.name))
+    answer = await invocation.in_writer(lambda: call.render(results, service.name))
     return Response(answer, media_type=call.content_type)
 
 
 async def answer_large(
-    service: Service, invocation: Invocation, what: ReadDocument, body: Spool, seeds: Seeds, spool_dir: str
+    service: Service, invocation: Invocation, head: RequestHead, body: Spool, seeds: Seeds, spool_dir: str
 ) -> Response:
     answer = Spool(spool_dir)
     try:
         async with AsyncExitStack() as stack:
             async with invocation.before_deadline():
-                reader = await stack.enter_async_context(service.readers.read(what, body, answer, seeds))
+                reader = await stack.enter_async_context(service.readers.read(ReadDocument(head), body, answer, seeds))
             invocation.items = reader.opened.items
             await invocation.run_read(reader)
             content_type = await reader.render()

@@ -9,8 +9,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from container.dialects.attributes import Attributes
-from container.dialects.document import Route, media_type
+from container.dialects.document import RequestHead
 from container.dialects.plain_text import Options
 
 _FORMAT = b"longhaul 1"
@@ -40,14 +39,13 @@ class Fingerprint:
     `identity` is the server's part: its model and its settings, so far as they decide what is generated.
     """
 
-    def __init__(self, identity: str, route: Route, content_type: str | None, custom_attributes: str | None) -> None:
+    def __init__(self, identity: str, head: RequestHead) -> None:
         self._digest = hashlib.sha256(_FORMAT)
-        media = media_type(content_type)
-        for part in (identity, route, media):
+        for part in (identity, head.route, head.media_type):
             _add(self._digest, part.encode())
-        if media == "text/plain":  # only there do attributes say how to generate
-            for key, value in sorted(Attributes.parse(custom_attributes).pairs):
-                if key in Options.model_fields:
+        if head.media_type == "text/plain":  # only there do attributes say how to generate
+            for key in sorted(head.attributes.keys() & Options.model_fields.keys()):
+                for value in sorted(head.attributes[key]):
                     _add(self._digest, f"{key}={value}".encode())
 
     def add(self, body: bytes | bytearray) -> None:

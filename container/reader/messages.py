@@ -7,7 +7,7 @@ import msgspec
 
 from container.core import Completion, Seeds
 from container.dialects.batch import Form
-from container.dialects.document import Route
+from container.dialects.document import RequestHead
 from container.engine.sequence import Sampling
 from container.errors import OutOfSpace, RequestError, TooLarge
 
@@ -26,9 +26,7 @@ class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ReadDocument(msgspec.Struct, frozen=True, tag="document"):
     """The whole body is one document."""
 
-    route: Route
-    content_type: str | None
-    custom_attributes: str | None
+    head: RequestHead
 
 
 class ReadLine(msgspec.Struct, frozen=True, tag="line"):

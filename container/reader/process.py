@@ -20,9 +20,8 @@ from typing import BinaryIO
 import psutil
 from setproctitle import setproctitle
 
-from container.core import Completion, Result, Seeds
+from container.core import Call, Completion, Result, Seeds
 from container.dialects.batch import Line, read_line
-from container.dialects.call import Call
 from container.dialects.document import read_call
 from container.disk.spool import naming_a_full_disk
 from container.engine.messages import HEADER, encode
@@ -104,7 +103,7 @@ class Document:
         return Result(prompt_text=text, prompt_tokens=prompt_tokens, completions=completions)
 
     def answer(self) -> bytes:
-        return self._call.answer(self.results(), self._name)
+        return self._call.render(self.results(), self._name)
 
     def line_answer(self, line: Line) -> bytes:
         return line.success(self.results(), self._name)
@@ -193,7 +192,7 @@ class Reader:
             match what:
                 case ReadDocument():
                     body = self._read(0, size)
-                    self._prepare(read_call(what.route, what.content_type, body, what.custom_attributes), message)
+                    self._prepare(read_call(what.head, body), message)
                     return Opened(len(self._opened))
                 case ReadLine():
                     return self._open_line(read_line(self._read(what.offset, size), what.number), message)

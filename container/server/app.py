@@ -12,16 +12,15 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from container import __version__
-from container.dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
-from container.dialects.document import Route, check_charset, is_json_lines
+from container.dialects.document import JSON_LINES, RequestHead, Route, validate_charset
 from container.disk.spool import OrderedSpool, Spool, close_soon
 from container.errors import InvalidRequest, RequestError, TooLarge
 from container.invocations.batch_runner import BatchRun
+from container.invocations.deadline import Deadline
 from container.invocations.document_runner import answer_large, answer_small, spooled_response
-from container.invocations.invocation import Invocation
+from container.invocations.invocation import Invocation, Service
 from container.invocations.request_digest import Fingerprint
 from container.reader.client import INLINE_BYTES
-from container.reader.messages import ReadDocument
 from container.server import openapi
 from container.server.exchange import Exchange, error_response
 from container.server.server import Edge
@@ -47,19 +46,17 @@ def create_app(edge: Edge) -> FastAPI:
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
         """Generate, in the dialect that content type and shape of the body tell."""
-        if is_json_lines(request.headers.get("content-type")):
-            return Exchange(edge, request, lambda exchange: _answer_batch(edge, exchange))
-        return _document(edge, request, "invocations")
+        return Exchange(edge, request, lambda exchange: _answer(edge, exchange, "invocations"))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions."""
-        return _document(edge, request, "chat")
+        return Exchange(edge, request, lambda exchange: _answer(edge, exchange, "chat"))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         """OpenAI's completions."""
-        return _document(edge, request, "completions")
+        return Exchange(edge, request, lambda exchange: _answer(edge, exchange, "completions"))
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:
@@ -78,26 +75,29 @@ def create_app(edge: Edge) -> FastAPI:
     return app
 
 
-def _document(edge: Edge, request: Request, route: Route) -> Exchange:
-    return Exchange(edge, request, lambda exchange: _answer_document(edge, exchange, route))
+async def _answer(edge: Edge, exchange: Exchange, route: Route) -> Response:
+    service = edge.service_or_unavailable()
+    head, deadline = exchange.read_head(route)
+    if route == "invocations" and head.media_type in JSON_LINES:
+        return await _answer_batch(edge, service, exchange, head, deadline)
+    return await _answer_document(edge.settings, service, exchange, head, deadline)
 
 
-async def _answer_document(edge: Edge, exchange: Exchange, route: Route) -> Response:
-    service, settings, headers = edge.service_or_unavailable(), edge.settings, exchange.request.headers
-    deadline = exchange.read_deadline()
-    what = ReadDocument(route, headers.get("content-type"), headers.get(CUSTOM_ATTRIBUTES))
-    fingerprint = Fingerprint(service.identity, route, what.content_type, what.custom_attributes)
+async def _answer_document(
+    settings: Settings, service: Service, exchange: Exchange, head: RequestHead, deadline: Deadline
+) -> Response:
+    fingerprint = Fingerprint(service.identity, head)
     body = await _read_document(exchange, settings, fingerprint)
     exchange.watch_for_disconnect()
     invocation = Invocation(service, deadline)
     try:
         if isinstance(body, bytes):
             seeds = await exchange.attach(invocation, fingerprint)
-            response = await answer_small(service, invocation, what, body, seeds)
+            response = await answer_small(service, invocation, head, body, seeds)
         else:
             invocation.body_bytes = body.size
             seeds = await exchange.attach(invocation, fingerprint)
-            response = await answer_large(service, invocation, what, body, seeds, settings.spool_dir)
+            response = await answer_large(service, invocation, head, body, seeds, settings.spool_dir)
         return _marked(response, invocation)
     finally:
         if isinstance(body, Spool):
@@ -148,11 +148,12 @@ async def _chunks(exchange: Exchange, limit: int, hint: str) -> AsyncIterator[by
         raise too_large
 
 
-async def _answer_batch(edge: Edge, exchange: Exchange) -> Response:
-    service, settings, headers = edge.service_or_unavailable(), edge.settings, exchange.request.headers
-    check_charset(headers.get("content-type"))
-    deadline = exchange.read_deadline()
-    fingerprint = Fingerprint(service.identity, "invocations", headers.get("content-type"), None)
+async def _answer_batch(
+    edge: Edge, service: Service, exchange: Exchange, head: RequestHead, deadline: Deadline
+) -> Response:
+    settings = edge.settings
+    validate_charset(head)
+    fingerprint = Fingerprint(service.identity, head)
     body, answers = Spool(settings.spool_dir), OrderedSpool(settings.spool_dir)
     invocation = Invocation(service, deadline)  # last: it is closed below
     batch = BatchRun(

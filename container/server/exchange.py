@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from container.core import Seeds
-from container.dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
-from container.dialects.attributes import Attributes
+from container.dialects.document import RequestHead, Route
+from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
 from container.errors import ClientTimeout, DeadlineExceeded, RequestError, Unavailable
 from container.invocations.deadline import Deadline
 from container.telemetry.metrics import invocation_id, outcome_of
@@ -102,14 +102,15 @@ class Exchange(Response):
         """Bytes of a body over its limit that are still read, so that the client can read why."""
         return self._edge.settings.max_body_bytes
 
-    def read_deadline(self) -> Deadline:
-        """Counted from the request's first byte. The job's name is read with it. Raises InvalidRequest."""
+    def read_head(self, route: Route) -> tuple[RequestHead, Deadline]:
+        """Parse the headers. The deadline counts from the request's first byte. Raises InvalidRequest."""
+        headers = self.request.headers
+        head = RequestHead.parse(route, headers.get("content-type"), headers.get(CUSTOM_ATTRIBUTES))
         arrived = self.request.scope.get("state", {}).get("arrived", self._started)
-        attributes = self.request.headers.get(CUSTOM_ATTRIBUTES)
-        self.deadline = deadline = Deadline.of(self._edge.settings, attributes, arrived)
-        self.job_name = Attributes.parse(attributes).job()
+        self.deadline = deadline = Deadline.of(self._edge.settings, head.timeout_s, arrived)
+        self.job_name = head.job
         self.fields |= {"timeout_s": deadline.timeout_s, "timeout_source": deadline.source}
-        return deadline
+        return head, deadline
 
     async def attach(self, invocation: Invocation, fingerprint: Fingerprint) -> Seeds:
         """Take part in the request's job, until the client has its answer. Raises Conflict, DeadlineExceeded."""

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from container import __version__
-from container.dialects import answer_schemas, attributes, batch, chat, huggingface, openai
+from container.dialects import answer_schemas, batch, chat, huggingface, openai, plain_text
 from container.dialects.document import JSON_LINES
 from container.dialects.fields import LARGEST_COUNT
 from container.dialects.prompt import MOST_TEXTS
@@ -111,7 +111,7 @@ def _invocations() -> Schema:
 
 def _custom_attributes() -> Schema:
     return {
-        "name": attributes.HEADER,
+        "name": plain_text.HEADER,
         "in": "header",
         "description": "the deadline, `timeout=1800`, and the text dialect's parameters, `max_new_tokens=64;seed=1`; "
         "what isn't known passes",

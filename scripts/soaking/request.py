@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from container.dialects.attributes import HEADER
+from container.dialects.plain_text import HEADER
 
 CANARY = "kept-secret"
 """Among the values of bad documents: an error that shows it quotes its request. Names of fields may be shown."""

@@ -14,16 +14,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from container.core import Completion, Item, Result, TokenLogprob
+from container.core import Call, Completion, Item, Result, TokenLogprob
 from container.dialects import huggingface, openai
 from container.dialects.batch import BedrockRequest, OpenAIRequest, is_blank, read_line
-from container.dialects.call import Call
-from container.dialects.document import read_document
 from container.dialects.wire import Wire
 from container.errors import RequestError
 from container.tokenization.model_defaults import Defaults
 from container.tokenization.tokenizer import Tokenizer
 from testing import tiny_tokenizers
+from testing.container.documents import read_document
 from testing.effort import tries
 
 CANARY = "kept-secret"
@@ -150,7 +149,7 @@ def goes_through(call: Call) -> bool:
                 return False
         else:
             msgspec.msgpack.encode(samplings)
-    return bool(msgspec.json.encode(call.render([result(item) for item in call.items], "served")))
+    return bool(call.render([result(item) for item in call.items], "served"))
 
 
 @FEW

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from container.core import Text
-from container.dialects.document import SHAPES, is_json_lines, read_document
+from container.dialects.document import JSON_LINES, SHAPES, RequestHead
 from container.errors import InvalidRequest, UnsupportedMedia
+from testing.container.documents import read_document
 
 BODY = b'{"prompt": "Once"}'
 
@@ -45,9 +46,9 @@ def test_another_content_type_is_refused_with_what_is_accepted(content_type: str
 
 @pytest.mark.parametrize("name", ["application/jsonlines", "application/x-ndjson", "application/jsonl"])
 def test_json_lines_are_told_by_content_type(name: str) -> None:
-    assert is_json_lines(f"{name.upper()}; charset=utf-8")
-    assert not is_json_lines("application/json")
-    assert not is_json_lines(None)
+    assert RequestHead.parse("invocations", f"{name.upper()}; charset=utf-8", None).media_type in JSON_LINES
+    assert RequestHead.parse("invocations", "application/json", None).media_type not in JSON_LINES
+    assert RequestHead.parse("invocations", None, None).media_type not in JSON_LINES
 
 
 @pytest.mark.parametrize(

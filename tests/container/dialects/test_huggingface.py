@@ -7,6 +7,7 @@ import pytest
 from container.core import Chat, Completion, Parameters, Prompt, Result, Text, TokenLogprob
 from container.dialects.huggingface import read_request
 from container.errors import InvalidRequest
+from testing.container.documents import rendered
 
 CANARY = "kept-secret"
 USER = {"role": "user", "content": "Hi"}
@@ -237,18 +238,18 @@ def test_a_parameter_that_cannot_be_honoured_yet_is_taken_at_its_neutral_value(
 
 def test_the_answer_is_a_flat_list_in_the_order_of_the_inputs() -> None:
     call = read_request({"inputs": ["a", "b"], "parameters": {"num_return_sequences": 2}})
-    answer = call.render([result("a1", "a2"), result("b1", "b2")], "served")
+    answer = rendered(call, result("a1", "a2"), result("b1", "b2"))
     assert answer == [{"generated_text": text} for text in ("a1", "a2", "b1", "b2")]
 
 
 def test_the_full_text_is_the_prompt_and_the_new_text() -> None:
     call = read_request({"inputs": "a", "parameters": {"return_full_text": True}})
-    assert call.render([result(" new")], "served") == [{"generated_text": "prompt: new"}]
+    assert rendered(call, result(" new")) == [{"generated_text": "prompt: new"}]
 
 
 def test_details_say_how_a_text_ended_and_which_seed_repeats_it() -> None:
     call = read_request({"inputs": "a", "parameters": {"details": True}})
-    (generated,) = call.render([result("new", seed=7)], "served")
+    (generated,) = rendered(call, result("new", seed=7))
     assert generated["details"] == {"finish_reason": "stop", "prompt_tokens": 3, "generated_tokens": 2, "seed": 7}
 
 
@@ -257,7 +258,7 @@ def test_details_have_each_token_where_its_log_probability_is_asked_for() -> Non
     token = TokenLogprob(id=5, text=" sea", utf8=b" sea", logprob=-0.5, top=(rival,))
     completion = Completion(text=" sea", token_ids=(5, 2), finish_reason="stop", seed=None, logprobs=(token,))
     call = read_request({"inputs": "a", "parameters": {"details": True, "logprobs": 1}})
-    (generated,) = call.render([Result(prompt_text="a", prompt_tokens=1, completions=(completion,))], "served")
+    (generated,) = rendered(call, Result(prompt_text="a", prompt_tokens=1, completions=(completion,)))
     top = [{"id": 7, "text": " sky", "logprob": -2.0}]
     assert generated["details"]["tokens"] == [{"id": 5, "text": " sea", "logprob": -0.5, "top": top}]
 

@@ -3,15 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
 from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletion
 
-from container.core import Chat, Completion, Parameters, Prompt, Result, Text, TokenIds, TokenLogprob
-from container.dialects.call import Call
+from container.core import Call, Chat, Completion, Parameters, Prompt, Result, Text, TokenIds, TokenLogprob
 from container.dialects.openai import read_chat, read_completion
 from container.errors import InvalidRequest
+from testing.container.documents import rendered
 
 CANARY = "kept-secret"
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -70,7 +69,7 @@ def test_an_assistant_may_have_said_nothing() -> None:
 
 
 def test_an_answers_message_can_be_sent_back() -> None:
-    answer = ChatCompletion.model_validate(chat().render([result("Hello")], "served"))
+    answer = ChatCompletion.model_validate(rendered(chat(), result("Hello")))
     message = answer.choices[0].message.model_dump()
     assert messages(message) == [{"role": "assistant", "content": "Hello"}]
 
@@ -270,7 +269,7 @@ def test_a_name_that_could_be_a_text_is_counted_and_not_shown(name: str) -> None
 
 
 def test_openais_own_client_reads_a_chats_answer() -> None:
-    body = msgspec.json.encode(chat(n=2).render([result("one", "two")], "served"))
+    body = chat(n=2).render([result("one", "two")], "served")
     answer = ChatCompletion.model_validate_json(body, strict=True)
     assert [choice.message.content for choice in answer.choices] == ["one", "two"]
     assert [choice.index for choice in answer.choices] == [0, 1]
@@ -279,7 +278,7 @@ def test_openais_own_client_reads_a_chats_answer() -> None:
 
 
 def test_openais_own_client_reads_a_completions_answer() -> None:
-    body = msgspec.json.encode(completion().render([result("one")], "served"))
+    body = completion().render([result("one")], "served")
     answer = OpenAICompletion.model_validate_json(body, strict=True)
     assert (answer.object, answer.choices[0].text, answer.choices[0].index) == ("text_completion", "one", 0)
 
@@ -329,7 +328,7 @@ SCORED = Result(
 
 
 def test_openais_own_client_reads_a_chats_log_probabilities() -> None:
-    body = msgspec.json.encode(chat(logprobs=True, top_logprobs=1).render([SCORED], "served"))
+    body = chat(logprobs=True, top_logprobs=1).render([SCORED], "served")
     logprobs = ChatCompletion.model_validate_json(body, strict=True).choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
     first, second = logprobs.content
@@ -339,7 +338,7 @@ def test_openais_own_client_reads_a_chats_log_probabilities() -> None:
 
 
 def test_openais_own_client_reads_a_completions_log_probabilities() -> None:
-    body = msgspec.json.encode(completion(logprobs=1).render([SCORED], "served"))
+    body = completion(logprobs=1).render([SCORED], "served")
     logprobs = OpenAICompletion.model_validate_json(body, strict=True).choices[0].logprobs
     assert logprobs is not None
     assert logprobs.tokens == [" sea", "bytes: \\xe6"]
@@ -350,12 +349,12 @@ def test_openais_own_client_reads_a_completions_log_probabilities() -> None:
 
 
 def test_an_answer_has_no_log_probabilities_where_none_were_asked_for() -> None:
-    assert chat().render([result("a")], "served")["choices"][0]["logprobs"] is None
+    assert rendered(chat(), result("a"))["choices"][0]["logprobs"] is None
 
 
 def test_choices_are_numbered_over_prompts_and_then_over_n() -> None:
     call = completion(prompt=["a", "b"], n=2)
-    answer = call.render([result("a0", "a1"), result("b0", "b1")], "served")
+    answer = rendered(call, result("a0", "a1"), result("b0", "b1"))
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(
         enumerate(["a0", "a1", "b0", "b1"])
     )
@@ -363,21 +362,21 @@ def test_choices_are_numbered_over_prompts_and_then_over_n() -> None:
 
 def test_usage_counts_each_prompt_once_and_every_choice() -> None:
     call = completion(prompt=["a", "b"], n=2)
-    usage = call.render([result("a0", "a1", prompt_tokens=10), result("b0", "b1", prompt_tokens=1)], "served")["usage"]
+    usage = rendered(call, result("a0", "a1", prompt_tokens=10), result("b0", "b1", prompt_tokens=1))["usage"]
     assert usage == {"prompt_tokens": 11, "completion_tokens": 8, "total_tokens": 19}
 
 
 def test_echo_puts_the_prompt_before_the_text() -> None:
-    assert completion(echo=True).render([result(" more")], "served")["choices"][0]["text"] == "prompt: more"
+    assert rendered(completion(echo=True), result(" more"))["choices"][0]["text"] == "prompt: more"
 
 
 def test_the_answer_has_the_requests_model_or_the_served_one() -> None:
-    assert chat(model="any/name").render([result("a")], "served")["model"] == "any/name"
-    assert chat().render([result("a")], "served")["model"] == "served"
+    assert rendered(chat(model="any/name"), result("a"))["model"] == "any/name"
+    assert rendered(chat(), result("a"))["model"] == "served"
 
 
 def test_every_choice_has_its_seed() -> None:
-    assert chat().render([result("a")], "served")["choices"][0]["seed"] == 9
+    assert rendered(chat(), result("a"))["choices"][0]["seed"] == 9
 
 
 def test_openai_samples_unless_someone_says_otherwise() -> None:

@@ -21,7 +21,7 @@ from container.engine.sequence import Sequence
 from container.invocations.batch_runner import BatchRun
 from container.invocations.deadline import Deadline
 from container.invocations.invocation import Invocation, Service
-from container.server.app import _answer_batch
+from container.server.app import _answer
 from container.server.exchange import Exchange
 from container.server.server import Edge
 from container.settings import Settings
@@ -146,7 +146,7 @@ def test_a_batch_that_gets_no_spool_leaves_no_open_invocation(
         headers = [(b"content-type", b"application/jsonlines")]
         request = Request({"type": "http", "headers": headers, "state": {}})
         with pytest.raises(FileNotFoundError):
-            await _answer_batch(edge, Exchange(edge, request, cast(Any, None)))
+            await _answer(edge, Exchange(edge, request, cast(Any, None)), "invocations")
         service.jobs.close()
         assert not opened
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from container.dialects.document import RequestHead
 from container.errors import InvalidRequest
 from container.invocations.deadline import Deadline
 from container.settings import Settings
@@ -15,7 +16,8 @@ MIB = 1 << 20
 
 
 def deadline(attributes: str | None = None, **settings: Any) -> Deadline:
-    return Deadline.of(Settings(**settings), attributes, time.monotonic())
+    head = RequestHead.parse("invocations", None, attributes)
+    return Deadline.of(Settings(**settings), head.timeout_s, time.monotonic())
 
 
 @pytest.mark.parametrize("attributes", [None, "", "our-own-token;max_new_tokens=5", "Timeout=1"])
@@ -63,5 +65,5 @@ def test_the_margin_grows_with_body_answer_and_items_but_leaves_half_the_time(
 
 
 def test_time_runs_from_the_requests_arrival() -> None:
-    assert 0 < Deadline.of(Settings(), "timeout=100", time.monotonic() - 50).left_s() <= 49
-    assert Deadline.of(Settings(), "timeout=100", time.monotonic() - 99.5).left_s() < 0
+    assert 0 < Deadline.of(Settings(), 100, time.monotonic() - 50).left_s() <= 49
+    assert Deadline.of(Settings(), 100, time.monotonic() - 99.5).left_s() < 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from container.dialects.document import Route
+from container.dialects.document import RequestHead, Route
 from container.invocations.request_digest import Fingerprint, model_identity
 
 JSON = "application/json"
@@ -22,13 +22,13 @@ def digest(
     content_type: str | None = JSON,
     attributes: str | None = None,
 ) -> str:
-    fingerprint = Fingerprint(identity, route, content_type, attributes)
+    fingerprint = Fingerprint(identity, RequestHead.parse(route, content_type, attributes))
     fingerprint.add(body)
     return fingerprint.hexdigest()
 
 
 def test_the_same_is_the_same_in_whatever_pieces_it_comes() -> None:
-    fingerprint = Fingerprint("a model", "invocations", JSON, None)
+    fingerprint = Fingerprint("a model", RequestHead.parse("invocations", JSON, None))
     for byte in b'{"inputs": "a"}':
         fingerprint.add(bytes([byte]))
     assert fingerprint.hexdigest() == digest(b'{"inputs": "a"}')

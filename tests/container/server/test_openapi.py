@@ -24,11 +24,12 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from container.core import Completion, Result
-from container.dialects.document import JSON_LINES, read_document
+from container.dialects.document import JSON_LINES
 from container.server import openapi
 from container.server.app import create_app
 from container.server.server import Edge
 from container.settings import Settings
+from testing.container.documents import read_document, rendered
 from testing.effort import tries
 from testing.server import Server
 from tests.test_docs import LINES, REQUESTS
@@ -192,5 +193,5 @@ def test_answers_that_the_deadline_cut_are_as_described() -> None:
     completion = Completion(text="The", token_ids=(1,), finish_reason="deadline", seed=None)
     results = [Result(prompt_text="a", prompt_tokens=1, completions=(completion,))]
     for document, answer in [({"inputs": "a"}, "GeneratedList"), ({"prompt": "a"}, "Completion")]:
-        rendered = read_document("application/json", json.dumps(document).encode(), None).render(results, "a")
-        assert validator(answer).is_valid(rendered)
+        call = read_document("application/json", json.dumps(document).encode())
+        assert validator(answer).is_valid(rendered(call, *results))

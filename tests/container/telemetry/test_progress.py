@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from container.dialects.attributes import HEADER as CUSTOM_ATTRIBUTES
+from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
 from container.settings import Settings
 from container.telemetry.metrics import JSONFormatter, Metrics
 from container.telemetry.progress import Progress, Write
