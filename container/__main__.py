@@ -46,7 +46,7 @@ def main(root: str = "/") -> int:
     from container.server.server import serve
     from container.startup.gpu_driver import UnfitDriver, check
     from container.startup.model_source import find_model
-    from container.telemetry.metrics import configure_logging
+    from container.telemetry.json_logs import configure_logging
 
     configure_logging(settings.log_level)
     try:
@@ -59,7 +59,7 @@ def main(root: str = "/") -> int:
 
 
 def _refuse(reason: str) -> int:
-    from container.telemetry.metrics import configure_logging
+    from container.telemetry.json_logs import configure_logging
 
     configure_logging("INFO")
     logging.getLogger("container").error(reason, extra={"action": "refused"})

@@ -22,7 +22,8 @@ from container.jobs.attachment import Lease
 from container.jobs.generation import Generation
 from container.jobs.registry import Jobs
 from container.reader.client import Reader, Readers
-from container.telemetry.metrics import Metrics, invocation_id
+from container.telemetry.json_logs import invocation_id
+from container.telemetry.metrics import Metrics
 from container.telemetry.progress import Progress
 from container.tokenization import logprobs
 from container.tokenization.preparer import Prepared, Preparer, seed_of, unstarted

@@ -20,7 +20,8 @@ from container.dialects.document import RequestHead, Route
 from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
 from container.errors import ClientTimeout, DeadlineExceeded, RequestError, Unavailable
 from container.invocations.deadline import Deadline
-from container.telemetry.metrics import invocation_id, outcome_of
+from container.telemetry.json_logs import invocation_id
+from container.telemetry.metrics import outcome_of
 
 if TYPE_CHECKING:
     from container.invocations.invocation import Invocation

@@ -8,7 +8,7 @@ import jsonschema_rs
 import pytest
 
 from container.telemetry.emf import Metric, members
-from container.telemetry.metrics import JSONFormatter
+from container.telemetry.json_logs import JSONFormatter
 from testing.container.emf_document import extracted
 
 SPEED = Metric("Speed", 2.5, "Count/Second")

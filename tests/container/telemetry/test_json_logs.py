@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from container.telemetry.metrics import JSONFormatter, Metrics, invocation_id, outcome_of
+from container.telemetry.json_logs import JSONFormatter, invocation_id
+from container.telemetry.metrics import Metrics, outcome_of
 from testing.server import Server, eventually
 
 CANARY = "xyzzy-canary"

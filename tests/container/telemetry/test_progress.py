@@ -14,7 +14,8 @@ import pytest
 
 from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
 from container.settings import Settings
-from container.telemetry.metrics import JSONFormatter, Metrics
+from container.telemetry.json_logs import JSONFormatter
+from container.telemetry.metrics import Metrics
 from container.telemetry.progress import Progress, Write
 from testing.container.emf_document import extracted
 from testing.server import Server, eventually, lasting
