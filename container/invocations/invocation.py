@@ -18,9 +18,9 @@ from container.engine.sequence import Sampling
 from container.engine.supervisor.admission import Admission
 from container.errors import DeadlineExceeded
 from container.invocations.deadline import Deadline
-from container.jobs.attachment import Lease
-from container.jobs.generation import Generation
-from container.jobs.registry import Jobs
+from container.jobs.attachment import Attachment
+from container.jobs.generation import Waiter
+from container.jobs.registry import JobRegistry
 from container.reader.client import Reader, Readers
 from container.telemetry.json_logs import invocation_id
 from container.telemetry.metrics import Metrics
@@ -44,7 +44,7 @@ class Service:
     readers: Readers
     info: EngineInfo
     admission: Admission
-    jobs: Jobs
+    jobs: JobRegistry
     progress: Progress
     metrics: Metrics
     workers: ThreadPoolExecutor
@@ -77,10 +77,10 @@ class Invocation:
     """
 
     def __init__(self, service: Service, deadline: Deadline) -> None:
-        self.lease: Lease | None = None
+        self.attachment: Attachment | None = None
         self._service = service
         self._deadline = deadline
-        self._generations: set[Generation] = set()
+        self._waiters: set[Waiter] = set()
         self._limits: set[asyncio.Timeout] = set()
         self._answer_bytes = 0
         self.id = invocation_id.get() or ""
@@ -109,37 +109,37 @@ class Invocation:
             self._cut()
 
     def _bytes_of_answer(self) -> int:
-        running = (one.track.sequence for one in self._generations)
+        running = (one.generation.sequence for one in self._waiters)
         return self._answer_bytes + sum(_size(len(one.output_ids), one.sampling) for one in running)
 
     def _cut(self) -> None:
         self.is_cut = True
-        for generation in self._generations:
-            generation.cut()
+        for waiter in self._waiters:
+            waiter.cut()
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())
 
     @property
     def job(self) -> str | None:
-        return None if self.lease is None else self.lease.job.name
+        return None if self.attachment is None else self.attachment.job.name
 
     @property
     def job_id(self) -> str | None:
-        return None if self.lease is None else self.lease.job.id
+        return None if self.attachment is None else self.attachment.job.id
 
     @property
     def has_all_items(self) -> bool:
         """The body has come, of which the job is made."""
-        return self.lease is not None
+        return self.attachment is not None
 
     @property
     def completion_tokens(self) -> int:
         """Of the texts that have ended, and of those under way."""
-        return self.done_tokens + sum(len(one.track.sequence.output_ids) for one in self._generations)
+        return self.done_tokens + sum(len(one.generation.sequence.output_ids) for one in self._waiters)
 
     @property
     def resumed_tokens(self) -> int:
-        return 0 if self.lease is None else self.lease.resumed_tokens
+        return 0 if self.attachment is None else self.attachment.resumed_tokens
 
     @property
     def deadline_left_s(self) -> float:
@@ -165,14 +165,14 @@ class Invocation:
                 raise self.exceeded() from None
             raise
 
-    async def attach(self, name: str | None, digest: str) -> Lease:
-        """Take part in the request's job; who owns the invocation gives the lease back.
+    async def attach(self, name: str | None, digest: str) -> Attachment:
+        """Take part in the request's job; who owns the invocation gives the attachment back.
 
         Raises Conflict, DeadlineExceeded.
         """
         async with self.before_deadline():
-            self.lease = await self._service.jobs.attach(name, digest)
-        return self.lease
+            self.attachment = await self._service.jobs.attach(name, digest)
+        return self.attachment
 
     async def in_worker(self, function: Callable[[], T]) -> T:
         return await _in_thread(self._service.workers, function)
@@ -231,7 +231,11 @@ class Invocation:
         item = await reader.item(index)
         ids = array("I", item.prompt_ids)
         prepared = Prepared(
-            prompt_ids=ids, prompt_text="", samplings=item.samplings, stop=item.stop, is_drawn=item.is_drawn
+            prompt_ids=ids,
+            prompt_text="",
+            samplings=item.samplings,
+            stop=item.stop,
+            has_random_seed=item.has_random_seed,
         )
         result = await self.run(prepared, place, index)
         tally.add(result)
@@ -253,45 +257,45 @@ class Invocation:
         return Result(prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions)
 
     async def _generate(self, prepared: Prepared, place: int, item: int, choice: int) -> Completion:
-        assert self.lease is not None, "a job comes first"
-        generation = self.lease.generate(self._service, prepared, place, item, choice)
-        self._generations.add(generation)
+        assert self.attachment is not None, "a job comes first"
+        waiter = self.attachment.generate(self._service, prepared, place, item, choice)
+        self._waiters.add(waiter)
         if self.is_cut:  # since this item's first sampling began
-            generation.cut()
+            waiter.cut()
         try:
-            await generation.done
+            await waiter.done
         finally:
-            self._generations.discard(generation)
-            self.lease.leave(generation)
+            self._waiters.discard(waiter)
+            self.attachment.leave(waiter)
         sampling = prepared.samplings[choice]
-        self.done_tokens += generation.tokens
-        self._answer_bytes += _size(generation.tokens, sampling)
-        if generation.finish_reason == "deadline":
+        self.done_tokens += waiter.tokens
+        self._answer_bytes += _size(waiter.tokens, sampling)
+        if waiter.finish_reason == "deadline":
             self.unfinished += 1
             self._service.metrics.sequences.labels("deadline").inc()
-        return await self.in_writer(lambda: self._told(generation, sampling))
+        return await self.in_writer(lambda: self._told(waiter, sampling))
 
-    def _told(self, generation: Generation, sampling: Sampling) -> Completion:
+    def _told(self, waiter: Waiter, sampling: Sampling) -> Completion:
         """For a writer."""
-        tokenizer, track = self._service.tokenizer, generation.track
-        output_ids = track.sequence.output_ids[: generation.tokens]
-        is_cut = generation.finish_reason == "deadline"
+        tokenizer, generation = self._service.tokenizer, waiter.generation
+        output_ids = generation.sequence.output_ids[: waiter.tokens]
+        is_cut = waiter.finish_reason == "deadline"
         text = tokenizer.decode(output_ids)
         scored = None
         if not is_cut:
-            text = track.text_before_stop(text)
+            text = generation.text_before_stop(text)
         if sampling.logprobs is not None:
             scored = logprobs.of_text(
                 tokenizer.vocabulary,
                 output_ids,
-                track.sequence.logprobs[: generation.tokens],
-                is_stopped=not is_cut and track.end == "stop",
-                characters=None if is_cut or track.stop_chars is None else len(text),
+                generation.sequence.logprobs[: waiter.tokens],
+                is_stopped=not is_cut and generation.end == "stop",
+                characters=None if is_cut or generation.stop_chars is None else len(text),
             )
         return Completion(
             text=text,
             token_ids=tuple(output_ids),
-            finish_reason=generation.finish_reason,
+            finish_reason=waiter.finish_reason,
             seed=seed_of(sampling),
             logprobs=scored,
         )
@@ -303,21 +307,21 @@ class Invocation:
             "deadline": "cut" if self.is_cut and self.unfinished else "met",
             "unfinished": self.unfinished,
         }
-        if self.lease is not None:
-            counts |= {"job": self.lease.job.label, "resumed_tokens": self.resumed_tokens}
+        if self.attachment is not None:
+            counts |= {"job": self.attachment.job.label, "resumed_tokens": self.resumed_tokens}
         return counts
 
     def close(self) -> None:
         """Free whatever is still queued or running."""
         self._clock.cancel()
         self._service.progress.close(self)
-        generations, self._generations = self._generations, set()
-        if self.lease is None:
+        waiters, self._waiters = self._waiters, set()
+        if self.attachment is None:
             return
-        for generation in generations:
-            self.lease.leave(generation)
+        for waiter in waiters:
+            self.attachment.leave(waiter)
         if self.unfinished:
-            self._service.jobs.save_soon(self.lease)
+            self._service.jobs.save_soon(self.attachment)
 
 
 def _size(tokens: int, sampling: Sampling) -> int:

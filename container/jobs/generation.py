@@ -1,4 +1,4 @@
-"""A track: one choice of one item on its way to its last token, and those who wait for it.
+"""A generation: one choice of one item on its way to its last token, and those who wait for it.
 
 It belongs to a job, so that it can be shared by the requests that ask for the same, and outlive any of them.
 """
@@ -16,7 +16,7 @@ from container.core import FinishReason
 from container.engine import sequence as engine
 from container.engine.sequence import EngineError
 from container.errors import EngineFailure, RequestError, SequenceFailure, Unavailable
-from container.journal.segment import End, Record, TrackKey, packed
+from container.journal.segment import End, GenerationKey, Record, packed
 from container.tokenization.preparer import Prepared
 from container.tokenization.stop_strings import UNFINISHED, StopStrings
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from container.tokenization.tokenizer import Tokenizer
 
 
-class Track:
+class Generation:
     """Owns a sequence, and knows why it ended: `end`, or `error`. Of one that ends while some wait, `on_end` is told.
 
     With `saved`, from the journal, it goes on behind those tokens, or has ended already. It gets to the engine by
@@ -35,13 +35,13 @@ class Track:
 
     def __init__(
         self,
-        key: TrackKey,
+        key: GenerationKey,
         prepared: Prepared,
         *,
         service: Service,
         owner: Hashable,
         saved: Saved | None = None,
-        on_end: Callable[[Track], None] = lambda track: None,
+        on_end: Callable[[Generation], None] = lambda generation: None,
     ) -> None:
         self.key = key
         self.end: End | None = None
@@ -50,7 +50,7 @@ class Track:
         """That are its own, once it has ended: those that the engine sends until it has heard of the end are not."""
         self.stop_chars: int | None = None
         """Characters of the text before the stop string that ended it."""
-        self.waiting: set[Generation] = set()
+        self.waiting: set[Waiter] = set()
         self.resumed_tokens = self.kept_tokens = 0
         self._service = service
         self._sampling = prepared.samplings[key.choice]
@@ -87,7 +87,7 @@ class Track:
         self._service.admission.enqueue(self.sequence)
 
     def withdraw(self) -> None:
-        """Nobody waits any more. It says nothing afterwards; a new track can go on where it was."""
+        """Nobody waits any more. It says nothing afterwards; a new generation can go on where it was."""
         if self._is_started and not self.has_ended:
             self._service.admission.withdraw(self.sequence)
 
@@ -142,8 +142,8 @@ class Track:
             self._on_end(self)
         finally:
             waiting, self.waiting = self.waiting, set()
-            for generation in waiting:
-                generation.settle()
+            for waiter in waiting:
+                waiter.settle()
 
     def _measure(self, new: int) -> None:
         metrics = self._service.metrics
@@ -157,36 +157,36 @@ class Track:
         metrics.generation_tokens.inc(new)
 
 
-class Generation:
-    """An invocation's wait for a track. `done` comes when the track ends or `cut` is called; it raises RequestError."""
+class Waiter:
+    """An invocation's wait for a generation. `done` comes when that ends or `cut` is called; it raises RequestError."""
 
-    def __init__(self, track: Track) -> None:
-        self.track = track
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.finish_reason: FinishReason = "deadline"
         self.tokens = 0
-        """Of the track's that are this invocation's: the others may go on."""
-        if track.has_ended:
+        """Of the generation's that are this invocation's: the others may go on."""
+        if generation.has_ended:
             self.settle()
         else:
-            track.waiting.add(self)
+            generation.waiting.add(self)
 
     def settle(self) -> None:
-        """The track has ended."""
+        """The generation has ended."""
         if self.done.done():
             return
-        if self.track.error is not None:
+        if self.generation.error is not None:
             # A copy: each raising adds to an exception's past, which holds on to who waits.
-            self.done.set_exception(copy.copy(self.track.error))
+            self.done.set_exception(copy.copy(self.generation.error))
             return
-        self.finish_reason, self.tokens = self.track.finish_reason, self.track.tokens
+        self.finish_reason, self.tokens = self.generation.finish_reason, self.generation.tokens
         self.done.set_result(None)
 
     def cut(self) -> None:
         """The deadline has come: the text so far is the text."""
         if not self.done.done():
-            self.track.waiting.discard(self)
-            self.tokens = len(self.track.sequence.output_ids)
+            self.generation.waiting.discard(self)
+            self.tokens = len(self.generation.sequence.output_ids)
             self.done.set_result(None)
 
 

@@ -1,7 +1,7 @@
 """A job: work that outlives the requests for it. Same name and same request, or just the same request: same job.
 
-What was generated for it is journalled, and generated once: requests attached to it at the same time share its tracks,
-and a later one goes on where the former ones had to leave it.
+What was generated for it is journalled, and generated once: requests attached to it at the same time share its
+generations, and a later one goes on where the former ones had to leave it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from container.core import Seeds
 from container.errors import OutOfSpace
-from container.jobs.attachment import Lease
-from container.jobs.generation import Track
-from container.jobs.slots import NAMED, SHARED, Lanes
+from container.jobs.attachment import Attachment
+from container.jobs.generation import Generation
+from container.jobs.slots import NAMED, SHARED, Slots
 from container.journal.job_log import DigestConflict, EpochLost, Found, JobLog, JournalFull, JournalGone
-from container.journal.output_table import Replay, Saved
-from container.journal.segment import Entry, LaneClosed, TrackKey
+from container.journal.output_table import OutputTable, Saved
+from container.journal.segment import Entry, GenerationKey, SlotClosed
 from container.journal.stores.store import StoreError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Access:
     """How a job gets at its journal. Threads that write never wait behind those that read."""
 
     new_log: Callable[[], JobLog]
-    new_replay: Callable[[], Replay]
+    new_table: Callable[[], OutputTable]
     """Raises OutOfSpace."""
     reading: InThread
     writing: InThread
@@ -55,12 +55,12 @@ class _Past:
 
     log: JobLog
     seeds: Seeds
-    replay: Replay | None = None
-    closed_lanes: frozenset[int] = frozenset()
+    table: OutputTable | None = None
+    closed_slots: frozenset[int] = frozenset()
 
 
 class Job:
-    """Owns its tracks, and what of them isn't in the journal yet.
+    """Owns its generations, and what of them isn't in the journal yet.
 
     `on_note` is called with the bytes that are to be journalled more, or less.
     """
@@ -74,8 +74,8 @@ class Job:
         self.id = id
         self.name = name
         self.digest = digest
-        self.tracks: dict[TrackKey, Track] = {}
-        self.leases: set[Lease] = set()
+        self.generations: dict[GenerationKey, Generation] = {}
+        self.attachments: set[Attachment] = set()
         self.is_stored = False
         """Whether the journal has anything of it."""
         self.was_left = False
@@ -90,14 +90,14 @@ class Job:
         self._log = access.new_log()
         self._using_log = asyncio.Lock()
         self._seeds = Seeds.random()
-        self._lanes = Lanes()
-        self._written_lanes: set[int] = set()
-        self._replay: Replay | None = None
+        self._slots = Slots()
+        self._written_slots: set[int] = set()
+        self._table: OutputTable | None = None
         self._remembering: asyncio.Task[None] | None = None
         self._went_ahead = self._is_taken = False
         self._keeps_drawn = True
         self._has_past = self._has_ended = (
-            False  # what the journal had, and tracks of its own: work that isn't done again
+            False  # what the journal had, and generations of its own: work that isn't done again
         )
         self._has_lost = False  # some of that, as somebody deleted the journal
         self._unsaved: list[Entry] = []
@@ -117,8 +117,8 @@ class Job:
             assert isinstance(past, _Past)
             if not self._went_ahead:
                 self._adopt(past)
-            elif past.replay is not None:
-                past.replay.close()
+            elif past.table is not None:
+                past.table.close()
 
     def go_ahead(self) -> None:
         """It does not wait for the journal any longer. If there is a past, it is too late for it."""
@@ -129,50 +129,50 @@ class Job:
 
     def _take_past(self) -> _Past:
         for attempt in range(_MOST_RIVALS):
-            log, replay = self._access.new_log(), self._access.new_replay()
+            log, table = self._access.new_log(), self._access.new_table()
             try:
-                found = log.open(replay, self._heard)
+                found = log.open(table, self._heard)
                 if found is None:
-                    replay.close()
+                    table.close()
                     return _Past(log, self._seeds)
-                log.take(found.secret, replay)
-                return _Past(log, Seeds(found.secret), replay, frozenset(log.closed_lanes))
+                log.take(found.secret, table)
+                return _Past(log, Seeds(found.secret), table, frozenset(log.closed_slots))
             except EpochLost:
-                replay.close()
+                table.close()
                 _let_rivals_finish(attempt)
             except BaseException:
-                replay.close()
+                table.close()
                 raise
         raise StoreError(_TAKEN_EACH_TIME)
 
     def _adopt(self, past: _Past) -> None:
-        self._log, self._seeds, self._replay = past.log, past.seeds, past.replay
-        if past.replay is not None:
+        self._log, self._seeds, self._table = past.log, past.seeds, past.table
+        if past.table is not None:
             self._is_taken = self.is_stored = self._has_past = True
-            begun = past.replay.lanes()
-            self._written_lanes |= begun
-            self._lanes.adopt(begun, past.closed_lanes)
-            finished, unfinished, tokens = past.replay.counts()
+            begun = past.table.slots()
+            self._written_slots |= begun
+            self._slots.adopt(begun, past.closed_slots)
+            finished, unfinished, tokens = past.table.counts()
             counts = {"finished": finished, "unfinished": unfinished, "tokens": tokens}
             extra = {"action": "job_resumed", "job": self.label, **counts}
             logger.info("a job goes on: %d sequences finished, %d begun", finished, unfinished, extra=extra)
 
     def remember(self) -> asyncio.Task[None] | None:
         """For a request that comes later than others: what they have had already. Once it is done, all is known."""
-        if self._remembering is None and self._replay is None:
+        if self._remembering is None and self._table is None:
             try:
-                self._replay = self._access.new_replay()
+                self._table = self._access.new_table()
             except OutOfSpace as error:
                 self._forget_all(error)
                 return None
             self._late = [*self._writing, *self._unsaved]
-            self._remembering = asyncio.create_task(self._load(self._replay))
+            self._remembering = asyncio.create_task(self._load(self._table))
         return self._remembering
 
-    async def _load(self, replay: Replay) -> None:
+    async def _load(self, table: OutputTable) -> None:
         try:
             if self.is_stored:
-                found = await self._access.reading(lambda: self._access.new_log().open(replay))
+                found = await self._access.reading(lambda: self._access.new_log().open(table))
                 if isinstance(found, Found) and found.secret != self._seeds.secret:
                     self._forget_all("another server has begun the job anew")
         except (StoreError, OutOfSpace, DigestConflict) as error:
@@ -188,55 +188,55 @@ class Job:
         """As logs tell it."""
         return self.name or f"sha256:{self.digest[:16]}"
 
-    def place(self, lease: Lease) -> None:
-        """Give the request its lane, when the past is known."""
-        lease.lane = NAMED if self.name is not None else self._lanes.take()
+    def place(self, attachment: Attachment) -> None:
+        """Give the request its slot, when the past is known."""
+        attachment.slot = NAMED if self.name is not None else self._slots.take()
 
-    def release(self, lease: Lease, *, is_complete: bool) -> None:
-        self.leases.discard(lease)
+    def release(self, attachment: Attachment, *, is_complete: bool) -> None:
+        self.attachments.discard(attachment)
         self.was_left |= not is_complete
-        lane = lease.lane
-        if self.name is not None or lane == SHARED:
+        slot = attachment.slot
+        if self.name is not None or slot == SHARED:
             return
-        if not is_complete or not lease.has_drawn:
-            self._lanes.leave(lane)
+        if not is_complete or not attachment.has_random_seeds:
+            self._slots.leave(slot)
             return
-        self._unsaved = [entry for entry in self._unsaved if entry.lane != lane]
-        if lane in self._written_lanes or any(entry.lane == lane for entry in self._writing):
-            self._written_lanes.discard(lane)
-            self._note(LaneClosed(lane))
-        if self._replay is not None:
+        self._unsaved = [entry for entry in self._unsaved if entry.slot != slot]
+        if slot in self._written_slots or any(entry.slot == slot for entry in self._writing):
+            self._written_slots.discard(slot)
+            self._note(SlotClosed(slot))
+        if self._table is not None:
             try:
-                self._replay.drop(lane)
+                self._table.drop(slot)
             except OutOfSpace as error:
                 self._forget_all(error)
 
-    def seeds(self, lane: int) -> Seeds:
-        return Seeds(self._seeds.secret, lane)
+    def seeds(self, slot: int) -> Seeds:
+        return Seeds(self._seeds.secret, slot)
 
-    def saved(self, key: TrackKey) -> Saved | None:
+    def saved(self, key: GenerationKey) -> Saved | None:
         try:
-            return None if self._replay is None else self._replay.get(key)
+            return None if self._table is None else self._table.get(key)
         except OutOfSpace as error:
             self._forget_all(error)
             return None
 
-    def begin(self, track: Track) -> None:
-        self.tracks[track.key] = track
-        track.start()
+    def begin(self, generation: Generation) -> None:
+        self.generations[generation.key] = generation
+        generation.start()
 
-    def end(self, track: Track) -> None:
+    def end(self, generation: Generation) -> None:
         """It has ended by itself, or nobody waits for it."""
-        if self.tracks.get(track.key) is track:
-            del self.tracks[track.key]
+        if self.generations.get(generation.key) is generation:
+            del self.generations[generation.key]
             self._has_ended = True
-            self._note_track(track)
+            self._note_generation(generation)
 
     def freeze(self) -> None:
         """Nothing more is generated, whoever waits for it."""
-        for track in list(self.tracks.values()):
-            track.withdraw()
-            self.end(track)
+        for generation in list(self.generations.values()):
+            generation.withdraw()
+            self.end(generation)
 
     # Its journal
 
@@ -249,22 +249,22 @@ class Job:
         """What no request has left is answered before it is ever written, if it takes no time."""
         return self.name is not None or self.is_stored or self.was_left or bool(self._writing)
 
-    def is_saved(self, lease: Lease) -> bool:
+    def is_saved(self, attachment: Attachment) -> bool:
         """Whether the journal has all that was generated for the request."""
-        is_whole = not self._has_lost and (self._keeps_drawn or not lease.has_drawn)
+        is_whole = not self._has_lost and (self._keeps_drawn or not attachment.has_random_seeds)
         return self.is_stored and is_whole and not self.is_given_up and not self.has_unsaved
 
     async def save(self) -> int:
         """All that was generated until now is in the journal, durably: how many bytes that took. Raises StoreError."""
         async with self._using_log:
-            for track in self.tracks.values():
-                self._note_track(track)
+            for generation in self.generations.values():
+                self._note_generation(generation)
             if self.is_given_up:
                 self._log.forget()
             if self.is_given_up or not self._unsaved:
                 return 0
             self._writing, self._unsaved = self._unsaved, []
-            self._written_lanes |= {entry.lane for entry in self._writing} - {SHARED}
+            self._written_slots |= {entry.slot for entry in self._writing} - {SHARED}
             try:
                 written = await self._access.writing(self._write)
             except (EpochLost, DigestConflict, JournalFull) as error:
@@ -291,7 +291,7 @@ class Job:
             # Seeds that were drawn while the past was not known are worth nothing to those who go on.
             self._keeps_drawn = secret == self._seeds.secret
         if not self._keeps_drawn:
-            self._writing[:] = [entry for entry in self._writing if entry.lane == SHARED]
+            self._writing[:] = [entry for entry in self._writing if entry.slot == SHARED]
         return self._log.append(self._writing)
 
     def _taken(self) -> bytes:
@@ -312,8 +312,8 @@ class Job:
         self._is_taken = False
         self._keeps_drawn = True
         self._has_lost |= self._has_past or self._has_ended
-        for track in self.tracks.values():
-            track.kept_tokens = 0
+        for generation in self.generations.values():
+            generation.kept_tokens = 0
 
     def give_up(self, reason: str) -> None:
         """It goes on without a journal."""
@@ -324,16 +324,16 @@ class Job:
 
     def close(self) -> None:
         """For a worker thread: frees its memory of the past."""
-        if self._replay is not None:
-            self._replay.close()
+        if self._table is not None:
+            self._table.close()
 
-    def _note_track(self, track: Track) -> None:
-        if (record := track.new_record()) is not None:
+    def _note_generation(self, generation: Generation) -> None:
+        if (record := generation.new_record()) is not None:
             self._note(record)
 
     def _note(self, entry: Entry) -> None:
         self._put([entry])
-        if not self.is_given_up and (self._keeps_drawn or entry.lane == SHARED):
+        if not self.is_given_up and (self._keeps_drawn or entry.slot == SHARED):
             self._unsaved.append(entry)
             self._count(_size(entry))
 
@@ -347,16 +347,16 @@ class Job:
             self._late += entries
             return
         try:
-            if self._replay is not None:
-                self._replay.put(entries)
+            if self._table is not None:
+                self._table.put(entries)
         except OutOfSpace as error:
             self._forget_all(error)
 
     def _forget_all(self, cause: OutOfSpace | str) -> None:
         logger.warning("what is journalled is of no use, and may be generated again: %s", cause)
-        if self._replay is not None:
-            self._replay.close()
-            self._replay = None
+        if self._table is not None:
+            self._table.close()
+            self._table = None
 
 
 def _let_rivals_finish(attempt: int) -> None:
@@ -367,6 +367,6 @@ def _let_rivals_finish(attempt: int) -> None:
 
 def _size(entry: Entry) -> int:
     """In memory, about."""
-    if isinstance(entry, LaneClosed):
+    if isinstance(entry, SlotClosed):
         return 64
     return 256 + len(entry.token_ids) + sum(160 + 116 * len(score.top) for score in entry.logprobs)

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from container.errors import Conflict, OutOfSpace
-from container.jobs.attachment import Lease
+from container.jobs.attachment import Attachment
 from container.jobs.job import Access, Job
 from container.journal.job_log import DigestConflict, JobLog, job_id
-from container.journal.output_table import Replay
+from container.journal.output_table import OutputTable
 from container.journal.retention import sweep
 from container.journal.stores.store import Store, StoreError
 from container.telemetry.metrics import Metrics
@@ -38,7 +38,7 @@ _MOST_UNSAVED_BYTES = 256 << 20
 _SWEEP_S = 3600.0
 
 
-class Jobs:
+class JobRegistry:
     """Owns the jobs that have requests attached or something that is not in the journal yet.
 
     Every `interval_s` all that was generated since is written. A store that fails costs no request anything: it is
@@ -53,7 +53,7 @@ class Jobs:
         interval_s: float,
         lifetime_s: float,
         max_bytes: int,
-        replay_dir: str,
+        spool_dir: str,
         ends_with_container: bool = False,
     ) -> None:
         self._store = store
@@ -62,7 +62,7 @@ class Jobs:
         self._interval_s = interval_s
         self._lifetime_s = lifetime_s
         self._max_bytes = max_bytes
-        self._replay_dir = replay_dir
+        self._spool_dir = spool_dir
         self._writer = f"{socket.gethostname()}:{os.getpid()}"
         self._jobs: dict[str, Job] = {}
         self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="journal reader")
@@ -79,7 +79,7 @@ class Jobs:
         self._run(self._save_forever())
         self._run(self._sweep_forever())
 
-    async def attach(self, name: str | None, digest: str) -> Lease:
+    async def attach(self, name: str | None, digest: str) -> Attachment:
         """The request's part in its job, to be given back with `release`.
 
         Raises Conflict where the name is another request's.
@@ -94,30 +94,30 @@ class Jobs:
             job = self._jobs[id] = self._new_job(id, name, digest)
             job.opening = asyncio.create_task(self._open(job))
             job.opening.add_done_callback(_seen)
-        lease = Lease(job)
-        job.leases.add(lease)
+        attachment = Attachment(job)
+        job.attachments.add(attachment)
         try:
             if not job.opening.done():
                 await asyncio.shield(job.opening)
             if not is_new and (remembering := job.remember()) is not None:
                 await asyncio.wait({remembering}, timeout=self._patience_s)
         except BaseException:
-            self.release(lease, is_complete=True)
+            self.release(attachment, is_complete=True)
             raise
-        job.place(lease)
-        return lease
+        job.place(attachment)
+        return attachment
 
-    def release(self, lease: Lease, *, is_complete: bool) -> None:
+    def release(self, attachment: Attachment, *, is_complete: bool) -> None:
         """`is_complete`: the client has all of its answer."""
-        job = lease.job
-        job.release(lease, is_complete=is_complete)
-        if not job.leases and self._jobs.get(job.id) is job:
+        job = attachment.job
+        job.release(attachment, is_complete=is_complete)
+        if not job.attachments and self._jobs.get(job.id) is job:
             self._run(self._retire(job))
 
-    def save_soon(self, lease: Lease) -> None:
+    def save_soon(self, attachment: Attachment) -> None:
         """What the request leaves unfinished, even while its answer is still on its way."""
         if self._broken_by is None:
-            self._run(self._save(lease.job))
+            self._run(self._save(attachment.job))
 
     def freeze(self) -> None:
         """Nothing more is generated, whoever waits for it: all that there is can be saved."""
@@ -126,7 +126,7 @@ class Jobs:
 
     async def save_all(self) -> None:
         """What was generated until now. Where the store fails, the rest waits for the next time."""
-        jobs = [job for job in self._jobs.values() if job.is_worth_saving or job.leases]
+        jobs = [job for job in self._jobs.values() if job.is_worth_saving or job.attachments]
         if self._broken_by is None or await self._is_back(jobs):
             await asyncio.gather(*map(self._save, jobs))
 
@@ -148,9 +148,9 @@ class Jobs:
             self._healed("writing")
         return True
 
-    def is_saved(self, lease: Lease) -> bool:
+    def is_saved(self, attachment: Attachment) -> bool:
         """Whether the store has all that was generated for it, and outlives this container."""
-        return lease.job.is_saved(lease) and not self._ends_with_container
+        return attachment.job.is_saved(attachment) and not self._ends_with_container
 
     async def write_beside(self, id: str, data: bytes) -> None:
         """What is told of a job's progress, over what was told before. Raises StoreError."""
@@ -165,7 +165,7 @@ class Jobs:
     def _new_job(self, id: str, name: str | None, digest: str) -> Job:
         access = Access(
             new_log=lambda: self._new_log(id, digest),
-            new_replay=lambda: Replay(self._replay_dir),
+            new_table=lambda: OutputTable(self._spool_dir),
             reading=self._read,
             writing=self._write,
         )
@@ -199,7 +199,7 @@ class Jobs:
             job.go_ahead()
             self._broke("reading", error)
         finally:
-            if not job.leases and self._jobs.get(job.id) is job:  # who asked for it has left
+            if not job.attachments and self._jobs.get(job.id) is job:  # who asked for it has left
                 self._run(self._retire(job))
 
     async def _look_up(self, job: Job) -> None:
@@ -256,7 +256,7 @@ class Jobs:
     async def _forget(self, job: Job) -> None:
         """If there is no more to do for it. Else the next turns see to it."""
         is_due = job.is_worth_saving and job.has_unsaved
-        if not job.leases and not is_due and job.opening.done() and self._jobs.get(job.id) is job:
+        if not job.attachments and not is_due and job.opening.done() and self._jobs.get(job.id) is job:
             del self._jobs[job.id]
             self._unsaved_bytes -= job.unsaved_bytes
             await self._read(job.close)

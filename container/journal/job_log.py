@@ -31,13 +31,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from container.journal.output_table import Replay
+from container.journal.output_table import OutputTable
 from container.journal.segment import (
     CorruptFile,
     Entry,
     Head,
-    LaneClosed,
     Segment,
+    SlotClosed,
     encoded,
     opened,
     sealed_head,
@@ -164,13 +164,13 @@ class JobLog:
         self._unchecked: list[Entry] = []  # written, and not known to count
         self._unchecked_bytes = 0
         self.bytes = 0
-        self.closed_lanes: set[int] = set()  # that were read
+        self.closed_slots: set[int] = set()  # that were read
 
-    def open(self, replay: Replay | None = None, on_answer: Callable[[], None] = lambda: None) -> Found | None:
-        """What the journal holds; its records go to `replay`. None if there is none, or it has expired.
+    def open(self, table: OutputTable | None = None, on_answer: Callable[[], None] = lambda: None) -> Found | None:
+        """What the journal holds; its records go to `table`. None if there is none, or it has expired.
 
         `on_answer` is called after each answer of the store: of a large journal there are many.
-        Raises DigestConflict, StoreError, OutOfSpace (of `replay`).
+        Raises DigestConflict, StoreError, OutOfSpace (of `table`).
         """
         self.forget()
         self._seen, head = self._look(on_answer)
@@ -184,12 +184,12 @@ class JobLog:
         self._former, self._created = head, head.created
         counted = (*head.takes, (head.epoch, self._seen.last(head.epoch)))
         self._takes = {epoch: last for epoch, last in counted if last}
-        return self._read(head, replay, on_answer)
+        return self._read(head, table, on_answer)
 
-    def take(self, secret: bytes, replay: Replay | None = None) -> None:
+    def take(self, secret: bytes, table: OutputTable | None = None) -> None:
         """Makes the job this writer's, with what `open` saw of it and what its former writer has added since.
 
-        That goes to `replay`. Raises EpochLost if another took it since, began it anew or deleted it, and StoreError,
+        That goes to `table`. Raises EpochLost if another took it since, began it anew or deleted it, and StoreError,
         after which it may be called again.
         """
         if self._created is None:
@@ -200,7 +200,7 @@ class JobLog:
         epoch = self._claimed
         # From here on the former writer is told that it has lost the job.
         self._create_own(claim_key(self._job_id, epoch), self._writer.encode())
-        self._catch_up(epoch, replay)
+        self._catch_up(epoch, table)
         head = Head(
             digest=self._digest,
             secret=secret,
@@ -218,7 +218,7 @@ class JobLog:
         if not self._store.create(key, data) and self._store.get(key) != data:
             raise EpochLost
 
-    def _catch_up(self, epoch: int, replay: Replay | None) -> None:
+    def _catch_up(self, epoch: int, table: OutputTable | None) -> None:
         """With what the former writer was told is durable until the claim."""
         now = self._listed()
         former = self._former.epoch if self._former else 0
@@ -228,7 +228,7 @@ class JobLog:
             raise EpochLost
         if self._former and now.last(former) > self._takes.get(former, 0):
             added = [number for number in now.numbers[former] if number > self._takes.get(former, 0)]
-            self._read_into(replay, [(former, number) for number in added])
+            self._read_into(table, [(former, number) for number in added])
             self._takes[former] = now.last(former)
 
     def append(self, entries: list[Entry]) -> int:
@@ -337,14 +337,14 @@ class JobLog:
             return None
         return head
 
-    def _read(self, head: Head, replay: Replay | None, on_answer: Callable[[], None]) -> Found:
+    def _read(self, head: Head, table: OutputTable | None, on_answer: Callable[[], None]) -> Found:
         places = [
             (epoch, number)
             for epoch, last in self._takes.items()
             for number in sorted(self._seen.numbers.get(epoch, ()))
             if number <= last
         ]
-        segments = self._read_into(replay, places, on_answer)
+        segments = self._read_into(table, places, on_answer)
         return Found(
             secret=head.secret,
             created=head.created,
@@ -353,7 +353,7 @@ class JobLog:
         )
 
     def _read_into(
-        self, replay: Replay | None, places: list[tuple[int, int]], on_answer: Callable[[], None] = lambda: None
+        self, table: OutputTable | None, places: list[tuple[int, int]], on_answer: Callable[[], None] = lambda: None
     ) -> int:
         """How many are intact."""
         segments = size = dropped = 0
@@ -368,9 +368,9 @@ class JobLog:
                 continue
             segments += 1
             size += len(data or b"")
-            self.closed_lanes |= {entry.lane for entry in segment.entries if isinstance(entry, LaneClosed)}
-            if replay is not None:
-                replay.load(segment.entries)
+            self.closed_slots |= {entry.slot for entry in segment.entries if isinstance(entry, SlotClosed)}
+            if table is not None:
+                table.load(segment.entries)
         self.bytes += size
         if dropped:
             _LOG.warning("%d of a job's %d segments are torn, changed or missing: dropped", dropped, len(places))

@@ -12,7 +12,7 @@ from container.engine.sequence import TokenLogprobs
 from container.journal.segment import End, Record
 
 
-class Chain(msgspec.Struct, frozen=True, kw_only=True):
+class MergedOutput(msgspec.Struct, frozen=True, kw_only=True):
     """An output from its first token on. Once it has an `end` it is final."""
 
     prompt_crc: int
@@ -25,7 +25,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     def tokens(self) -> int:
         return len(self.token_ids) // 4
 
-    def then(self, record: Record) -> Chain | None:
+    def then(self, record: Record) -> MergedOutput | None:
         """With a newer record. None if it adds nothing: a gap, an end that was there, or a part of what is known."""
         if record.prompt_crc != self.prompt_crc:
             return of(record)
@@ -36,7 +36,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         longer = self.token_ids[: 4 * record.start] + record.token_ids
         if record.end is None and self.token_ids.startswith(longer):
             return None
-        return Chain(
+        return MergedOutput(
             prompt_crc=self.prompt_crc,
             token_ids=longer,
             logprobs=self.logprobs[: record.start] + record.logprobs,
@@ -45,11 +45,11 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def of(record: Record) -> Chain | None:
+def of(record: Record) -> MergedOutput | None:
     """A chain that begins with it. None if it is not a beginning."""
     if record.start:
         return None
-    return Chain(
+    return MergedOutput(
         prompt_crc=record.prompt_crc,
         token_ids=record.token_ids,
         logprobs=record.logprobs,
@@ -58,7 +58,7 @@ def of(record: Record) -> Chain | None:
     )
 
 
-def better(old: Chain | None, new: Chain | None) -> Chain | None:
+def better(old: MergedOutput | None, new: MergedOutput | None) -> MergedOutput | None:
     """Of what an older writer left and what a newer one did: as if `old` had been followed by all records of `new`."""
     if old is None or new is None:
         return new or old

@@ -13,8 +13,8 @@ import msgspec
 from container.disk.scratch_table import open_scratch
 from container.disk.spool import full_disk
 from container.engine.sequence import TokenLogprobs
-from container.journal.merged_output import Chain, better, of
-from container.journal.segment import End, Entry, Record, TrackKey, unpacked
+from container.journal.merged_output import MergedOutput, better, of
+from container.journal.segment import End, Entry, GenerationKey, Record, unpacked
 
 _TRACKS = (
     "CREATE TABLE tracks (lane, place, item, choice, whose, track, prompt_crc, tokens, has_logprobs, end, stop_chars,"
@@ -41,7 +41,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Row(NamedTuple):
-    """A chain without its tokens, which lie in `pieces` under track << 32 | start."""
+    """A chain without its tokens, which lie in `pieces` under generation << 32 | start."""
 
     whose: int
     track: int
@@ -61,7 +61,7 @@ class _Row(NamedTuple):
         )
 
 
-class Replay:
+class OutputTable:
     """Owns the file, which is gone with the process. Any thread may, also `load` beside `put`.
 
     Loaded records come in the journal's order, and all count as older than those that are put, whichever comes first.
@@ -90,7 +90,7 @@ class Replay:
         """Of this one."""
         self._merge(entries, _NEW)
 
-    def get(self, key: TrackKey) -> Saved | None:
+    def get(self, key: GenerationKey) -> Saved | None:
         if self._opened is None:
             return None
         with self._turn():
@@ -112,13 +112,14 @@ class Replay:
             return 0, 0, 0
         with self._turn():
             keys = [
-                TrackKey(*key) for key in self._file.execute("SELECT DISTINCT lane, place, item, choice FROM tracks")
+                GenerationKey(*key)
+                for key in self._file.execute("SELECT DISTINCT lane, place, item, choice FROM tracks")
             ]
         for first in range(0, len(keys), _AT_ONCE):
             with self._turn():
                 for key in keys[first : first + _AT_ONCE]:
                     rows = self._rows(key)
-                    best: Chain | _Row | None = (
+                    best: MergedOutput | _Row | None = (
                         self._best(key, rows) if len(rows) > 1 else next(iter(rows.values()), None)
                     )
                     if best is not None:
@@ -127,22 +128,22 @@ class Replay:
                         unfinished += best.end is None
         return finished, unfinished, tokens
 
-    def lanes(self) -> set[int]:
+    def slots(self) -> set[int]:
         """Those of which anything is there."""
         if self._opened is None:
             return set()
         with self._turn():
-            return {lane for (lane,) in self._file.execute("SELECT DISTINCT lane FROM tracks")}
+            return {slot for (slot,) in self._file.execute("SELECT DISTINCT lane FROM tracks")}
 
-    def drop(self, lane: int) -> None:
+    def drop(self, slot: int) -> None:
         """Nobody will ask for it any more."""
         if self._opened is None:
             return
         with self._turn():
-            lines = self._file.execute("SELECT track FROM tracks WHERE lane = ?", (lane,)).fetchall()
+            lines = self._file.execute("SELECT track FROM tracks WHERE lane = ?", (slot,)).fetchall()
             for (track,) in lines:
                 self._file.execute("DELETE FROM pieces WHERE id >= ? AND id < ?", (track << 32, (track + 1) << 32))
-            self._file.execute("DELETE FROM tracks WHERE lane = ?", (lane,))
+            self._file.execute("DELETE FROM tracks WHERE lane = ?", (slot,))
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -177,17 +178,17 @@ class Replay:
             if chain is not None:
                 rows[whose] = self._write(key, row, whose, chain)
 
-    def _merged(self, key: TrackKey, rows: dict[int, _Row], record: Record, whose: int) -> Chain | None:
+    def _merged(self, key: GenerationKey, rows: dict[int, _Row], record: Record, whose: int) -> MergedOutput | None:
         row = rows.get(whose)
         if row is not None and record.start <= row.tokens:
-            base: Chain | None = self._chain(row)
+            base: MergedOutput | None = self._chain(row)
         elif whose == _NEW and record.start:
             base = self._best(key, rows)  # the sequence went on behind what had been loaded
         else:
             base = None
         return of(record) if base is None else base.then(record)
 
-    def _best(self, key: TrackKey, rows: dict[int, _Row]) -> Chain | None:
+    def _best(self, key: GenerationKey, rows: dict[int, _Row]) -> MergedOutput | None:
         old, new = (self._chain(rows[whose]) if whose in rows else None for whose in (_OLD, _NEW))
         return better(old, new)
 
@@ -199,7 +200,7 @@ class Replay:
             self._opened = open_scratch(self._directory, _TRACKS, _PIECES)
         return self._opened
 
-    def _rows(self, key: TrackKey) -> dict[int, _Row]:
+    def _rows(self, key: GenerationKey) -> dict[int, _Row]:
         found = self._file.execute(
             "SELECT whose, track, prompt_crc, tokens, has_logprobs, end, stop_chars FROM tracks"
             " WHERE lane = ? AND place = ? AND item = ? AND choice = ?",
@@ -207,7 +208,7 @@ class Replay:
         )
         return {row[0]: _Row(*row) for row in found}
 
-    def _chain(self, row: _Row) -> Chain:
+    def _chain(self, row: _Row) -> MergedOutput:
         token_ids: list[bytes] = []
         logprobs: list[TokenLogprobs] = []
         for ids, encoded in self._file.execute(
@@ -217,7 +218,7 @@ class Replay:
             token_ids.append(ids)
             if encoded is not None:
                 logprobs += _decode(encoded)
-        return Chain(
+        return MergedOutput(
             prompt_crc=row.prompt_crc,
             token_ids=b"".join(token_ids),
             logprobs=logprobs,
@@ -225,7 +226,7 @@ class Replay:
             stop_chars=row.stop_chars,
         )
 
-    def _add(self, key: TrackKey, row: _Row, record: Record) -> _Row:
+    def _add(self, key: GenerationKey, row: _Row, record: Record) -> _Row:
         if record.tokens:
             self._write_piece(row.track, row.tokens, record.token_ids, record.logprobs)
         has_logprobs = bool(record.logprobs) if record.tokens else row.has_logprobs
@@ -235,7 +236,7 @@ class Replay:
             row._replace(tokens=tokens, has_logprobs=has_logprobs, end=record.end, stop_chars=record.stop_chars),
         )
 
-    def _write(self, key: TrackKey, row: _Row | None, whose: int, chain: Chain) -> _Row:
+    def _write(self, key: GenerationKey, row: _Row | None, whose: int, chain: MergedOutput) -> _Row:
         """In the place of what was there of `row`."""
         if row is None:
             track = self._tracks
@@ -254,6 +255,6 @@ class Replay:
         encoded = _encode(logprobs) if logprobs else None
         self._file.execute("INSERT INTO pieces VALUES (?, ?, ?)", (track << 32 | start, token_ids, encoded))
 
-    def _write_row(self, key: TrackKey, row: _Row) -> _Row:
+    def _write_row(self, key: GenerationKey, row: _Row) -> _Row:
         self._file.execute("INSERT OR REPLACE INTO tracks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*key, *row))
         return row

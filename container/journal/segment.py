@@ -34,11 +34,11 @@ class CorruptFile(Exception):
     """Torn, changed, or of another version. The message says which."""
 
 
-class TrackKey(NamedTuple):
+class GenerationKey(NamedTuple):
     """One sequence of a job."""
 
-    lane: int
-    place: int
+    slot: int
+    line: int
     item: int
     choice: int
 
@@ -49,8 +49,8 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):
     Raises ValueError where its parts contradict each other.
     """
 
-    lane: _Int
-    place: _Int
+    slot: _Int
+    line: _Int
     item: _Int
     choice: _Int
     prompt_crc: _Int
@@ -69,21 +69,21 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):
             raise ValueError(f"{len(self.logprobs)} log probabilities of {self.tokens} tokens")
 
     @property
-    def key(self) -> TrackKey:
-        return TrackKey(self.lane, self.place, self.item, self.choice)
+    def key(self) -> GenerationKey:
+        return GenerationKey(self.slot, self.line, self.item, self.choice)
 
     @property
     def tokens(self) -> int:
         return len(self.token_ids) // 4
 
 
-class LaneClosed(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Nothing more comes of this lane."""
+class SlotClosed(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Nothing more comes of this slot."""
 
-    lane: _Int
+    slot: _Int
 
 
-Entry = Record | LaneClosed
+Entry = Record | SlotClosed
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):

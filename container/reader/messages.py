@@ -119,7 +119,7 @@ class Item(msgspec.Struct, frozen=True, tag="item"):
     prompt_ids: list[int]
     samplings: tuple[Sampling, ...]
     stop: tuple[str, ...]
-    is_drawn: bool
+    has_random_seed: bool
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

@@ -72,7 +72,7 @@ class Document:
         for index, item in enumerate(call.items):
             prepared = preparer.prepare(item, seeds.seed(place, index))
             self._texts.append(prepared.prompt_text)
-            encoded = Item(prepared.prompt_ids.tolist(), prepared.samplings, prepared.stop, prepared.is_drawn)
+            encoded = Item(prepared.prompt_ids.tolist(), prepared.samplings, prepared.stop, prepared.has_random_seed)
             self._items.append(encode(encoded))
 
     def __len__(self) -> int:

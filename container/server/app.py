@@ -185,10 +185,10 @@ async def _answer_batch(
 def _marked(response: Response, invocation: Invocation) -> Response:
     """Says so where the deadline left something unfinished. A text can't say it itself, and of the headers SageMaker
     keeps the content type alone: in the notice and with the object."""
-    if invocation.lease is not None and invocation.lease.job.name is not None:
-        response.headers["x-longhaul-job"] = invocation.lease.job.name
-    if invocation.lease is not None and invocation.lease.resumed_tokens:
-        response.headers["x-longhaul-resumed-tokens"] = str(invocation.lease.resumed_tokens)
+    if invocation.attachment is not None and invocation.attachment.job.name is not None:
+        response.headers["x-longhaul-job"] = invocation.attachment.job.name
+    if invocation.attachment is not None and invocation.attachment.resumed_tokens:
+        response.headers["x-longhaul-resumed-tokens"] = str(invocation.attachment.resumed_tokens)
     if invocation.unfinished:
         response.headers["x-longhaul-finish-reason"] = "deadline"
         if response.headers["content-type"].startswith("text/plain"):

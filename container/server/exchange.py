@@ -26,7 +26,7 @@ from container.telemetry.metrics import outcome_of
 if TYPE_CHECKING:
     from container.invocations.invocation import Invocation
     from container.invocations.request_digest import Fingerprint
-    from container.jobs.attachment import Lease
+    from container.jobs.attachment import Attachment
     from container.server.connection import Connection
     from container.server.server import Edge
 
@@ -58,7 +58,7 @@ class Exchange(Response):
         self.deadline: Deadline | None = None
         """Once it is known: a server that takes no work doesn't ask for it."""
         self.job_name: str | None = None
-        self.lease: Lease | None = None
+        self.attachment: Attachment | None = None
         self.unfinished = 0
         """Texts that the answer is without."""
         self._edge = edge
@@ -90,9 +90,9 @@ class Exchange(Response):
             status = 500
             raise
         finally:
-            if self.lease is not None:
+            if self.attachment is not None:
                 has_all = status < _CLIENT_GONE and not self.unfinished
-                self._edge.release(self.lease, is_complete=has_all)
+                self._edge.release(self.attachment, is_complete=has_all)
             self._edge.exchanges.discard(self)
             self.ended.set_result(None)
             self._count(status, time.monotonic() - self._started)
@@ -118,7 +118,7 @@ class Exchange(Response):
         try:
             return (await invocation.attach(self.job_name, fingerprint.hexdigest())).seeds
         finally:
-            self.lease = invocation.lease
+            self.attachment = invocation.attachment
 
     async def read_body(self) -> AsyncIterator[bytes]:
         """The request's body as it comes. A client that waits to be asked for it is asked.

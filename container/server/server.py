@@ -26,8 +26,8 @@ from container.engine.supervisor.engine_client import EngineClient
 from container.errors import Unavailable
 from container.invocations.invocation import Service
 from container.invocations.request_digest import model_identity
-from container.jobs.attachment import Lease
-from container.jobs.registry import Jobs
+from container.jobs.attachment import Attachment
+from container.jobs.registry import JobRegistry
 from container.journal.stores.store import open_store
 from container.processes.heap import share_arenas, start_trimmer
 from container.processes.reaper import bury_orphans
@@ -85,7 +85,7 @@ class Edge:
         self._driver = driver
         self._directory = ""
         self._files_digest = ""
-        self._jobs: Jobs | None = None
+        self._jobs: JobRegistry | None = None
         self._progress: Progress | None = None
         self._engine: EngineClient | None = None
         self._admission: Admission | None = None
@@ -135,9 +135,9 @@ class Edge:
             raise Unavailable(f"the server is {status}; try again when /ping answers 200", code=code)
         return self.service
 
-    def release(self, lease: Lease, *, is_complete: bool) -> None:
+    def release(self, attachment: Attachment, *, is_complete: bool) -> None:
         assert self._jobs is not None, "it is a job's"
-        self._jobs.release(lease, is_complete=is_complete)
+        self._jobs.release(attachment, is_complete=is_complete)
 
     async def load(self) -> None:
         """Fetch the model, then load tokenizer and engine side by side."""
@@ -189,13 +189,13 @@ class Edge:
                 " LONGHAUL_CHECKPOINT_URI to go on after the container's death",
                 extra={"action": "journal_is_local"},
             )
-        self._jobs = Jobs(
+        self._jobs = JobRegistry(
             store,
             self.metrics,
             interval_s=settings.checkpoint_interval_s,
             lifetime_s=settings.checkpoint_days * 86_400,
             max_bytes=settings.checkpoint_max_bytes,
-            replay_dir=settings.spool_dir,
+            spool_dir=settings.spool_dir,
             ends_with_container=ends_with_container,
         )
         self._jobs.start()
@@ -275,8 +275,8 @@ class Edge:
             exchange.abort(self._verdict_of(exchange))
 
     def _verdict_of(self, exchange: Exchange) -> Unavailable:
-        lease = exchange.lease
-        is_resumable = lease is not None and self._jobs is not None and self._jobs.is_saved(lease)
+        attachment = exchange.attachment
+        is_resumable = attachment is not None and self._jobs is not None and self._jobs.is_saved(attachment)
         facts: dict[str, str | bool | None] = {"job": exchange.job_name, "resumable": is_resumable}
         if self._failure is not None:
             return Unavailable(f"the server failed: {self._failure}", code="failed", facts=facts)

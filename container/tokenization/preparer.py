@@ -22,7 +22,7 @@ class Prepared:
     """The prompt as the model sees it, chat template applied."""
     samplings: tuple[Sampling, ...]
     stop: tuple[str, ...]
-    is_drawn: bool = False
+    has_random_seed: bool = False
     """Whether it is sampled with a seed that the request doesn't give: then it has no equal."""
 
 
@@ -72,5 +72,5 @@ class Preparer:
             prompt_text=prompt.text,
             samplings=samplings,
             stop=item.parameters.stop,
-            is_drawn=samplings[0].temperature > 0 and item.parameters.seed is None,
+            has_random_seed=samplings[0].temperature > 0 and item.parameters.seed is None,
         )

@@ -10,7 +10,7 @@ from container.engine.messages import EngineInfo
 from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
 from container.engine.supervisor.admission import Admission
 from container.invocations.invocation import Service
-from container.jobs.registry import Jobs
+from container.jobs.registry import JobRegistry
 from container.journal.stores.directory import DirectoryStore
 from container.telemetry.metrics import Metrics
 from container.telemetry.progress import Progress
@@ -79,7 +79,7 @@ def scripted_service(
         readers=cast(Any, None),
         info=INFO,
         admission=Admission(cast(Any, engine)),
-        jobs=Jobs(store, metrics, interval_s=10, lifetime_s=60, max_bytes=1 << 20, replay_dir=str(directory)),
+        jobs=JobRegistry(store, metrics, interval_s=10, lifetime_s=60, max_bytes=1 << 20, spool_dir=str(directory)),
         progress=Progress(None, metrics, dimensions={}),
         metrics=metrics,
         workers=workers,

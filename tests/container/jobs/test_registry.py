@@ -17,13 +17,13 @@ from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.errors import Conflict
 from container.invocations.request_digest import model_identity
 from container.jobs import registry as jobs_module
-from container.jobs.attachment import Lease
-from container.jobs.generation import Generation, Track
-from container.jobs.registry import Jobs
+from container.jobs.attachment import Attachment
+from container.jobs.generation import Generation, Waiter
+from container.jobs.registry import JobRegistry
 from container.jobs.slots import SHARED
 from container.journal.job_log import JobLog
-from container.journal.output_table import Replay
-from container.journal.segment import Record, TrackKey, packed
+from container.journal.output_table import OutputTable
+from container.journal.segment import GenerationKey, Record, packed
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
 from container.server.server import Edge
@@ -90,12 +90,16 @@ class Engine:
                 if sequence.finish_reason is not None:
                     break
 
-    def generate(self, lease: Lease, item: int, *, is_drawn: bool = False) -> Generation:
-        sampling = Sampling(max_new_tokens=8, temperature=float(is_drawn), seed=lease.seeds.seed(0, item))
+    def generate(self, attachment: Attachment, item: int, *, has_random_seed: bool = False) -> Waiter:
+        sampling = Sampling(max_new_tokens=8, temperature=float(has_random_seed), seed=attachment.seeds.seed(0, item))
         prepared = Prepared(
-            prompt_ids=array("I", [1, item]), prompt_text="", samplings=(sampling,), stop=(), is_drawn=is_drawn
+            prompt_ids=array("I", [1, item]),
+            prompt_text="",
+            samplings=(sampling,),
+            stop=(),
+            has_random_seed=has_random_seed,
         )
-        return lease.generate(self.service, prepared, 0, item, 0)
+        return attachment.generate(self.service, prepared, 0, item, 0)
 
 
 @pytest.fixture
@@ -109,10 +113,10 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def new_jobs(store: Store, engine: Engine, tmp_path: Path) -> Callable[[], Jobs]:
+def new_jobs(store: Store, engine: Engine, tmp_path: Path) -> Callable[[], JobRegistry]:
     """Of a server of its own each. Nothing is written but by `save_all` and when nobody is attached any more."""
-    return lambda: Jobs(
-        store, engine.metrics, interval_s=3600, lifetime_s=3600, max_bytes=1 << 30, replay_dir=str(tmp_path)
+    return lambda: JobRegistry(
+        store, engine.metrics, interval_s=3600, lifetime_s=3600, max_bytes=1 << 30, spool_dir=str(tmp_path)
     )
 
 
@@ -124,25 +128,25 @@ def run(test: Any) -> Any:
     return asyncio.run(bounded())
 
 
-async def settled(jobs: Jobs) -> None:
+async def settled(jobs: JobRegistry) -> None:
     """What was begun in the background is done."""
     while jobs._tasks:
         await asyncio.gather(*jobs._tasks)
 
 
-async def begun(jobs: Jobs, engine: Engine, name: str | None = "a-job", items: int = 3) -> None:
+async def begun(jobs: JobRegistry, engine: Engine, name: str | None = "a-job", items: int = 3) -> None:
     """A job whose items are generated, journalled, and left by their client."""
-    lease = await jobs.attach(name, DIGEST)
+    attachment = await jobs.attach(name, DIGEST)
     for item in range(items):
-        engine.generate(lease, item)
+        engine.generate(attachment, item)
     engine.say(8)
-    jobs.release(lease, is_complete=False)
+    jobs.release(attachment, is_complete=False)
     await settled(jobs)
 
 
-async def finished_items(jobs: Jobs, items: int = 3) -> int:
-    lease = await jobs.attach("a-job", DIGEST)
-    saved = [lease.job.saved(TrackKey(SHARED, 0, item, 0)) for item in range(items)]
+async def finished_items(jobs: JobRegistry, items: int = 3) -> int:
+    attachment = await jobs.attach("a-job", DIGEST)
+    saved = [attachment.job.saved(GenerationKey(SHARED, 0, item, 0)) for item in range(items)]
     return sum(one is not None and one.end == "length" for one in saved)
 
 
@@ -151,7 +155,7 @@ async def finished_items(jobs: Jobs, items: int = 3) -> int:
 
 @pytest.mark.parametrize("way", ["fails", "is late"])
 def test_a_past_that_could_not_be_read_for_a_moment_is_not_deleted(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch, way: str
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Hours of work would go because one LIST took 5 s (0.5 s while another job's write has failed)."""
     monkeypatch.setattr(jobs_module, "_PATIENCE_S", 0.05)
@@ -164,10 +168,10 @@ def test_a_past_that_could_not_be_read_for_a_moment_is_not_deleted(
             store.failing = True
         else:
             store.answers.clear()
-        lease = await jobs.attach("a-job", DIGEST)
+        attachment = await jobs.attach("a-job", DIGEST)
         store.failing = False
         store.answers.set()
-        engine.generate(lease, 3)
+        engine.generate(attachment, 3)
         engine.say(1)
         await jobs.save_all()
         assert await finished_items(new_jobs()) == 3
@@ -176,29 +180,29 @@ def test_a_past_that_could_not_be_read_for_a_moment_is_not_deleted(
 
 
 def test_a_job_with_nothing_to_write_does_not_keep_a_healed_store_from_the_others(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """Such as one that is given up, waits for the engine, or whose client is slow to take its answer."""
 
     async def test() -> None:
         jobs = new_jobs()
         await jobs.attach("idle", DIGEST)
-        lease = await jobs.attach("a-job", DIGEST)
-        engine.generate(lease, 0)
+        attachment = await jobs.attach("a-job", DIGEST)
+        engine.generate(attachment, 0)
         engine.say(1)
         store.failing = True
-        await jobs._save(lease.job)
+        await jobs._save(attachment.job)
         store.failing = False
         for _ in range(10):
             await jobs.save_all()
-        assert jobs.is_saved(lease)
+        assert jobs.is_saved(attachment)
         assert engine.metrics.journal_broken._value.get() == 0
 
     run(test())
 
 
 def test_a_job_that_can_not_be_written_does_not_keep_the_others_from_it(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one whose folder is unreadable."""
 
@@ -213,8 +217,8 @@ def test_a_job_that_can_not_be_written_does_not_keep_the_others_from_it(
             return create(key, data)
 
         monkeypatch.setattr(store, "create", refuse)
-        for lease in (bad, good):
-            engine.generate(lease, 0)
+        for attachment in (bad, good):
+            engine.generate(attachment, 0)
         for _ in range(3):
             engine.say(1)
             await jobs.save_all()
@@ -225,7 +229,7 @@ def test_a_job_that_can_not_be_written_does_not_keep_the_others_from_it(
 
 
 def test_where_there_is_no_memory_for_more_the_job_that_has_most_of_it_is_given_up(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
         jobs = new_jobs()
@@ -243,23 +247,23 @@ def test_where_there_is_no_memory_for_more_the_job_that_has_most_of_it_is_given_
 
 
 def test_a_job_that_is_given_up_while_it_is_written_leaves_nothing_behind(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     async def test() -> None:
         jobs = new_jobs()
-        lease = await jobs.attach("a-job", DIGEST)
-        engine.generate(lease, 0)
+        attachment = await jobs.attach("a-job", DIGEST)
+        engine.generate(attachment, 0)
         engine.say(1)
         store.answers.clear()
         saving = asyncio.create_task(jobs.save_all())
         await asyncio.sleep(0)
-        lease.job.give_up("there is no memory for more")
+        attachment.job.give_up("there is no memory for more")
         store.failing = True
         store.answers.set()
         await saving
-        assert not lease.job.has_unsaved
-        assert lease.job.unsaved_bytes == 0
-        jobs.release(lease, is_complete=True)
+        assert not attachment.job.has_unsaved
+        assert attachment.job.unsaved_bytes == 0
+        jobs.release(attachment, is_complete=True)
         await settled(jobs)
         assert not jobs._jobs
 
@@ -267,39 +271,39 @@ def test_a_job_that_is_given_up_while_it_is_written_leaves_nothing_behind(
 
 
 def test_a_job_whose_journal_was_deleted_is_not_told_to_be_saved(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """What had ended went with it."""
 
     async def test() -> None:
         jobs = new_jobs()
-        lease = await jobs.attach("a-job", DIGEST)
-        engine.generate(lease, 0)
+        attachment = await jobs.attach("a-job", DIGEST)
+        engine.generate(attachment, 0)
         engine.say(8)
         await jobs.save_all()
-        assert jobs.is_saved(lease)
-        engine.generate(lease, 1)
+        assert jobs.is_saved(attachment)
+        engine.generate(attachment, 1)
         engine.say(1)
-        store.delete(f"jobs/{lease.job.id}/")
+        store.delete(f"jobs/{attachment.job.id}/")
         for _ in range(3):
             await jobs.save_all()
-        assert lease.job.is_stored and not lease.job.has_unsaved
-        assert not jobs.is_saved(lease)
+        assert attachment.job.is_stored and not attachment.job.has_unsaved
+        assert not jobs.is_saved(attachment)
         assert await finished_items(new_jobs(), 1) == 0
 
     run(test())
 
 
 def test_who_joins_a_running_job_does_not_wait_for_a_store_that_hangs(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first request goes on; the second would wait until its deadline, and be a 504 without a token."""
     monkeypatch.setattr(jobs_module, "_PATIENCE_S", 0.05)
 
     async def test() -> None:
         jobs = new_jobs()
-        lease = await jobs.attach("a-job", DIGEST)
-        engine.generate(lease, 0)
+        attachment = await jobs.attach("a-job", DIGEST)
+        engine.generate(attachment, 0)
         engine.say(1)
         await jobs.save_all()
         store.answers.clear()
@@ -312,99 +316,99 @@ def test_who_joins_a_running_job_does_not_wait_for_a_store_that_hangs(
     run(test())
 
 
-# Lanes
+# Slots
 
 
 @pytest.mark.parametrize("is_same", [True, False], ids=["the same server", "its successor"])
 def test_a_lane_whose_answer_has_arrived_is_not_taken_again(
-    new_jobs: Callable[[], Jobs], engine: Engine, is_same: bool
+    new_jobs: Callable[[], JobRegistry], engine: Engine, is_same: bool
 ) -> None:
     """The next unseeded request would have the same seeds and the same text, out of the journal, for a week."""
 
     async def test() -> None:
         jobs = new_jobs()
-        lease = await jobs.attach(None, DIGEST)
-        first = engine.generate(lease, 0, is_drawn=True)
+        attachment = await jobs.attach(None, DIGEST)
+        first = engine.generate(attachment, 0, has_random_seed=True)
         engine.say(1)
         await jobs.save_all()  # it takes longer than an interval
         engine.say(8)
         assert first.done.done()
-        jobs.release(lease, is_complete=True)
+        jobs.release(attachment, is_complete=True)
         await settled(jobs)
-        lease = await (jobs if is_same else new_jobs()).attach(None, DIGEST)
-        again = engine.generate(lease, 0, is_drawn=True)
-        assert again.track.sequence.sampling.seed != first.track.sequence.sampling.seed
-        assert not again.track.resumed_tokens
+        attachment = await (jobs if is_same else new_jobs()).attach(None, DIGEST)
+        again = engine.generate(attachment, 0, has_random_seed=True)
+        assert again.generation.sequence.sampling.seed != first.generation.sequence.sampling.seed
+        assert not again.generation.resumed_tokens
 
     run(test())
 
 
 def test_a_lane_that_is_closed_while_another_server_takes_the_job_is_not_taken_again(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """The first one's answer arrives between the second one's look and its claim."""
 
     async def test() -> None:
         first, second = new_jobs(), new_jobs()
-        lease = await first.attach(None, DIGEST)
-        delivered = engine.generate(lease, 0, is_drawn=True)
+        attachment = await first.attach(None, DIGEST)
+        delivered = engine.generate(attachment, 0, has_random_seed=True)
         engine.say(1)
         await first.save_all()
         engine.say(7)
         loop = asyncio.get_running_loop()
 
         async def deliver() -> None:
-            first.release(lease, is_complete=True)
+            first.release(attachment, is_complete=True)
             await settled(first)
 
         store.before_get = lambda: asyncio.run_coroutine_threadsafe(deliver(), loop).result()
-        again = engine.generate(await second.attach(None, DIGEST), 0, is_drawn=True)
-        assert again.track.sequence.sampling.seed != delivered.track.sequence.sampling.seed
+        again = engine.generate(await second.attach(None, DIGEST), 0, has_random_seed=True)
+        assert again.generation.sequence.sampling.seed != delivered.generation.sequence.sampling.seed
 
     run(test())
 
 
 def test_a_lane_that_is_closed_while_the_job_is_first_written_is_not_taken_again(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     async def test() -> None:
         jobs = new_jobs()
-        lease = await jobs.attach(None, DIGEST)
-        delivered = engine.generate(lease, 0, is_drawn=True)
+        attachment = await jobs.attach(None, DIGEST)
+        delivered = engine.generate(attachment, 0, has_random_seed=True)
         engine.say(1)
         store.answers.clear()
         saving = asyncio.create_task(jobs.save_all())
         await asyncio.sleep(0)
         engine.say(7)
-        jobs.release(lease, is_complete=True)
+        jobs.release(attachment, is_complete=True)
         store.answers.set()
         await saving
         await settled(jobs)
         assert jobs._unsaved_bytes == 0
-        again = engine.generate(await new_jobs().attach(None, DIGEST), 0, is_drawn=True)
-        assert again.track.sequence.sampling.seed != delivered.track.sequence.sampling.seed
+        again = engine.generate(await new_jobs().attach(None, DIGEST), 0, has_random_seed=True)
+        assert again.generation.sequence.sampling.seed != delivered.generation.sequence.sampling.seed
 
     run(test())
 
 
 def test_identical_requests_that_overlap_for_months_leave_nothing_behind(
-    new_jobs: Callable[[], Jobs], engine: Engine
+    new_jobs: Callable[[], JobRegistry], engine: Engine
 ) -> None:
     """Each has all of its answer before it leaves; at any moment one is attached, so that the job never ends."""
 
     async def test() -> None:
         jobs = new_jobs()
-        lease = await jobs.attach(None, DIGEST)
+        attachment = await jobs.attach(None, DIGEST)
         for _ in range(200):
-            engine.generate(lease, 0, is_drawn=True)
+            engine.generate(attachment, 0, has_random_seed=True)
             engine.say(8)
             successor = await jobs.attach(None, DIGEST)
-            jobs.release(lease, is_complete=True)
-            lease = successor
-        job = lease.job
-        assert len(job._lanes._left) < 10
-        assert job._replay is not None
-        assert sum(job._replay.counts()[:2]) < 10
+            jobs.release(attachment, is_complete=True)
+            attachment = successor
+        job = attachment.job
+        assert len(job._slots._left) < 10
+        assert job._table is not None
+        assert sum(job._table.counts()[:2]) < 10
 
     run(test())
 
@@ -413,7 +417,7 @@ def test_identical_requests_that_overlap_for_months_leave_nothing_behind(
 
 
 def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_before(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """Its late answer is of a job that is forgotten. Else they begin anew, and their seeds change under them."""
 
@@ -444,7 +448,7 @@ def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_b
         third = asyncio.create_task(jobs.attach(None, DIGEST))
         for _ in range(20):
             await asyncio.sleep(0)
-        did_not_wait = job._replay is not None and not job._is_taken
+        did_not_wait = job._table is not None and not job._is_taken
         go_on.set()
         await asyncio.wait({second, third})
         assert not did_not_wait
@@ -453,7 +457,7 @@ def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_b
 
 
 def test_a_wrong_request_that_is_looked_up_is_no_conflict_to_the_right_one(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """SageMaker never tries a 409 again."""
 
@@ -486,21 +490,21 @@ def test_what_was_told_to_be_durable_counts_for_the_successor(store: Store, tmp_
         return Record(0, 0, item, 0, prompt_crc=1, start=0, token_ids=packed([item]), end="stop")
 
     first, successor = log("first"), log("successor")
-    assert first.open(Replay(str(tmp_path))) is None
+    assert first.open(OutputTable(str(tmp_path))) is None
     first.take(b"s" * 16)
     first.append([record(0)])
-    replay = Replay(str(tmp_path))
-    found = successor.open(replay)
+    table = OutputTable(str(tmp_path))
+    found = successor.open(table)
     assert found is not None
     first.append([record(1)])  # raises nothing: it is durable
     successor.take(found.secret)
-    last = Replay(str(tmp_path))
+    last = OutputTable(str(tmp_path))
     log("last").open(last)
-    assert last.get(TrackKey(0, 0, 1, 0)) is not None
+    assert last.get(GenerationKey(0, 0, 1, 0)) is not None
 
 
 def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
-    new_jobs: Callable[[], Jobs], engine: Engine, store: Store
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """Neither could read the journal when it began. The second one looks at it before the first one's head is there,
     and stops that by its claim."""
@@ -509,10 +513,10 @@ def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
         await begun(new_jobs(), engine)
         store.failing = True
         first, second = new_jobs(), new_jobs()
-        leases = [await jobs.attach("a-job", DIGEST) for jobs in (first, second)]
+        attachments = [await jobs.attach("a-job", DIGEST) for jobs in (first, second)]
         store.failing = False
-        for lease in leases:
-            engine.generate(lease, 3)
+        for attachment in attachments:
+            engine.generate(attachment, 3)
         engine.say(1)
         loop = asyncio.get_running_loop()
         store.before_get = lambda: asyncio.run_coroutine_threadsafe(first.save_all(), loop).result()
@@ -520,15 +524,15 @@ def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
         engine.say(7)
         await first.save_all()
         await second.save_all()
-        assert [lease.job.is_given_up for lease in leases] == [True, False]
-        assert second.is_saved(leases[1])
+        assert [attachment.job.is_given_up for attachment in attachments] == [True, False]
+        assert second.is_saved(attachments[1])
         assert await finished_items(new_jobs(), 4) == 4
 
     run(test())
 
 
 def test_a_request_sent_again_to_another_server_has_the_journal_though_the_first_one_writes_its_last_words(
-    new_jobs: Callable[[], Jobs], engine: Engine
+    new_jobs: Callable[[], JobRegistry], engine: Engine
 ) -> None:
     """It has come before the first one had written anything, and before that noticed that its client is gone."""
 
@@ -537,14 +541,14 @@ def test_a_request_sent_again_to_another_server_has_the_journal_though_the_first
         left = await first.attach("a-job", DIGEST)
         engine.generate(left, 0)
         engine.say(1)
-        lease = await second.attach("a-job", DIGEST)
+        attachment = await second.attach("a-job", DIGEST)
         first.release(left, is_complete=False)
         await settled(first)
         for item in range(2):
-            engine.generate(lease, item)
+            engine.generate(attachment, item)
         engine.say(8)
         await second.save_all()
-        assert second.is_saved(lease)
+        assert second.is_saved(attachment)
         assert await finished_items(new_jobs(), 2) == 2
 
     run(test())
@@ -563,11 +567,11 @@ def test_on_sagemaker_a_journal_that_ends_with_the_container_is_not_resumable(
         edge = Edge(Settings(checkpoint_uri=str(tmp_path / "journal"), spool_dir=str(tmp_path)), "model")
         await edge._open_journal()
         assert edge._jobs is not None
-        lease = await edge._jobs.attach("a-job", DIGEST)
-        engine.generate(lease, 0)
+        attachment = await edge._jobs.attach("a-job", DIGEST)
+        engine.generate(attachment, 0)
         engine.say(1)
         await edge._save_jobs(10)
-        verdict = edge._verdict_of(cast(Any, SimpleNamespace(lease=lease, job_name="a-job")))
+        verdict = edge._verdict_of(cast(Any, SimpleNamespace(attachment=attachment, job_name="a-job")))
         edge._jobs.close()
         assert verdict.facts["resumable"] is False
 
@@ -598,32 +602,32 @@ def test_to_put_the_next_tokens_of_a_resumed_output_does_not_read_all_of_it(
         scores = [TokenLogprobs(-0.5, [(1, -0.5)])] * 4
         return Record(0, 0, 0, 0, prompt_crc=1, start=start, token_ids=packed([1] * 4), logprobs=scores)
 
-    replay = Replay(str(tmp_path))
-    replay.load(map(record, range(0, 400, 4)))
-    replay.put([record(400)])
+    table = OutputTable(str(tmp_path))
+    table.load(map(record, range(0, 400, 4)))
+    table.put([record(400)])
     read: list[object] = []
-    chain = Replay._chain
-    monkeypatch.setattr(Replay, "_chain", lambda replay, row: read.append(row) or chain(replay, row))
-    replay.put(map(record, range(404, 804, 4)))
+    chain = OutputTable._chain
+    monkeypatch.setattr(OutputTable, "_chain", lambda table, row: read.append(row) or chain(table, row))
+    table.put(map(record, range(404, 804, 4)))
     assert not read
 
 
 def test_who_waits_is_told_of_the_end_whatever_becomes_of_the_journal(engine: Engine) -> None:
     """A spool that fails (EIO is no full disk) would leave the request waiting until its deadline."""
 
-    def on_end(track: Track) -> None:
+    def on_end(generation: Generation) -> None:
         raise OSError("the spool's disk is gone")
 
     async def test() -> None:
         prepared = Prepared(
             prompt_ids=array("I", [1]), prompt_text="", samplings=(Sampling(max_new_tokens=1),), stop=()
         )
-        key = TrackKey(0, 0, 0, 0)
-        track = Track(key, prepared, service=engine.service, owner="a", on_end=on_end)
-        generation = Generation(track)
-        track.start()
+        key = GenerationKey(0, 0, 0, 0)
+        generation = Generation(key, prepared, service=engine.service, owner="a", on_end=on_end)
+        waiter = Waiter(generation)
+        generation.start()
         with pytest.raises(OSError, match="disk is gone"):
             engine.say(1)
-        assert generation.done.done()
+        assert waiter.done.done()
 
     run(test())

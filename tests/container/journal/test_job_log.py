@@ -28,8 +28,8 @@ from container.journal.job_log import (
     job_id,
     segment_key,
 )
-from container.journal.output_table import Replay
-from container.journal.segment import LaneClosed, Record, TrackKey, packed
+from container.journal.output_table import OutputTable
+from container.journal.segment import GenerationKey, Record, SlotClosed, packed
 from container.journal.stores.store import Store, StoreError
 from testing import ROOT
 from testing.container.faulty_s3 import FaultyS3
@@ -72,9 +72,9 @@ def local(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def replays(tmp_path: Path) -> Iterator[Callable[[], Replay]]:
+def tables(tmp_path: Path) -> Iterator[Callable[[], OutputTable]]:
     with ExitStack() as open_ones:
-        yield lambda: open_ones.enter_context(closing(Replay(str(tmp_path))))
+        yield lambda: open_ones.enter_context(closing(OutputTable(str(tmp_path))))
 
 
 class Clock:
@@ -93,9 +93,9 @@ def record(item: int, start: int, *token_ids: int) -> Record:
     return Record(0, 0, item, 0, 1, start, packed(token_ids))
 
 
-def taken(store: Store, replay: Replay, **options: Any) -> JobLog:
+def taken(store: Store, table: OutputTable, **options: Any) -> JobLog:
     log = job_log(store, **options)
-    log.open(replay)
+    log.open(table)
     log.take(SECRET)
     return log
 
@@ -104,85 +104,83 @@ def folder(epoch: int) -> str:
     return f"jobs/{JOB}/{epoch:016d}/"
 
 
-def outputs(replay: Replay, items: int = 10) -> dict[int, list[int]]:
-    saved = {item: replay.get(TrackKey(0, 0, item, 0)) for item in range(items)}
+def outputs(table: OutputTable, items: int = 10) -> dict[int, list[int]]:
+    saved = {item: table.get(GenerationKey(0, 0, item, 0)) for item in range(items)}
     return {item: found.token_ids for item, found in saved.items() if found}
 
 
-def read(store: Store, replay: Replay) -> dict[int, list[int]]:
-    job_log(store).open(replay)
-    return outputs(replay)
+def read(store: Store, table: OutputTable) -> dict[int, list[int]]:
+    job_log(store).open(table)
+    return outputs(table)
 
 
-Replays = Callable[[], Replay]
+Tables = Callable[[], OutputTable]
 
 
-def test_where_nothing_is_nothing_is_found(store: Store, replays: Replays) -> None:
-    assert job_log(store).open(replays()) is None
+def test_where_nothing_is_nothing_is_found(store: Store, tables: Tables) -> None:
+    assert job_log(store).open(tables()) is None
 
 
-def test_what_was_appended_is_found_with_the_secret_and_the_closed_lanes(store: Store, replays: Replays) -> None:
-    log = taken(store, replays())
-    written = log.append([record(1, 0, 5, 6), LaneClosed(3)]) + log.append([record(1, 2, 7), LaneClosed(4)])
-    reader, replay = job_log(store), replays()
-    assert reader.open(replay) == Found(secret=SECRET, created=1000.0, segments=2, bytes=written)
-    assert reader.closed_lanes == {3, 4}
-    assert outputs(replay) == {1: [5, 6, 7]}
+def test_what_was_appended_is_found_with_the_secret_and_the_closed_lanes(store: Store, tables: Tables) -> None:
+    log = taken(store, tables())
+    written = log.append([record(1, 0, 5, 6), SlotClosed(3)]) + log.append([record(1, 2, 7), SlotClosed(4)])
+    reader, table = job_log(store), tables()
+    assert reader.open(table) == Found(secret=SECRET, created=1000.0, segments=2, bytes=written)
+    assert reader.closed_slots == {3, 4}
+    assert outputs(table) == {1: [5, 6, 7]}
 
 
-def test_nothing_appended_is_nothing_written(store: Store, replays: Replays) -> None:
-    log = taken(store, replays())
+def test_nothing_appended_is_nothing_written(store: Store, tables: Tables) -> None:
+    log = taken(store, tables())
     before = store.keys("")
     assert log.append([]) == 0
     assert store.keys("") == before
 
 
-def test_a_takeover_keeps_what_there_was_the_secret_and_the_age(store: Store, replays: Replays) -> None:
-    taken(store, replays()).append([record(1, 0, 5)])
+def test_a_takeover_keeps_what_there_was_the_secret_and_the_age(store: Store, tables: Tables) -> None:
+    taken(store, tables()).append([record(1, 0, 5)])
     clock = Clock()
     for item in (2, 3):
         clock.now += 40
         log = job_log(store, clock=clock)
-        found = log.open(replays())
+        found = log.open(tables())
         assert found and found.created == 1000.0
         log.take(found.secret)
         log.append([record(item, 0, item)])
-    assert read(store, replays()) == {1: [5], 2: [2], 3: [3]}
+    assert read(store, tables()) == {1: [5], 2: [2], 3: [3]}
 
 
-def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, replays: Replays) -> None:
-    old = taken(store, replays())
+def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, tables: Tables) -> None:
+    old = taken(store, tables())
     old.append([record(1, 0, 5)])
-    new = taken(store, replays())
+    new = taken(store, tables())
     with pytest.raises(EpochLost):
         old.append([record(1, 1, 66), record(2, 0, 66)])
     new.append([record(1, 1, 7)])
-    assert read(store, replays()) == {1: [5, 7]}
-    assert taken(store, replays()).append([record(1, 2, 8)])
-    assert read(store, replays()) == {1: [5, 7, 8]}
+    assert read(store, tables()) == {1: [5, 7]}
+    assert taken(store, tables()).append([record(1, 2, 8)])
+    assert read(store, tables()) == {1: [5, 7, 8]}
 
 
-def overtaking(store: Store, replays: Replays) -> tuple[JobLog, JobLog, Replay]:
+def overtaking(store: Store, tables: Tables) -> tuple[JobLog, JobLog, OutputTable]:
     """A writer, and another one who has opened before the former's last segment."""
-    old = taken(store, replays())
+    old = taken(store, tables())
     old.append([record(1, 0, 5)])
-    new, seen = job_log(store), replays()
+    new, seen = job_log(store), tables()
     new.open(seen)
     old.append([record(1, 1, 6)])
     return old, new, seen
 
 
-def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(
-    store: Store, replays: Replays
-) -> None:
+def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(store: Store, tables: Tables) -> None:
     """It was told that the former is durable, and is told that the latter is not."""
-    old, new, seen = overtaking(store, replays)
+    old, new, seen = overtaking(store, tables)
     new.take(SECRET, seen)
     with pytest.raises(EpochLost):
         old.append([record(1, 2, 66)])
     new.append([record(2, 0, 7)])
     assert outputs(seen) == {1: [5, 6]}
-    assert read(store, replays()) == {1: [5, 6], 2: [7]}
+    assert read(store, tables()) == {1: [5, 6], 2: [7]}
 
 
 class Between:
@@ -214,137 +212,135 @@ def through(log: JobLog, store: Store | Between) -> JobLog:
     return log
 
 
-def take_often(store: Store, replays: Replays) -> JobLog:
+def take_often(store: Store, tables: Tables) -> JobLog:
     """Until epochs that count nothing are deleted."""
     for _ in range(2 * log_module._MOST_SPENT):
-        log = taken(store, replays())
+        log = taken(store, tables())
     return log
 
 
 def test_a_job_that_is_asked_for_again_and_again_keeps_few_epochs_and_all_its_segments(
-    store: Store, replays: Replays
+    store: Store, tables: Tables
 ) -> None:
     for item in range(3):
-        taken(store, replays()).append([record(item, 0, item)])
-        take_often(store, replays)
+        taken(store, tables()).append([record(item, 0, item)])
+        take_often(store, tables)
     if store.is_local:
         assert len(store.folders(f"jobs/{JOB}/")) <= 3 + log_module._MOST_SPENT + 1
-    assert read(store, replays()) == {0: [0], 1: [1], 2: [2]}
+    assert read(store, tables()) == {0: [0], 1: [1], 2: [2]}
 
 
 @pytest.mark.parametrize("segments", [0, 1])
 def test_an_earlier_writer_stops_though_its_successors_epoch_is_deleted(
-    local: Store, replays: Replays, segments: int
+    local: Store, tables: Tables, segments: int
 ) -> None:
-    old = taken(local, replays())
+    old = taken(local, tables())
     for start in range(segments):
         old.append([record(1, start, 5)])
-    successor = taken(local, replays())
-    newest = take_often(local, replays)
+    successor = taken(local, tables())
+    newest = take_often(local, tables)
     assert local.keys(folder(successor.epoch)) == []
     with pytest.raises(EpochLost):
         old.append([record(1, segments, 66)])
     newest.append([record(1, segments, 7)])
-    assert read(local, replays()) == {1: [5] * segments + [7]}
+    assert read(local, tables()) == {1: [5] * segments + [7]}
 
 
 def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_on(
-    local: Store, replays: Replays
+    local: Store, tables: Tables
 ) -> None:
-    old = taken(local, replays())
+    old = taken(local, tables())
     old.append([record(1, 0, 5)])
-    claim = claim_key(JOB, taken(local, replays()).epoch)
-    through(old, Between(local, lambda call, key: key == claim, lambda: take_often(local, replays)))
+    claim = claim_key(JOB, taken(local, tables()).epoch)
+    through(old, Between(local, lambda call, key: key == claim, lambda: take_often(local, tables)))
     with pytest.raises(EpochLost):
         old.append([record(1, 1, 66)])
 
 
-def test_who_opened_long_ago_takes_nothing_though_the_next_epoch_is_free_again(local: Store, replays: Replays) -> None:
-    taken(local, replays())
+def test_who_opened_long_ago_takes_nothing_though_the_next_epoch_is_free_again(local: Store, tables: Tables) -> None:
+    taken(local, tables())
     late = job_log(local)
-    late.open(replays())
-    next_one = taken(local, replays())
-    take_often(local, replays).append([record(1, 0, 7)])
+    late.open(tables())
+    next_one = taken(local, tables())
+    take_often(local, tables).append([record(1, 0, 7)])
     assert local.keys(folder(next_one.epoch)) == []
     with pytest.raises(EpochLost):
         late.take(SECRET)
-    assert read(local, replays()) == {1: [7]}
+    assert read(local, tables()) == {1: [7]}
 
 
-def test_a_new_job_that_was_begun_by_another_meanwhile_is_not_begun_again(store: Store, replays: Replays) -> None:
+def test_a_new_job_that_was_begun_by_another_meanwhile_is_not_begun_again(store: Store, tables: Tables) -> None:
     late = job_log(store)
     late.open()
-    taken(store, replays()).append([record(1, 0, 7)])
+    taken(store, tables()).append([record(1, 0, 7)])
     with pytest.raises(EpochLost):
         late.take(SECRET)
-    assert read(store, replays()) == {1: [7]}
+    assert read(store, tables()) == {1: [7]}
 
 
 def test_an_epoch_whose_writer_was_killed_before_it_wrote_anything_takes_nothing_away(
-    local: Store, replays: Replays, tmp_path: Path
+    local: Store, tables: Tables, tmp_path: Path
 ) -> None:
-    log = taken(local, replays())
+    log = taken(local, tables())
     (tmp_path / "journal" / folder(log.epoch + 1)).mkdir()
     log.append([record(1, 0, 5)])
-    assert read(local, replays()) == {1: [5]}
+    assert read(local, tables()) == {1: [5]}
 
 
 def test_that_nothing_can_be_deleted_is_told_and_takes_the_job_from_nobody(
-    local: Store, replays: Replays, caplog: pytest.LogCaptureFixture
+    local: Store, tables: Tables, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(log_module._MOST_SPENT + 1):
-        taken(local, replays())
+        taken(local, tables())
     log = through(job_log(local), Between(local, lambda call, key: call == "delete", failing))
-    log.open(replays())
+    log.open(tables())
     log.take(SECRET)
     assert "epochs that count nothing are left: told to" in caplog.text
     log.append([record(1, 0, 5)])
-    assert read(local, replays()) == {1: [5]}
+    assert read(local, tables()) == {1: [5]}
 
 
 @pytest.mark.parametrize("call", ["keys", "get", "create"], ids=["the list", "a segment", "the head"])
 def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_told_is_durable(
-    store: Store, replays: Replays, call: str
+    store: Store, tables: Tables, call: str
 ) -> None:
     """It comes between the claim and the head."""
-    old, new, replay = overtaking(store, replays)
+    old, new, table = overtaking(store, tables)
     through(new, Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
     with pytest.raises(StoreError, match="told to"):
-        new.take(SECRET, replay)
-    assert read(store, replays()) == {1: [5, 6]}
+        new.take(SECRET, table)
+    assert read(store, tables()) == {1: [5, 6]}
     with pytest.raises(EpochLost):
         old.append([record(1, 2, 66)])
 
-    new.take(SECRET, replay)  # again
+    new.take(SECRET, table)  # again
     new.append([record(1, 2, 7)])
-    assert outputs(replay)[1][:2] == [5, 6]
-    assert read(store, replays())[1][-1] == 7
+    assert outputs(table)[1][:2] == [5, 6]
+    assert read(store, tables())[1][-1] == 7
 
 
-def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable(
-    store: Store, replays: Replays
-) -> None:
-    _, new, _ = overtaking(store, replays)
+def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable(store: Store, tables: Tables) -> None:
+    _, new, _ = overtaking(store, tables)
     rivals: list[JobLog] = []
     through(
         new,
         Between(
             store,
             lambda call, key: call == "create" and key.endswith("/head"),
-            lambda: rivals.append(taken(store, replays())),
+            lambda: rivals.append(taken(store, tables())),
         ),
     )
     new.take(SECRET)
     with pytest.raises(EpochLost):
         new.append([record(1, 2, 66)])
     rivals[0].append([record(1, 2, 7)])
-    assert read(store, replays()) == {1: [5, 6, 7]}
+    assert read(store, tables()) == {1: [5, 6, 7]}
 
 
 def test_a_segment_that_could_not_be_checked_is_checked_again_and_not_written_again(
-    store: Store, replays: Replays
+    store: Store, tables: Tables
 ) -> None:
-    log = taken(store, replays())
+    log = taken(store, tables())
     entries: list[Any] = [record(1, 0, 5)]
     for _ in range(2):
         through(log, Between(store, lambda call, key: call == "folders", failing))
@@ -355,24 +351,24 @@ def test_a_segment_that_could_not_be_checked_is_checked_again_and_not_written_ag
     assert log.append(entries) == log.bytes
     assert entries == []
     assert len(store.keys(folder(log.epoch) + "0")) == 2
-    assert read(store, replays()) == {1: [5], 2: [6]}
+    assert read(store, tables()) == {1: [5], 2: [6]}
 
 
 def test_a_segment_that_could_not_be_checked_before_another_took_the_job_is_not_durable(
-    store: Store, replays: Replays
+    store: Store, tables: Tables
 ) -> None:
-    old = taken(store, replays())
+    old = taken(store, tables())
     through(old, Between(store, lambda call, key: call == "folders", failing))
     entries: list[Any] = [record(1, 0, 5)]
     with pytest.raises(StoreError, match="told to"):
         old.append(entries)
-    taken(store, replays())
+    taken(store, tables())
     with pytest.raises(EpochLost):
         old.append(entries)
 
 
-def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, replays: Replays) -> None:
-    log = taken(local, replays())
+def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, tables: Tables) -> None:
+    log = taken(local, tables())
     numbers = itertools.count(log.epoch + 1)
 
     class Flapping:
@@ -388,42 +384,42 @@ def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, replays: R
 
 
 def test_who_saw_a_head_half_written_takes_nothing_from_its_writer(
-    local: Store, replays: Replays, tmp_path: Path
+    local: Store, tables: Tables, tmp_path: Path
 ) -> None:
     """Where files have no second name."""
-    taken(local, replays()).append([record(1, 0, 5)])
-    other = taken(local, replays())
+    taken(local, tables()).append([record(1, 0, 5)])
+    other = taken(local, tables())
     head = tmp_path / "journal" / head_key(JOB, other.epoch)
     whole = head.read_bytes()
     head.write_bytes(whole[:20])
     late = job_log(local)
-    late.open(replays())
+    late.open(tables())
     head.write_bytes(whole)
     other.append([record(1, 1, 6)])
     with pytest.raises(EpochLost):
         late.take(SECRET)
-    taken(local, replays()).append([record(1, 2, 7)])
-    assert read(local, replays()) == {1: [5, 6, 7]}
+    taken(local, tables()).append([record(1, 2, 7)])
+    assert read(local, tables()) == {1: [5, 6, 7]}
 
 
 @pytest.mark.parametrize("segments", [0, 1])
 def test_a_job_whose_epochs_are_deleted_while_it_is_opened_is_found(
-    local: Store, replays: Replays, segments: int
+    local: Store, tables: Tables, segments: int
 ) -> None:
-    old = taken(local, replays())
+    old = taken(local, tables())
     for start in range(segments):
         old.append([record(1, start, 5)])
-    taken(local, replays())
-    late = through(job_log(local), Between(local, lambda call, _: call == "get", lambda: take_often(local, replays)))
-    replay = replays()
-    assert late.open(replay) is not None
-    assert outputs(replay) == ({1: [5]} if segments else {})
+    taken(local, tables())
+    late = through(job_log(local), Between(local, lambda call, _: call == "get", lambda: take_often(local, tables)))
+    table = tables()
+    assert late.open(table) is not None
+    assert outputs(table) == ({1: [5]} if segments else {})
     late.take(SECRET)
     late.append([record(1, segments, 7)])
-    assert read(local, replays()) == {1: [5] * segments + [7]}
+    assert read(local, tables()) == {1: [5] * segments + [7]}
 
 
-def test_of_two_who_saw_the_same_the_later_one_looks_again(store: Store, replays: Replays) -> None:
+def test_of_two_who_saw_the_same_the_later_one_looks_again(store: Store, tables: Tables) -> None:
     first, second = job_log(store), job_log(store)
     for log in (first, second):
         log.open()
@@ -437,17 +433,17 @@ def test_of_two_who_saw_the_same_the_later_one_looks_again(store: Store, replays
         first.append([record(1, 0, 66)])
 
 
-def test_a_lane_that_is_closed_between_the_look_and_the_claim_is_closed(store: Store, replays: Replays) -> None:
-    old = taken(store, replays())
-    old.append([LaneClosed(1)])
+def test_a_lane_that_is_closed_between_the_look_and_the_claim_is_closed(store: Store, tables: Tables) -> None:
+    old = taken(store, tables())
+    old.append([SlotClosed(1)])
     new = job_log(store)
     new.open()
-    old.append([LaneClosed(2)])
+    old.append([SlotClosed(2)])
     new.take(SECRET)
-    assert new.closed_lanes == {1, 2}
+    assert new.closed_slots == {1, 2}
 
 
-def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, replays: Replays) -> None:
+def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, tables: Tables) -> None:
     barrier = threading.Barrier(3)
 
     def write(item: int) -> None:
@@ -463,13 +459,13 @@ def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, re
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(write, range(3)))
-    assert read(store, replays()) == {item: [item] for item in range(3)}
+    assert read(store, tables()) == {item: [item] for item in range(3)}
 
 
 RACER = """
 import sys, tempfile
 from container.journal.job_log import EpochLost, JobLog, job_id
-from container.journal.output_table import Replay
+from container.journal.output_table import OutputTable
 from container.journal.segment import Record, packed
 from container.journal.stores.store import open_store
 
@@ -479,11 +475,11 @@ print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(6):
     log = JobLog(store, job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
-    replay = Replay(tempfile.gettempdir())
-    log.open(replay)
+    table = OutputTable(tempfile.gettempdir())
+    log.open(table)
     try:
-        log.take(bytes(16), replay)
-        saved = replay.get((0, 0, 0, 0))
+        log.take(bytes(16), table)
+        saved = table.get((0, 0, 0, 0))
         at = len(saved.token_ids) if saved else 0
         for _ in range(3):  # in its epoch it goes on with numbers that tell writer and turn
             piece = [mine * 1000 + turn] * 2
@@ -492,12 +488,12 @@ for turn in range(6):
             at += 2
     except EpochLost:
         pass
-    replay.close()
+    table.close()
 store.close()
 """
 
 
-def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays: Replays) -> None:
+def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, tables: Tables) -> None:
     """Each epoch's pieces lie in one stretch, no epoch has two writers, and all that was told is there."""
     racers = [
         subprocess.Popen(
@@ -519,7 +515,7 @@ def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, replays
     for epoch, _, token_id, _ in told:
         assert owners.setdefault(epoch, token_id) == token_id
     with closing_store(uri) as store:
-        [token_ids] = read(store, replays()).values()
+        [token_ids] = read(store, tables()).values()
     assert token_ids[::2] == token_ids[1::2]
     stretches = [token_id for token_id, _ in itertools.groupby(token_ids)]
     assert len(set(stretches)) == len(stretches)
@@ -536,9 +532,9 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_torn_or_changed_segment_is_dropped_with_a_warning(
-    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+    local: Store, tables: Tables, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
-    log = taken(local, replays())
+    log = taken(local, tables())
     for item in range(3):
         log.append([record(item, 0, item), record(5, item, item)])
     rng = random.Random(seed)
@@ -549,120 +545,120 @@ def test_a_torn_or_changed_segment_is_dropped_with_a_warning(
     else:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     damaged.write_bytes(data)
-    assert read(local, replays()) == {0: [0], 2: [2], 5: [0]}
+    assert read(local, tables()) == {0: [0], 2: [2], 5: [0]}
     assert [r.message for r in caplog.records] == ["1 of a job's 3 segments are torn, changed or missing: dropped"]
 
 
-def test_segments_under_each_others_names_are_dropped(local: Store, replays: Replays, tmp_path: Path) -> None:
-    log = taken(local, replays())
+def test_segments_under_each_others_names_are_dropped(local: Store, tables: Tables, tmp_path: Path) -> None:
+    log = taken(local, tables())
     for item in range(2):
         log.append([record(item, 0, item)])
     files(tmp_path)[1].write_bytes(files(tmp_path)[0].read_bytes())
-    assert read(local, replays()) == {0: [0]}
+    assert read(local, tables()) == {0: [0]}
 
 
 def test_a_torn_head_gives_way_to_the_epoch_before_and_its_epoch_is_not_used_again(
-    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    local: Store, tables: Tables, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    taken(local, replays()).append([record(1, 0, 5)])
-    torn = taken(local, replays())
+    taken(local, tables()).append([record(1, 0, 5)])
+    torn = taken(local, tables())
     torn.append([record(2, 0, 6)])
     (tmp_path / "journal" / head_key(JOB, torn.epoch)).write_bytes(b"LHJL")
-    log = taken(local, replays())
+    log = taken(local, tables())
     assert log.epoch > torn.epoch and f"head of a job's epoch {torn.epoch} is dropped" in caplog.text
     log.append([record(3, 0, 7)])
-    assert read(local, replays()) == {1: [5], 3: [7]}
+    assert read(local, tables()) == {1: [5], 3: [7]}
 
 
-def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, replays: Replays, tmp_path: Path) -> None:
-    headless = taken(local, replays())
+def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, tables: Tables, tmp_path: Path) -> None:
+    headless = taken(local, tables())
     headless.append([record(1, 0, 5)])
     (tmp_path / "journal" / head_key(JOB, headless.epoch)).unlink()
     log = job_log(local)
-    assert log.open(replays()) is None
+    assert log.open(tables()) is None
     log.take(SECRET)
     log.append([record(2, 0, 6)])
-    assert read(local, replays()) == {2: [6]}
+    assert read(local, tables()) == {2: [6]}
 
 
-def test_other_objects_beside_the_journal_do_not_disturb_it(store: Store, replays: Replays) -> None:
-    log = taken(store, replays())
+def test_other_objects_beside_the_journal_do_not_disturb_it(store: Store, tables: Tables) -> None:
+    log = taken(store, tables())
     log.append([record(1, 0, 5)])
     store.put(f"jobs/{JOB}/progress", b"{}")
     store.put(folder(log.epoch) + "note", b"{}")
-    assert read(store, replays()) == {1: [5]}
+    assert read(store, tables()) == {1: [5]}
 
 
 # Whose it is, how old and how large
 
 
-def test_a_name_with_another_digest_is_a_conflict(store: Store, replays: Replays) -> None:
-    taken(store, replays()).append([record(1, 0, 5)])
+def test_a_name_with_another_digest_is_a_conflict(store: Store, tables: Tables) -> None:
+    taken(store, tables()).append([record(1, 0, 5)])
     with pytest.raises(DigestConflict):
-        job_log(store, "another").open(replays())
-    assert read(store, replays()) == {1: [5]}
+        job_log(store, "another").open(tables())
+    assert read(store, tables()) == {1: [5]}
 
 
-def test_an_expired_job_is_deleted_and_begins_anew_in_a_later_epoch(store: Store, replays: Replays) -> None:
-    expired = taken(store, replays())
+def test_an_expired_job_is_deleted_and_begins_anew_in_a_later_epoch(store: Store, tables: Tables) -> None:
+    expired = taken(store, tables())
     expired.append([record(1, 0, 5)])
     clock = Clock()
     clock.now += 100
-    assert job_log(store, clock=clock).open(replays()) is not None
+    assert job_log(store, clock=clock).open(tables()) is not None
     clock.now += 1
     log = job_log(store, "another", clock=clock)
-    assert log.open(replays()) is None
+    assert log.open(tables()) is None
     assert store.keys("") == []
     log.take(SECRET)
     assert log.epoch > expired.epoch
 
 
-def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(store: Store, replays: Replays) -> None:
-    taken(store, replays())
+def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(store: Store, tables: Tables) -> None:
+    taken(store, tables())
     clock = Clock()
     clock.now += 101
 
     def begin_anew() -> None:
-        taken(store, replays(), clock=clock).append([record(1, 0, 5)])
+        taken(store, tables(), clock=clock).append([record(1, 0, 5)])
 
     late = through(job_log(store, clock=clock), Between(store, lambda call, _: call == "delete", begin_anew))
     assert late.open() is None
     with pytest.raises(EpochLost):
         late.take(SECRET)
-    assert read(store, replays()) == {1: [5]}
+    assert read(store, tables()) == {1: [5]}
 
 
-def test_who_deleted_an_expired_job_takes_nothing_from_who_has_begun_anew_since(store: Store, replays: Replays) -> None:
-    taken(store, replays())
+def test_who_deleted_an_expired_job_takes_nothing_from_who_has_begun_anew_since(store: Store, tables: Tables) -> None:
+    taken(store, tables())
     clock = Clock()
     clock.now += 101
     late = job_log(store, clock=clock)
     assert late.open() is None
-    taken(store, replays(), clock=clock).append([record(1, 0, 5)])
+    taken(store, tables(), clock=clock).append([record(1, 0, 5)])
     with pytest.raises(EpochLost):
         late.take(SECRET)
-    assert read(store, replays()) == {1: [5]}
+    assert read(store, tables()) == {1: [5]}
 
 
-def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, replays: Replays) -> None:
-    log = taken(store, replays(), max_bytes=500)
+def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, tables: Tables) -> None:
+    log = taken(store, tables(), max_bytes=500)
     with pytest.raises(JournalFull, match="500 may be"):
         for item in range(20):
             log.append([record(item, 0, 1)])
     assert 0 < log.bytes <= 500
     with pytest.raises(JournalFull):
-        taken(store, replays(), max_bytes=500).append([record(1, 0, *range(100))])
+        taken(store, tables(), max_bytes=500).append([record(1, 0, *range(100))])
 
 
-def test_a_deleted_job_is_gone_for_its_writer_who_can_begin_again(store: Store, replays: Replays) -> None:
-    log = taken(store, replays())
+def test_a_deleted_job_is_gone_for_its_writer_who_can_begin_again(store: Store, tables: Tables) -> None:
+    log = taken(store, tables())
     store.delete(f"jobs/{JOB}/")
     with pytest.raises(JournalGone):
         log.append([record(1, 0, 5)])
-    log.open(replays())
+    log.open(tables())
     log.take(SECRET)
     log.append([record(1, 0, 5)])
-    assert read(store, replays()) == {1: [5]}
+    assert read(store, tables()) == {1: [5]}
 
 
 class Ticking(Clock):
@@ -671,29 +667,29 @@ class Ticking(Clock):
         return self.now
 
 
-def test_a_job_that_is_deleted_under_its_writer_and_begun_anew_is_the_others(store: Store, replays: Replays) -> None:
+def test_a_job_that_is_deleted_under_its_writer_and_begun_anew_is_the_others(store: Store, tables: Tables) -> None:
     clock = Ticking()
-    old = taken(store, replays(), clock=clock)
+    old = taken(store, tables(), clock=clock)
     old.append([record(1, 0, 66)])
     store.delete(f"jobs/{JOB}/")
-    new = taken(store, replays(), clock=clock)
+    new = taken(store, tables(), clock=clock)
     with pytest.raises(EpochLost):
         old.append([record(2, 0, 66)])
     new.append([record(1, 0, 5)])
-    assert read(store, replays()) == {1: [5]}
+    assert read(store, tables()) == {1: [5]}
 
 
 @pytest.mark.parametrize("call", ["claim", "list", "head"])
 def test_a_job_that_is_deleted_while_it_is_taken_and_begun_anew_is_the_others(
-    store: Store, replays: Replays, call: str
+    store: Store, tables: Tables, call: str
 ) -> None:
     """Whatever is put late takes nothing of it away, and nothing is durable that builds on what is gone."""
     clock = Ticking()
-    taken(store, replays(), clock=clock).append([record(1, 0, 66)])
+    taken(store, tables(), clock=clock).append([record(1, 0, 66)])
 
     def begin_anew() -> None:
         store.delete(f"jobs/{JOB}/")
-        taken(store, replays(), clock=clock).append([record(1, 0, 5)])
+        taken(store, tables(), clock=clock).append([record(1, 0, 5)])
 
     when = {
         "claim": lambda call, key: key.endswith("/claim"),
@@ -706,14 +702,14 @@ def test_a_job_that_is_deleted_while_it_is_taken_and_begun_anew_is_the_others(
     with pytest.raises(EpochLost):
         late.take(SECRET)
         late.append([record(1, 1, 66)])
-    assert read(store, replays()) == {1: [5]}
+    assert read(store, tables()) == {1: [5]}
 
 
 @pytest.mark.parametrize("call", ["list", "head"])
 def test_a_job_that_is_deleted_while_it_is_taken_has_nothing_that_builds_on_what_is_gone(
-    store: Store, replays: Replays, call: str
+    store: Store, tables: Tables, call: str
 ) -> None:
-    taken(store, replays()).append([record(1, 0, 66)])
+    taken(store, tables()).append([record(1, 0, 66)])
     late = job_log(store)
     late.open()
     name = {"list": "keys", "head": "create"}[call]
@@ -727,27 +723,27 @@ def test_a_job_that_is_deleted_while_it_is_taken_has_nothing_that_builds_on_what
     assert job_log(store).open() is None
 
 
-def test_what_a_deleted_jobs_writer_puts_late_stops_nobody(store: Store, replays: Replays) -> None:
-    log = taken(store, replays())
+def test_what_a_deleted_jobs_writer_puts_late_stops_nobody(store: Store, tables: Tables) -> None:
+    log = taken(store, tables())
     store.put(segment_key(JOB, log.epoch + 5, 3), b"late")
     store.put(head_key(JOB, log.epoch + 6), store.get(head_key(JOB, log.epoch)) or b"")
     log.append([record(1, 0, 5)])
-    assert read(store, replays()) == {1: [5]}
+    assert read(store, tables()) == {1: [5]}
 
 
-def test_much_at_once_becomes_several_segments(store: Store, replays: Replays, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_much_at_once_becomes_several_segments(store: Store, tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "_SEGMENT_BYTES", 1000)
-    log = taken(store, replays())
+    log = taken(store, tables())
     log.append([record(item, 0, *range(100)) for item in range(9)])
     assert len(store.keys(folder(log.epoch) + "0")) == 5
-    assert read(store, replays()) == {item: list(range(100)) for item in range(9)}
+    assert read(store, tables()) == {item: list(range(100)) for item in range(9)}
 
 
-def test_more_segments_than_are_read_at_once_keep_their_order(store: Store, replays: Replays) -> None:
-    log = taken(store, replays())
+def test_more_segments_than_are_read_at_once_keep_their_order(store: Store, tables: Tables) -> None:
+    log = taken(store, tables())
     for at in range(20):
         log.append([record(1, at, at)])
-    assert read(store, replays()) == {1: list(range(20))}
+    assert read(store, tables()) == {1: list(range(20))}
 
 
 def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
@@ -757,12 +753,12 @@ def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
 
 
 def test_no_log_line_and_no_file_tells_names(
-    local: Store, replays: Replays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    local: Store, tables: Tables, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    taken(local, replays()).append([record(1, 0, 5)])
+    taken(local, tables()).append([record(1, 0, 5)])
     files(tmp_path)[0].write_bytes(b"")
-    read(local, replays())
+    read(local, tables())
     everything = caplog.text + "".join(str(path) for path in tmp_path.rglob("*"))
     assert "dropped" in everything and "my-job" not in everything
 
@@ -783,30 +779,30 @@ def faulty(s3: FaultyS3, emulator: Emulator) -> Iterator[Store]:
         yield store
 
 
-def test_an_append_that_failed_comes_again_and_is_whole(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
-    log = taken(faulty, replays())
+def test_an_append_that_failed_comes_again_and_is_whole(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
+    log = taken(faulty, tables())
     log.append([record(1, 0, 1)])
     s3.will(["503"] * 3)
     with pytest.raises(StoreError):
         log.append([record(1, 1, 2)])
     log.append([record(1, 1, 2, 3)])
-    assert read(faulty, replays()) == {1: [1, 2, 3]}
+    assert read(faulty, tables()) == {1: [1, 2, 3]}
 
 
-def test_an_append_that_happened_though_it_failed_does_no_harm(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
-    log = taken(faulty, replays())
+def test_an_append_that_happened_though_it_failed_does_no_harm(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
+    log = taken(faulty, tables())
     s3.will(["lost", "503", "503"])
     with pytest.raises(StoreError):
         log.append([record(1, 0, 1)])
     log.append([record(1, 0, 1, 2)])
     s3.will(["lost"])
     log.append([record(1, 2, 3)])
-    assert read(faulty, replays()) == {1: [1, 2, 3]}
+    assert read(faulty, tables()) == {1: [1, 2, 3]}
 
 
-def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: FaultyS3, replays: Replays) -> None:
+def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
     log = job_log(faulty)
-    log.open(replays())
+    log.open(tables())
     s3.will(["lost", "503", "503"])
     with pytest.raises(StoreError):
         log.take(SECRET)
@@ -815,30 +811,30 @@ def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: Fa
 
 
 def test_a_job_that_can_not_be_read_is_a_failure_and_not_an_empty_one(
-    faulty: Store, s3: FaultyS3, replays: Replays
+    faulty: Store, s3: FaultyS3, tables: Tables
 ) -> None:
-    taken(faulty, replays()).append([record(1, 0, 1)])
+    taken(faulty, tables()).append([record(1, 0, 1)])
     for answered in range(3):  # the list, the head, the segment
         s3.will(["none"] * answered)
         s3.will(["503"] * 3)
         with pytest.raises(StoreError, match="SlowDown"):
-            job_log(faulty).open(replays())
-    assert read(faulty, replays()) == {1: [1]}
+            job_log(faulty).open(tables())
+    assert read(faulty, tables()) == {1: [1]}
 
 
 WRITER = """
 import sys, tempfile
 from container.journal.job_log import JobLog, job_id
-from container.journal.output_table import Replay
+from container.journal.output_table import OutputTable
 from container.journal.segment import Record, packed
 from container.journal.stores.store import open_store
 
 store, options = open_store(sys.argv[1]), {"writer": "w", "lifetime_s": 1e9, "max_bytes": 1 << 30}
 log = JobLog(store, job_id("my-job", "digest"), "digest", **options)
-replay = Replay(tempfile.gettempdir())
-log.open(replay)
+table = OutputTable(tempfile.gettempdir())
+log.open(table)
 log.take(bytes(16))
-saved = replay.get((0, 0, 0, 0))
+saved = table.get((0, 0, 0, 0))
 at = len(saved.token_ids) if saved else 0
 while True:
     log.append([Record(0, 0, 0, 0, 1, at, packed([at, at + 1]))])
@@ -847,7 +843,7 @@ while True:
 """
 
 
-def test_a_writer_killed_anywhere_has_what_it_called_durable(uri: str, replays: Replays) -> None:
+def test_a_writer_killed_anywhere_has_what_it_called_durable(uri: str, tables: Tables) -> None:
     """Again and again on one job, each going on where the last one was killed."""
     rng = random.Random(7)
     for _ in range(4):
@@ -858,5 +854,5 @@ def test_a_writer_killed_anywhere_has_what_it_called_durable(uri: str, replays: 
             writer.kill()
             durable = max([durable, *map(int, writer.stdout.read().splitlines()[:-1])])
         with closing_store(uri) as store:
-            token_ids = read(store, replays())[0]
+            token_ids = read(store, tables())[0]
         assert token_ids == list(range(len(token_ids))) and len(token_ids) >= durable

@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container.engine.sequence import TokenLogprobs
-from container.journal.output_table import Replay, Saved
-from container.journal.segment import End, Entry, LaneClosed, Record, TrackKey, packed
+from container.journal.output_table import OutputTable, Saved
+from container.journal.segment import End, Entry, GenerationKey, Record, SlotClosed, packed
 from testing import ROOT
 from testing.server import eventually
 
-KEY = TrackKey(0, 0, 0, 0)
+KEY = GenerationKey(0, 0, 0, 0)
 
 
 @pytest.fixture
-def replay(tmp_path: Path) -> Iterator[Replay]:
-    with closing(Replay(str(tmp_path))) as replay:
-        yield replay
+def table(tmp_path: Path) -> Iterator[OutputTable]:
+    with closing(OutputTable(str(tmp_path))) as table:
+        yield table
 
 
 def record(
@@ -34,7 +34,7 @@ def record(
     token_ids: list[int],
     end: End | None = None,
     *,
-    key: TrackKey = KEY,
+    key: GenerationKey = KEY,
     crc: int = 1,
     with_logprobs: bool = False,
 ) -> Record:
@@ -42,113 +42,113 @@ def record(
     return Record(*key, crc, start, packed(token_ids), logprobs, end)
 
 
-def ids(replay: Replay, key: TrackKey = KEY) -> list[int] | None:
-    saved = replay.get(key)
+def ids(table: OutputTable, key: GenerationKey = KEY) -> list[int] | None:
+    saved = table.get(key)
     return saved and saved.token_ids
 
 
-def test_nothing_is_known_of_what_was_not_put(replay: Replay) -> None:
-    replay.put([record(0, [1, 2])])
-    assert replay.get(TrackKey(0, 0, 0, 1)) is None
+def test_nothing_is_known_of_what_was_not_put(table: OutputTable) -> None:
+    table.put([record(0, [1, 2])])
+    assert table.get(GenerationKey(0, 0, 0, 1)) is None
 
 
-def test_pieces_make_one_output(replay: Replay) -> None:
+def test_pieces_make_one_output(table: OutputTable) -> None:
     logprobs = [TokenLogprobs(-1.0, [(1, -1.0)]), TokenLogprobs(-2.0), TokenLogprobs(-0.25)]
-    replay.put([Record(*KEY, 7, 0, packed([1, 2]), logprobs[:2])])
-    replay.put([Record(*KEY, 7, 2, packed([3]), logprobs[2:])])
-    replay.put([Record(*KEY, 7, 3, b"", end="stop_string", stop_chars=4)])
-    assert replay.get(KEY) == Saved(
+    table.put([Record(*KEY, 7, 0, packed([1, 2]), logprobs[:2])])
+    table.put([Record(*KEY, 7, 2, packed([3]), logprobs[2:])])
+    table.put([Record(*KEY, 7, 3, b"", end="stop_string", stop_chars=4)])
+    assert table.get(KEY) == Saved(
         token_ids=[1, 2, 3], logprobs=logprobs, end="stop_string", stop_chars=4, prompt_crc=7
     )
 
 
-def test_an_output_without_tokens_is_known(replay: Replay) -> None:
-    replay.put([record(0, [], "length")])
-    assert replay.get(KEY) == Saved(token_ids=[], logprobs=[], end="length", stop_chars=None, prompt_crc=1)
+def test_an_output_without_tokens_is_known(table: OutputTable) -> None:
+    table.put([record(0, [], "length")])
+    assert table.get(KEY) == Saved(token_ids=[], logprobs=[], end="length", stop_chars=None, prompt_crc=1)
 
 
-def test_what_would_make_a_gap_is_ignored(replay: Replay) -> None:
-    replay.put([record(1, [2])])
-    assert replay.get(KEY) is None
-    replay.put([record(0, [1]), record(2, [3], "stop")])
-    assert ids(replay) == [1]
+def test_what_would_make_a_gap_is_ignored(table: OutputTable) -> None:
+    table.put([record(1, [2])])
+    assert table.get(KEY) is None
+    table.put([record(0, [1]), record(2, [3], "stop")])
+    assert ids(table) == [1]
 
 
-def test_what_was_put_already_changes_nothing(replay: Replay) -> None:
+def test_what_was_put_already_changes_nothing(table: OutputTable) -> None:
     entries: list[Entry] = [record(0, [1, 2]), record(2, [3, 4]), record(0, [1, 2]), record(2, [3]), record(4, [5])]
-    replay.put(entries)
-    assert ids(replay) == [1, 2, 3, 4, 5]
+    table.put(entries)
+    assert ids(table) == [1, 2, 3, 4, 5]
 
 
-def test_nothing_follows_an_end(replay: Replay) -> None:
-    replay.put([record(0, [1, 2], "stop"), record(2, [3]), record(0, [4]), record(2, [], "length")])
-    saved = replay.get(KEY)
+def test_nothing_follows_an_end(table: OutputTable) -> None:
+    table.put([record(0, [1, 2], "stop"), record(2, [3]), record(0, [4]), record(2, [], "length")])
+    saved = table.get(KEY)
     assert saved and (saved.token_ids, saved.end) == ([1, 2], "stop")
 
 
-def test_an_end_cuts_what_was_generated_behind_it(replay: Replay) -> None:
-    replay.put([record(0, [1, 2, 3, 4]), record(2, [], "stop_string")])
-    assert ids(replay) == [1, 2]
+def test_an_end_cuts_what_was_generated_behind_it(table: OutputTable) -> None:
+    table.put([record(0, [1, 2, 3, 4]), record(2, [], "stop_string")])
+    assert ids(table) == [1, 2]
 
 
-def test_a_newer_writer_that_disagrees_is_followed_from_there_on(replay: Replay) -> None:
-    replay.load([record(0, [1, 2, 3, 4]), record(2, [9])])
-    assert ids(replay) == [1, 2, 9]
+def test_a_newer_writer_that_disagrees_is_followed_from_there_on(table: OutputTable) -> None:
+    table.load([record(0, [1, 2, 3, 4]), record(2, [9])])
+    assert ids(table) == [1, 2, 9]
 
 
-def test_another_prompt_takes_the_place_of_the_first(replay: Replay) -> None:
-    replay.load([record(0, [1, 2], "stop"), record(1, [5], crc=2), record(0, [7], crc=2)])
-    saved = replay.get(KEY)
+def test_another_prompt_takes_the_place_of_the_first(table: OutputTable) -> None:
+    table.load([record(0, [1, 2], "stop"), record(1, [5], crc=2), record(0, [7], crc=2)])
+    saved = table.get(KEY)
     assert saved and (saved.token_ids, saved.end, saved.prompt_crc) == ([7], None, 2)
 
 
-def test_what_is_loaded_late_lengthens_what_this_process_put_if_they_agree(replay: Replay) -> None:
-    replay.put([record(0, [1, 2])])
-    replay.load([record(0, [1, 2, 3, 4, 5])])
-    assert ids(replay) == [1, 2, 3, 4, 5]
-    replay.put([record(2, [3])])
-    assert ids(replay) == [1, 2, 3, 4, 5]
+def test_what_is_loaded_late_lengthens_what_this_process_put_if_they_agree(table: OutputTable) -> None:
+    table.put([record(0, [1, 2])])
+    table.load([record(0, [1, 2, 3, 4, 5])])
+    assert ids(table) == [1, 2, 3, 4, 5]
+    table.put([record(2, [3])])
+    assert ids(table) == [1, 2, 3, 4, 5]
 
 
-def test_what_is_loaded_late_does_not_mix_with_what_this_process_put_if_they_disagree(replay: Replay) -> None:
-    replay.load([record(0, [1, 2])])
-    replay.put([record(0, [1, 9])])
-    replay.load([record(2, [3, 4])])
-    assert ids(replay) == [1, 9]
-    replay.put([record(2, [8, 7])])
-    assert ids(replay) == [1, 9, 8, 7]
+def test_what_is_loaded_late_does_not_mix_with_what_this_process_put_if_they_disagree(table: OutputTable) -> None:
+    table.load([record(0, [1, 2])])
+    table.put([record(0, [1, 9])])
+    table.load([record(2, [3, 4])])
+    assert ids(table) == [1, 9]
+    table.put([record(2, [8, 7])])
+    assert ids(table) == [1, 9, 8, 7]
 
 
-def test_a_part_without_log_probabilities_joins_none_that_has_them(replay: Replay) -> None:
-    replay.put([record(0, [1], with_logprobs=True), record(1, [2])])
-    assert ids(replay) == [1]
-    replay.put([record(1, [2], with_logprobs=True), record(2, [], "stop")])
-    saved = replay.get(KEY)
+def test_a_part_without_log_probabilities_joins_none_that_has_them(table: OutputTable) -> None:
+    table.put([record(0, [1], with_logprobs=True), record(1, [2])])
+    assert ids(table) == [1]
+    table.put([record(1, [2], with_logprobs=True), record(2, [], "stop")])
+    saved = table.get(KEY)
     assert saved and (saved.token_ids, len(saved.logprobs), saved.end) == ([1, 2], 2, "stop")
 
 
-def test_the_counts_are_of_sequences_and_their_tokens(replay: Replay) -> None:
-    keys = [TrackKey(0, 0, item, choice) for item in range(100) for choice in range(2)]
-    replay.load([record(0, [1, 2], key=key) for key in keys])
-    replay.put([record(2, [3], "stop", key=key) for key in keys[:50]])
-    replay.put([LaneClosed(0)])
-    assert replay.counts() == (50, 150, 450)
+def test_the_counts_are_of_sequences_and_their_tokens(table: OutputTable) -> None:
+    keys = [GenerationKey(0, 0, item, choice) for item in range(100) for choice in range(2)]
+    table.load([record(0, [1, 2], key=key) for key in keys])
+    table.put([record(2, [3], "stop", key=key) for key in keys[:50]])
+    table.put([SlotClosed(0)])
+    assert table.counts() == (50, 150, 450)
 
 
-def test_nothing_shows_in_the_directory(replay: Replay, tmp_path: Path) -> None:
-    replay.put([record(0, list(range(100_000)))])
+def test_nothing_shows_in_the_directory(table: OutputTable, tmp_path: Path) -> None:
+    table.put([record(0, list(range(100_000)))])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_many_tracks_take_no_memory(tmp_path: Path) -> None:
     program = """
 import resource, sys
-from container.journal.output_table import Replay
+from container.journal.output_table import OutputTable
 from container.journal.segment import Record
-replay = Replay(sys.argv[1])
-def fill(lane):
+table = OutputTable(sys.argv[1])
+def fill(slot):
     for first in range(0, 60_000, 1000):
-        replay.load([Record(lane, 0, first + item, 0, 1, 0, bytes(800), [], "stop") for item in range(1000)])
+        table.load([Record(slot, 0, first + item, 0, 1, 0, bytes(800), [], "stop") for item in range(1000)])
 fill(0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fill(1)
@@ -164,18 +164,18 @@ def test_a_full_disk_is_named_and_nothing_is_told_from_then_on(tmp_path: Path) -
     program = """
 import resource, sys
 from container.errors import OutOfSpace
-from container.journal.output_table import Replay
-from container.journal.segment import Record, TrackKey
-replay = Replay(sys.argv[1])
+from container.journal.output_table import OutputTable
+from container.journal.segment import Record, GenerationKey
+table = OutputTable(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 20, 20 << 20))
-put = lambda: [replay.put([Record(0, 0, item, 0, 1, 0, bytes(80_000))]) for item in range(1000)]
-load = lambda: replay.load([Record(1, 0, 0, 0, 1, 0, b"")])
-for call in (put, load, replay.counts, lambda: replay.get(TrackKey(0, 0, 0, 0))):
+put = lambda: [table.put([Record(0, 0, item, 0, 1, 0, bytes(80_000))]) for item in range(1000)]
+load = lambda: table.load([Record(1, 0, 0, 0, 1, 0, b"")])
+for call in (put, load, table.counts, lambda: table.get(GenerationKey(0, 0, 0, 0))):
     try:
         call()
     except OutOfSpace as error:
         print(error.code)
-replay.close()
+table.close()
 """
     root = ROOT
     command = [sys.executable, "-W", "error", "-c", program, str(tmp_path)]
@@ -183,33 +183,33 @@ replay.close()
     assert answer.stdout == "disk_full\n" * 4
 
 
-def test_who_waits_has_its_turn_before_who_had_the_last_one(replay: Replay) -> None:
+def test_who_waits_has_its_turn_before_who_had_the_last_one(table: OutputTable) -> None:
     """A load that takes turn after turn would otherwise keep readers out for half a second."""
     turns = []
 
     def wait() -> None:
-        with replay._turn():
+        with table._turn():
             turns.append("reader")
 
     reader = threading.Thread(target=wait)
-    with replay._turn():
+    with table._turn():
         reader.start()
-        eventually(replay._next.locked)
-    with replay._turn():
+        eventually(table._next.locked)
+    with table._turn():
         turns.append("load")
     reader.join()
     assert turns == ["reader", "load"]
 
 
-def test_reading_beside_a_load_sees_what_is_there_so_far(replay: Replay) -> None:
-    much: list[Entry] = [record(0, [1], "stop", key=TrackKey(0, 0, item, 0)) for item in range(20_000)]
-    loading = threading.Thread(target=replay.load, args=(much,))
+def test_reading_beside_a_load_sees_what_is_there_so_far(table: OutputTable) -> None:
+    much: list[Entry] = [record(0, [1], "stop", key=GenerationKey(0, 0, item, 0)) for item in range(20_000)]
+    loading = threading.Thread(target=table.load, args=(much,))
     loading.start()
     finished = [0]
     while finished[-1] < len(much):
-        finished.append(replay.counts()[0])
+        finished.append(table.counts()[0])
     loading.join()
-    assert finished == sorted(finished) and replay.counts() == (20_000, 0, 20_000)
+    assert finished == sorted(finished) and table.counts() == (20_000, 0, 20_000)
 
 
 # Against the rules in their simplest form
@@ -259,9 +259,9 @@ def one_writers(draw: st.DrawFn, start: int, truth: list[int]) -> list[Record]:
 class Putter:
     """Goes on from what is known when it starts, with an output of its own, and puts that from its start on."""
 
-    def __init__(self, replay: Replay, is_all_loaded: bool, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+    def __init__(self, table: OutputTable, is_all_loaded: bool, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self._draw = draw
-        known = replay.get(KEY)
+        known = table.get(KEY)
         first = known.token_ids if known else []
         self._truth = first + draw(st.sampled_from(TRUTHS))[len(first) :]
         self._put = len(first) if is_all_loaded else 0
@@ -287,20 +287,20 @@ def test_in_whatever_order_loading_and_putting_meet_the_outcome_is_as_if_one_cam
         known, _ = Naive(loaded=to_load).get() or ([], None)
         start = len(known) if known == truth[: len(known)] and data.draw(st.booleans()) else 0
         to_load = to_load + data.draw(one_writers(start, truth))
-    with closing(Replay(tempfile.gettempdir())) as replay:
+    with closing(OutputTable(tempfile.gettempdir())) as table:
         putter: Putter | None = None
         while to_load or putter is None or not putter.is_done:
             if to_load and ((putter is not None and putter.is_done) or data.draw(st.booleans())):
                 naive.loaded.append(to_load.pop(0))
-                replay.load(naive.loaded[-1:])
+                table.load(naive.loaded[-1:])
             elif putter is None:
-                putter = Putter(replay, not to_load, data.draw)
+                putter = Putter(table, not to_load, data.draw)
             else:
                 naive.put.append(putter.next())
-                replay.put(naive.put[-1:])
-            saved = replay.get(KEY)
+                table.put(naive.put[-1:])
+            saved = table.get(KEY)
             expected = naive.get()
             assert (saved and (saved.token_ids, saved.end)) == expected
             tokens, end = expected or ([], None)
             is_known = expected is not None
-            assert replay.counts() == (is_known and end is not None, is_known and end is None, len(tokens))
+            assert table.counts() == (is_known and end is not None, is_known and end is None, len(tokens))

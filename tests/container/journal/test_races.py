@@ -15,8 +15,8 @@ import pytest
 
 from container.journal import job_log as log_module
 from container.journal.job_log import EpochLost, JobLog
-from container.journal.output_table import Replay
-from container.journal.segment import Record, TrackKey, packed
+from container.journal.output_table import OutputTable
+from container.journal.segment import GenerationKey, Record, packed
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
 from testing.effort import EFFORT
@@ -143,30 +143,30 @@ class Actor:
 def write(world: World, store: Any) -> None:
     writer = f"w{len(world.items)}"
     for _ in range(world.rng.randrange(2, 6)):
-        with closing(Replay(world.directory)) as replay:
+        with closing(OutputTable(world.directory)) as table:
             log = world.log(store, writer, store.skew_s)
             try:
-                found = log.open(replay)
+                found = log.open(table)
                 secret = found.secret if found else world.rng.randbytes(16)
-                take_in_the_end(world, log, secret, replay)
+                take_in_the_end(world, log, secret, table)
                 for _ in range(world.rng.randrange(4)):
-                    append_in_the_end(world, log, secret, replay)
+                    append_in_the_end(world, log, secret, table)
             except (EpochLost, StoreError):
                 pass
 
 
-def take_in_the_end(world: World, log: JobLog, secret: bytes, replay: Replay) -> None:
+def take_in_the_end(world: World, log: JobLog, secret: bytes, table: OutputTable) -> None:
     while True:
         try:
-            return log.take(secret, replay)
+            return log.take(secret, table)
         except StoreError:
             if world.rng.random() < 0.3:
                 raise
 
 
-def append_in_the_end(world: World, log: JobLog, secret: bytes, replay: Replay) -> None:
+def append_in_the_end(world: World, log: JobLog, secret: bytes, table: OutputTable) -> None:
     assert log._created is not None
-    item = Item(len(world.items), secret, log._created, items_in(world, replay))
+    item = Item(len(world.items), secret, log._created, items_in(world, table))
     world.items.append(item)
     entries: list[Any] = [Record(0, 0, item.number, 0, 1, 0, packed([1]))]
     while True:
@@ -177,11 +177,11 @@ def append_in_the_end(world: World, log: JobLog, secret: bytes, replay: Replay) 
                 raise
         else:
             item.durable_since = world.step
-            return replay.put([Record(0, 0, item.number, 0, 1, 0, packed([1]))])
+            return table.put([Record(0, 0, item.number, 0, 1, 0, packed([1]))])
 
 
-def items_in(world: World, replay: Replay) -> list[int]:
-    return [item.number for item in world.items if replay.get(TrackKey(0, 0, item.number, 0))]
+def items_in(world: World, table: OutputTable) -> list[int]:
+    return [item.number for item in world.items if table.get(GenerationKey(0, 0, item.number, 0))]
 
 
 def delete(world: World, store: Any) -> None:
@@ -221,9 +221,9 @@ def played(seed: int, directory: Path, disturber: Disturber) -> World:
 
 def kept(world: World) -> int:
     """How many records count, of those that have to."""
-    with closing(Replay(world.directory)) as replay:
-        found = world.log(world.store, "reader").open(replay)
-        there = set(items_in(world, replay))
+    with closing(OutputTable(world.directory)) as table:
+        found = world.log(world.store, "reader").open(table)
+        there = set(items_in(world, table))
     due = 0
     for item in world.items:
         is_told = item.durable_since is not None and item.durable_since > world.deleted_at

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from container.journal.job_log import JobLog, head_key
-from container.journal.output_table import Replay
+from container.journal.output_table import OutputTable
 from container.journal.retention import Swept, sweep
-from container.journal.segment import Head, LaneClosed, opened, sealed_head
+from container.journal.segment import Head, SlotClosed, opened, sealed_head
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
 
@@ -26,10 +26,10 @@ def store(tmp_path: Path) -> DirectoryStore:
 def make(store: DirectoryStore, job: str, created: float) -> int:
     """The bytes that it takes."""
     log = JobLog(store, job, "d", writer="w", lifetime_s=1e9, max_bytes=1 << 30, clock=lambda: created)
-    with closing(Replay(tempfile.gettempdir())) as replay:
-        log.open(replay)
+    with closing(OutputTable(tempfile.gettempdir())) as table:
+        log.open(table)
     log.take(bytes(16))
-    log.append([LaneClosed(lane) for lane in range(500)])
+    log.append([SlotClosed(slot) for slot in range(500)])
     return sum(store.sizes(f"jobs/{job}/").values())
 
 

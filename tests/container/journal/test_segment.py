@@ -12,9 +12,9 @@ from container.journal.segment import (
     CorruptFile,
     Entry,
     Head,
-    LaneClosed,
     Record,
     Segment,
+    SlotClosed,
     encoded,
     opened,
     packed,
@@ -27,7 +27,7 @@ HEAD = Head(digest="d", secret=bytes(16), epoch=3, created=1.5, writer="w", take
 ENTRIES: list[Entry] = [
     Record(1, 2, 3, 4, 5, 6, packed([7, 8]), [TokenLogprobs(-0.5, [(7, -0.5), (9, -2.25)]), TokenLogprobs(-1.0)]),
     Record(1, 2, 3, 4, 5, 8, b"", end="stop_string", stop_chars=12),
-    LaneClosed(9),
+    SlotClosed(9),
 ]
 
 

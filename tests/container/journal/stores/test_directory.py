@@ -218,7 +218,7 @@ def test_a_directory_that_can_not_be_written_to_is_named(tmp_path: Path) -> None
 
 CALLS = """
 import os, signal, sys
-from container.journal import directory
+from container.journal.stores import directory
 from container.journal.stores.directory import DirectoryStore
 
 CALLS = ("open", "write", "fsync", "link", "rename", "unlink", "mkdir", "close")
@@ -322,7 +322,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_re
 
 NO_LINKS = """
 import errno, os, sys
-from container.journal import directory
+from container.journal.stores import directory
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
 

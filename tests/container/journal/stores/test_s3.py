@@ -182,7 +182,7 @@ def test_one_client_serves_many_threads(store: S3Store) -> None:
 
 def test_a_directory_imports_no_boto3(tmp_path: Path) -> None:
     program = f"import sys; from container.journal.stores.store import open_store; open_store({str(tmp_path)!r});"
-    program += "import container.journal.job_log, container.journal.sweep; print('boto3' in sys.modules)"
+    program += "import container.journal.job_log, container.journal.retention; print('boto3' in sys.modules)"
     root = ROOT
     answer = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, check=True, text=True)
     assert answer.stdout == "False\n"
