@@ -18,21 +18,27 @@ SOAKS = {"container": container, "endpoint": endpoint, "faults": campaign}
 
 def main() -> None:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--seed", type=int, default=None, help="draws the same again")
-    common.add_argument("--json", type=Path, help="write the measures there")
+    common.add_argument(
+        "--seed", type=int, default=None, help="seed of the requests and faults, to draw the same again"
+    )
+    common.add_argument("--json", type=Path, help="write the measures to this file")
     parser = argparse.ArgumentParser(description=__doc__)
     soaks = parser.add_subparsers(dest="soak", required=True)
     for name, module in SOAKS.items():
-        plain = argparse.RawDescriptionHelpFormatter
-        module.add_options(soaks.add_parser(name, description=module.__doc__, formatter_class=plain, parents=[common]))
-    given = sys.argv[1:]
-    options = parser.parse_args(given if given and given[0] in {*SOAKS, "-h", "--help"} else ["container", *given])
+        preformatted = argparse.RawDescriptionHelpFormatter
+        module.add_options(
+            soaks.add_parser(name, description=module.__doc__, formatter_class=preformatted, parents=[common])
+        )
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in {*SOAKS, "-h", "--help"}:
+        arguments = ["container", *arguments]
+    options = parser.parse_args(arguments)
     if options.seed is None and options.soak == "faults":
-        options.seed = campaign.seed_of(options)
+        options.seed = campaign.ledger_seed(options)
     if options.seed is None:
         options.seed = secrets.randbelow(10**6)
     print(f"seed {options.seed}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended, too
     faults: list[str] = []
     results = SOAKS[options.soak].run(options, faults)
     if options.json:

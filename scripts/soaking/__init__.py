@@ -1,1 +1,1 @@
-"""What scripts/soak.py is made of: questions and bad documents, hostile transport, the traffic of all, the watch."""
+"""The soaks of scripts/soak.py: requests and bad documents, hostile clients, traffic, and monitored processes."""

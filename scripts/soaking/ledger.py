@@ -1,4 +1,4 @@
-"""What every request came to, counted, and what should not have happened."""
+"""The outcomes of all requests, counted, and the findings: what should not have happened."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MOST_FINDINGS = 50
-"""Kept in full; the rest is only counted."""
+MAX_FINDINGS = 50
+"""Number of findings kept in full; the rest is only counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something wrong. `request` makes it again: the same seed draws the same request. Never its text."""
+    """Something wrong. `request` names the request, which the same seed draws again; its text is not kept."""
 
     at_s: float
     kind: str
@@ -26,13 +26,13 @@ class Finding:
 
 
 class Ledger:
-    """Written by all client threads."""
+    """Counts and findings, written by all client threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self.outcomes: Counter[tuple[str, str]] = Counter()
-        """Requests by kind and outcome."""
+        """Number of requests by kind and outcome."""
         self.slowest_s: dict[str, float] = {}
         self.findings: list[Finding] = []
         self.finding_count = 0
@@ -49,12 +49,12 @@ class Ledger:
     def find(self, kind: str, reason: str, request: str = "-") -> None:
         with self._lock:
             self.finding_count += 1
-            if len(self.findings) < MOST_FINDINGS:
+            if len(self.findings) < MAX_FINDINGS:
                 self.findings.append(Finding(at_s=self.elapsed_s, kind=kind, request=request, reason=reason))
 
     def total(self, outcome: str | None = None) -> int:
         with self._lock:
-            return sum(count for (_, each), count in self.outcomes.items() if outcome in (None, each))
+            return sum(count for (_, other), count in self.outcomes.items() if outcome in (None, other))
 
     def table(self) -> str:
         outcomes = sorted({outcome for _, outcome in self.outcomes})

@@ -1,4 +1,4 @@
-"""What the processes hold: memory, files and threads, sampled all along, and whether that grows."""
+"""The memory, files and threads of processes, sampled all along, and whether they grow."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ import psutil
 
 from testing.server import Server
 
-EVERY_S = 2.0
-EDGE_WARM_UP_S = 120.0
+INTERVAL_S = 2.0
+SERVER_WARM_UP_S = 120.0
 ENGINE_WARM_UP_S = 600.0
-"""Not judged: allocators and caches fill, an engine's with a kernel for each number of rows, up to a bound that
-`container/engine/supervisor/environment.py` sets: steep for about ten minutes."""
-FEWEST_SAMPLES = 150
-"""After it, five minutes: what lived for less tells nothing."""
-FLOOR_S = 60.0
-"""Of memory, the least in each such time is judged: what is held, and not what a step takes and gives back at once (the
+"""Seconds that are not judged: allocators and caches fill, in an engine with a kernel for each number of rows, up to a
+bound that `container/engine/supervisor/environment.py` sets; the growth is steep for about ten minutes."""
+MIN_SAMPLES = 150
+"""Number of samples after the warm-up, five minutes, below which a process is not judged."""
+FLOOR_WINDOW_S = 60.0
+"""Length of the windows whose minimum of memory is judged: what is held, not what a step takes and gives back (the
 logits of a step of many rows are 50 MiB)."""
 MEMORY_MIB_PER_HOUR = 48.0
 MEMORY_MIB = 12.0
-"""Memory grows if its slope is above the first and the last quarter's median lies above the first's by the second."""
+"""Bounds of memory. It grows if its slope is above the first, and the last quarter's median is above the first
+quarter's by the second."""
 FILES = 8
 THREADS = 4
-"""The last quarter's median may lie above the first's by so many."""
+"""Bounds of open files and threads: how far the last quarter's median may be above the first quarter's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """Of one process after its warm-up. Quarters are medians; of memory, those of each minute's least."""
+    """Growth of one process after its warm-up. Quarters are medians; for memory, medians of each minute's minimum."""
 
     samples: int
-    """After the warm-up."""
+    """Number of samples after the warm-up."""
     memory_mib_per_hour: float
     memory_first_mib: float
     memory_last_mib: float
@@ -56,7 +57,7 @@ class Growth:
     threads_last: float
 
     def faults(self) -> list[str]:
-        if self.samples < FEWEST_SAMPLES:
+        if self.samples < MIN_SAMPLES:
             return []
         found = []
         gain = self.memory_last_mib - self.memory_first_mib
@@ -72,14 +73,14 @@ class Growth:
         return found
 
 
-class Watch:
-    """Owns the samples of every process that was seen: the edge, and each engine by its pid."""
+class Monitor:
+    """Samples of every process that was seen: the server process, and each engine by its pid."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._edge = psutil.Process(server.process.pid)
+        self._process = psutil.Process(server.process.pid)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample_on, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self.samples: dict[str, list[Sample]] = defaultdict(list)
 
     def start(self) -> None:
@@ -89,28 +90,28 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def _sample_on(self) -> None:
-        while not self._over.wait(EVERY_S):
-            self._sample("edge", self._edge)
+    def _run(self) -> None:
+        while not self._over.wait(INTERVAL_S):
+            self._sample("server", self._process)
             if (engine := self._server.engine) is not None:
                 self._sample(f"engine {engine.pid}", engine)
 
     def _sample(self, name: str, process: psutil.Process) -> None:
         try:
-            sample = sampled(process)
-        except psutil.Error:  # it died in between
+            sample = take_sample(process)
+        except psutil.Error:  # it has died
             return
         self.samples[name].append(sample)
 
     def memory_mib(self) -> str:
-        """The newest of each process that is alive."""
+        """Describe the newest sample of each process that is alive."""
         newest = [(name.split()[0], samples[-1]) for name, samples in list(self.samples.items())]
-        alive = [(name, s) for name, s in newest if s.at_s > time.monotonic() - 2 * EVERY_S]
+        alive = [(name, s) for name, s in newest if s.at_s > time.monotonic() - 2 * INTERVAL_S]
         return ", ".join(f"{name} {sample.memory_mib:.0f} MiB" for name, sample in alive)
 
     def growths(self) -> dict[str, Growth]:
         return {
-            name: growth(samples, EDGE_WARM_UP_S if name == "edge" else ENGINE_WARM_UP_S)
+            name: compute_growth(samples, SERVER_WARM_UP_S if name == "server" else ENGINE_WARM_UP_S)
             for name, samples in self.samples.items()
         }
 
@@ -118,13 +119,13 @@ class Watch:
         return {name: asdict(growth) for name, growth in self.growths().items()}
 
 
-def sampled(process: psutil.Process) -> Sample:
+def take_sample(process: psutil.Process) -> Sample:
     with process.oneshot():
         return Sample(time.monotonic(), process.memory_info().rss / 2**20, process.num_fds(), process.num_threads())
 
 
-def growth(samples: list[Sample], warm_up_s: float) -> Growth:
-    """What there is is told, too, of a process that didn't outlive its warm-up."""
+def compute_growth(samples: list[Sample], warm_up_s: float) -> Growth:
+    """Compute the growth. A process that ended within its warm-up is shown but not judged."""
     warm = [sample for sample in samples if sample.at_s >= samples[0].at_s + warm_up_s] or samples
     first, last = _quarters(warm)
     floors = _floors(warm)
@@ -145,25 +146,25 @@ def growth(samples: list[Sample], warm_up_s: float) -> Growth:
 
 
 def _floors(samples: list[Sample]) -> list[Sample]:
-    """The one with the least memory in each minute."""
+    """Select the sample with the least memory in each minute."""
     minutes: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        minutes[int((sample.at_s - samples[0].at_s) / FLOOR_S)].append(sample)
+        minutes[int((sample.at_s - samples[0].at_s) / FLOOR_WINDOW_S)].append(sample)
     return [min(minute, key=lambda sample: sample.memory_mib) for minute in minutes.values()]
 
 
 def _quarters(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """The first and the last."""
+    """Return the first and the last quarter."""
     quarter = max(1, len(samples) // 4)
     return samples[:quarter], samples[-quarter:]
 
 
 def spool_files(pid: int, directory: Path) -> int:
-    """Those with a name, and those that only an open descriptor keeps."""
-    held = 0
+    """Count the spool's files: those with a name, and those that only an open descriptor keeps."""
+    count = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            held += os.readlink(descriptor).startswith(str(directory))
+            count += os.readlink(descriptor).startswith(str(directory))
         except OSError:
             continue
-    return held + len(list(directory.iterdir()))
+    return count + len(list(directory.iterdir()))

@@ -1,1 +1,1 @@
-"""Seeded faults against `./serve`, a scenario a file; every answer is held to the undisturbed run's."""
+"""Seeded faults against `./serve`, one scenario per file; every answer is compared with an undisturbed server's."""

@@ -1,14 +1,14 @@
-"""What an answer's line says, whatever its dialect, without what is another each time (ids, times)."""
+"""One line of a batch's answer in any dialect, without the parts that differ each time (ids, times)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import Wrong
+from .errors import CheckFailed
 
 SAME_LOGPROB = 1e-3
-"""As the suite has it: another batch rounds otherwise."""
+"""Largest difference between two log probabilities that count as equal: another batch rounds differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Choice:
     text: str
     finish_reason: str
     tokens: tuple[str, ...] = ()
-    """Where log probabilities were asked for."""
+    """Names or ids of the tokens; empty unless log probabilities were requested."""
     logprobs: tuple[float, ...] = ()
 
     def equals(self, other: Choice) -> bool:
@@ -30,37 +30,37 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One line. With an `error`, its code, there are no choices."""
+class AnswerLine:
+    """What one line says: choices, or the code of its error."""
 
     choices: tuple[Choice, ...] = ()
     generated: int = 0
-    """Tokens, all choices'."""
+    """Number of generated tokens in all choices."""
     error: str | None = None
 
 
-def told(line: Any) -> Told:
-    """Raises Wrong for a line of no form."""
+def parse_line(line: Any) -> AnswerLine:
+    """Parse a line of any dialect. Raise CheckFailed if it has no known form."""
     try:
-        return _told(line)
+        return _parse(line)
     except (KeyError, TypeError, ValueError) as error:
-        raise Wrong(f"an answer's line has no known form ({type(error).__name__})") from None
+        raise CheckFailed(f"an answer's line has no known form ({type(error).__name__})") from None
 
 
-def _told(line: Any) -> Told:
+def _parse(line: Any) -> AnswerLine:
     match line:
         case [*entries]:
-            return Told(tuple(map(_entry, entries)), sum(each["details"]["generated_tokens"] for each in entries))
+            return AnswerLine(tuple(map(_entry, entries)), sum(each["details"]["generated_tokens"] for each in entries))
         case {"custom_id": _, "response": {"body": body}}:
-            return _told(body)
+            return _parse(body)
         case {"recordId": _, "modelOutput": output}:
-            return _told(output)
+            return _parse(output)
         case {"recordId": _, "error": {"errorCode": code}}:
-            return Told(error="deadline_exceeded" if code == 504 else str(code))
+            return AnswerLine(error="deadline_exceeded" if code == 504 else str(code))
         case {"error": {"code": code}}:
-            return Told(error=str(code))
+            return AnswerLine(error=str(code))
         case {"choices": choices, "usage": usage}:
-            return Told(tuple(map(_choice, choices)), usage["completion_tokens"])
+            return AnswerLine(tuple(map(_choice, choices)), usage["completion_tokens"])
     raise ValueError
 
 

@@ -1,4 +1,4 @@
-"""A batch as JSON lines, drawn from a name: every dialect, greedy and seeded, a long tail of lengths."""
+"""Batches of JSON lines, drawn from a name: every dialect, greedy and seeded, with a long tail of lengths."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ WORDS = (
     *("under", "over", "before", "after", "quiet", "green", "seven", "count", "carry", "answer", "listen", "begin"),
     *("open", "slow", "the", "and", "of", "with", "to", "in", "a", "is", "was", "every", "other", "never"),
 )
-FEWEST_TOKENS = 16
+MIN_TOKENS = 16
 _TAIL = 1.2
-"""The Pareto distribution's exponent."""
+"""Exponent of the Pareto distribution."""
 _STOPS = ("th", "er", "an", "in", "on", "re", "st", "es", "\n", "e", "a")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How large a batch is to be. One item has `longest` tokens, most have few."""
+    """Size of a batch. One item has `longest` tokens, most have few."""
 
     items: int = 64
     typical: int = 24
@@ -29,8 +29,8 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Equal ones are the same request. `name` draws it again."""
+class Batch:
+    """A request body. Equal batches are the same request; drawing with the same `name` gives an equal batch."""
 
     name: str
     lines: tuple[str, ...]
@@ -40,28 +40,28 @@ class Work:
         return "".join(f"{line}\n" for line in self.lines).encode()
 
 
-def drawn(name: str, shape: Shape) -> Work:
+def draw_batch(name: str, shape: Shape) -> Batch:
     draw = random.Random(f"{name} {shape}")
     lengths = [_length(draw, shape) for _ in range(shape.items)]
     lengths[draw.randrange(shape.items)] = shape.longest
-    return Work(name, tuple(json.dumps(_item(draw, number, length)) for number, length in enumerate(lengths)))
+    return Batch(name, tuple(json.dumps(_item(draw, number, length)) for number, length in enumerate(lengths)))
 
 
-def unseeded(name: str, tokens: int) -> Work:
-    """One item, sampled by a seed of the server's."""
+def draw_unseeded_batch(name: str, tokens: int) -> Batch:
+    """Make a batch of one item whose seed the server chooses."""
     draw = random.Random(name)
-    return Work(name, (json.dumps({"prompt": _prompt(draw), "max_tokens": tokens, "ignore_eos": True}),))
+    return Batch(name, (json.dumps({"prompt": _prompt(draw), "max_tokens": tokens, "ignore_eos": True}),))
 
 
-def with_line(work: Work, place: int, document: object) -> Work:
-    """The same work with one other item."""
-    lines = list(work.lines)
-    lines[place] = json.dumps(document)
-    return Work(f"{work.name} with another line {place}", tuple(lines))
+def replace_line(batch: Batch, line_number: int, document: object) -> Batch:
+    """Copy the batch with another document in one line."""
+    lines = list(batch.lines)
+    lines[line_number] = json.dumps(document)
+    return Batch(f"{batch.name} with another line {line_number}", tuple(lines))
 
 
 def _length(draw: random.Random, shape: Shape) -> int:
-    return max(FEWEST_TOKENS, min(shape.longest, int(shape.typical * draw.paretovariate(_TAIL))))
+    return max(MIN_TOKENS, min(shape.longest, int(shape.typical * draw.paretovariate(_TAIL))))
 
 
 def _prompt(draw: random.Random) -> str:
@@ -91,7 +91,7 @@ def _openai(draw: random.Random, tokens: int, *, is_chat: bool) -> dict[str, Any
         document |= {"temperature": draw.uniform(0.4, 1.2), "seed": draw.getrandbits(32)}
         document |= draw.choice([{}, {}, {"top_p": 0.9}, {"top_k": 50}, {"n": 2}, {"n": 2}])
     if draw.random() < 0.2:
-        document |= {"stop": draw.sample(_STOPS, 2), "min_tokens": FEWEST_TOKENS}
+        document |= {"stop": draw.sample(_STOPS, 2), "min_tokens": MIN_TOKENS}
     if draw.random() < 0.2:
         document |= {"logprobs": True, "top_logprobs": 2} if is_chat else {"logprobs": draw.randint(0, 3)}
     if draw.random() < 0.2:
@@ -106,7 +106,7 @@ def _inputs(draw: random.Random, tokens: int) -> dict[str, Any]:
         if draw.random() < 0.3:
             parameters["num_return_sequences"] = 2
     if draw.random() < 0.2:
-        parameters |= {"stop": draw.sample(_STOPS, 2), "min_new_tokens": FEWEST_TOKENS}
+        parameters |= {"stop": draw.sample(_STOPS, 2), "min_new_tokens": MIN_TOKENS}
     if draw.random() < 0.2:
         parameters["logprobs"] = 1
     return {"inputs": _prompt(draw), "parameters": parameters}

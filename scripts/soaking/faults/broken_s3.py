@@ -1,4 +1,4 @@
-"""What stands in front of the emulated S3 and breaks on demand."""
+"""A proxy in front of the emulated S3 that fails on demand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import urllib.parse
 from typing import Literal
 
 State = Literal["well", "refuses", "errors", "slow", "cuts"]
-"""`refuses`: hangs up at once. `errors`: 503 and 500. `slow`: takes longer than a client waits. `cuts`: passes the
-request on and hangs up instead of answering, so that nobody knows whether it was done."""
+"""How it behaves. `refuses`: hangs up at once. `errors`: answers 503 and 500. `slow`: takes longer than a client waits.
+`cuts`: forwards the request and hangs up instead of answering, so the client can't know whether it was done."""
 SLOW_S = 20.0
 _ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>broken</Message></Error>"
 
 
 class BrokenS3:
-    """Owns its port and its threads. `close` it."""
+    """The proxy; it owns its port and threads until `close`."""
 
     def __init__(self, url: str) -> None:
         host, port = urllib.parse.urlsplit(url).netloc.split(":")
@@ -26,7 +26,7 @@ class BrokenS3:
         self.state: State = "well"
         self.over = threading.Event()
         self.broken = 0
-        """Requests that were not answered as they should."""
+        """Number of requests that got no proper answer."""
         owner = self
 
         class Handler(_Handler):
@@ -50,7 +50,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     front: BrokenS3
 
     def log_message(self, *_: object) -> None:
-        """Silence."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         body = self._body()
@@ -98,12 +98,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(response.status, dict(response.getheaders()), answer)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        with contextlib.suppress(OSError):  # a client that waits no longer
+        with contextlib.suppress(OSError):  # the client has stopped waiting
             self.send_response(status)
             length = str(len(body))
             for name, value in headers.items():
                 if name.lower() == "content-length":
-                    length = value  # to HEAD, that of the object
+                    length = value  # the answer to HEAD has the object's length and no body
                 elif name.lower() not in _HOP:
                     self.send_header(name, value)
             self.send_header("Content-Length", length)

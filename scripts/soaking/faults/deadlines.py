@@ -1,47 +1,50 @@
-"""Work that needs four times as long as its caller waits: answered in time, marked, and whole after enough calls."""
+"""Batches that need four times as long as their caller waits: answered in time, marked, and whole in the end."""
 
 from __future__ import annotations
 
-from .batch import Shape, Work
+from .batch import Batch, Shape
 from .call import Answer, Call
 from .errors import expect
 from .testbed import TOKENS, Run
-from .throttle import Pace
+from .throttle import Throttle
 
 RUNS = 100
 TIMES_LONGER = 4
 TIMEOUTS_S = (2, 3, 4)
-MOST_CALLS = 60
-_WORKS = 8
-"""That the runs share."""
+MAX_CALLS = 60
+_BATCHES = 8
+"""Number of batches that the runs share."""
 _SHAPE = Shape(items=48, typical=24, longest=200)
 
 
 def play(run: Run) -> None:
-    work = run.work(_SHAPE, of=_WORKS)
-    peace, timeout_s = run.peace(work), run.draw.choice(TIMEOUTS_S)
-    server = run.ground.kept(run.scenario)
+    batch = run.batch(_SHAPE, shared=_BATCHES)
+    reference, timeout_s = run.reference(batch), run.draw.choice(TIMEOUTS_S)
+    server = run.testbed.shared_server(run.scenario)
     before, kept, calls, in_flight = server.metric(TOKENS), 0, 0, 0
-    with Pace(server, per_s=peace.tokens / (TIMES_LONGER * timeout_s)) as pace:
-        while (answer := Call(server.port, work, job=run.name, timeout_s=timeout_s).answer()).is_cut:
+    with Throttle(server, per_s=reference.tokens / (TIMES_LONGER * timeout_s)) as throttle:
+        while (answer := Call(server.port, batch, job=run.name, timeout_s=timeout_s).answer()).is_cut:
             calls += 1
-            kept = check_cut(run, work, answer, timeout_s, kept)
-            expect(calls < MOST_CALLS, f"not whole after {calls} calls of {timeout_s} s")
-            in_flight = pace.in_flight
+            kept = check_cut(run, batch, answer, timeout_s, kept)
+            expect(calls < MAX_CALLS, f"not whole after {calls} calls of {timeout_s} s")
+            in_flight = throttle.in_flight
     _check_in_time(answer, timeout_s)
     expect(calls > 0, "the first call had time enough: the deadline was not tried")
-    run.check(work, answer)
+    run.check(batch, answer)
     generated = int(server.metric(TOKENS) - before)
-    again = generated - peace.tokens
-    run.facts |= {"timeout": f"{timeout_s} s", "calls": calls + 1, "tokens": peace.tokens, "again": again}
+    again = generated - reference.tokens
+    run.facts |= {"timeout": f"{timeout_s} s", "calls": calls + 1, "tokens": reference.tokens, "again": again}
     expect(again <= calls * in_flight, f"{again} tokens were generated again, {calls * in_flight} were in flight")
 
 
-def check_cut(run: Run, work: Work, answer: Answer, timeout_s: float, kept: int) -> int:
-    """The tokens that it holds. `kept`: those of the answer before, which this one must have been spared."""
+def check_cut(run: Run, batch: Batch, answer: Answer, timeout_s: float, kept: int) -> int:
+    """Check a partial answer and return the number of tokens in it.
+
+    `kept`: tokens of the previous answer, which must not have been generated again.
+    """
     _check_in_time(answer, timeout_s)
     lines = answer.lines
-    expect(len(lines) == len(work.lines), f"{len(lines)} lines for {len(work.lines)} items")
+    expect(len(lines) == len(batch.lines), f"{len(lines)} lines for {len(batch.lines)} items")
     marked = 0
     for number, line in enumerate(lines):
         if line.error is not None:
@@ -49,7 +52,7 @@ def check_cut(run: Run, work: Work, answer: Answer, timeout_s: float, kept: int)
             expect(line.error == "deadline_exceeded", f"item {number} is an error: {line.error}")
         else:
             marked += any(choice.is_cut for choice in line.choices)
-            run.ground.undisturbed().check_line(work, number, line)
+            run.testbed.reference_server().check_line(batch, number, line)
     expect(marked > 0, "the answer says that it is cut, and no item is")
     resumed = answer.resumed_tokens
     expect(resumed >= kept, f"{resumed} tokens resumed; the answer before had {kept}")

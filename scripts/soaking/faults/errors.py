@@ -1,17 +1,17 @@
-"""What a run finds: something wrong, or no way to look."""
+"""The two ways in which a run can fail."""
 
 from __future__ import annotations
 
 
-class Wrong(Exception):
-    """The server did what it must not. The message has numbers and no texts."""
+class CheckFailed(Exception):
+    """The server did something wrong. The message has numbers and no texts."""
 
 
 class CannotRun(Exception):
-    """This machine can't do what the run needs. Neither right nor wrong."""
+    """This machine can't do what the run needs, which says nothing about the server."""
 
 
 def expect(is_right: bool, reason: str) -> None:
-    """Raises Wrong with the reason."""
+    """Raise CheckFailed with the reason unless `is_right`."""
     if not is_right:
-        raise Wrong(reason)
+        raise CheckFailed(reason)

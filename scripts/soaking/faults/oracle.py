@@ -1,8 +1,8 @@
 """Tells a tie from an error: the texts that the model may give an item, by `transformers` and the frozen sampling.
 
-Another batch rounds otherwise, so that of two tokens whose scores are as good as equal either may come first. The
-oracle generates the item anew, and wherever scores that differ by no more than `TIE` would change the choice, it goes
-both ways. A text that no way leads to is wrong.
+Another batch rounds differently, so that of two tokens whose scores are as good as equal either may come first. The
+oracle generates the item anew, and where scores that differ by no more than `TIE` would change the choice, it follows
+both branches. A text that no branch leads to is wrong.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from testing.exactness import TIE
 
 from .answer_line import Choice
 
-MOST_WAYS = 32
-"""Ties are rare: more than a few in one row are no ties."""
-MOST_RIVALS = 64
+MAX_BRANCHES = 32
+"""Branches followed per row. Ties are rare: more of them than a few are errors."""
+MAX_CANDIDATES = 64
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Oracle:
-    """Owns the reference model, loaded when it is first asked."""
+    """Judge of texts. It owns the reference model, which is loaded at the first question."""
 
     def __init__(self, model_dir: Path, max_sequence_tokens: int) -> None:
         self._model_dir = model_dir
@@ -47,13 +47,13 @@ class Oracle:
         )
 
     def ids_of(self, text: str) -> list[int]:
-        """One way of writing the text in tokens."""
+        """Encode the text, in one of the ways it can be written in tokens."""
         return self.tokenizer.encode(Text(text=text), param="text", max_tokens=len(text) + 1).ids if text else []
 
     def admits(self, line: str, choice: int, got: Choice) -> bool:
-        """Whether `got` is a text of that choice of an item's, or where it is cut, the beginning of one.
+        """Return whether `got` is a possible text of that choice of an item, or the beginning of one if it is cut.
 
-        The item has a seed or needs none.
+        The item must have a seed or need none.
         """
         call = read_line(line.encode(), 1).call
         assert call is not None and len(call.items) == 1
@@ -62,21 +62,21 @@ class Oracle:
 
     @torch.inference_mode()
     def _admits(self, prepared: Prepared, sampling: Sampling, got: Choice) -> bool:
-        ways: list[list[int]] = [[]]
-        for _ in range(MOST_WAYS):
-            if not ways:
+        branches: list[list[int]] = [[]]
+        for _ in range(MAX_BRANCHES):
+            if not branches:
                 return False
-            output_ids = ways.pop()
+            output_ids = branches.pop()
             while (verdict := self._judge(output_ids, sampling, prepared.stop, got)) is None:
                 first, *others = self._next(prepared.prompt_ids.tolist(), output_ids, sampling)
-                ways += [[*output_ids, other] for other in others]
+                branches += [[*output_ids, other] for other in others]
                 output_ids.append(first)
             if verdict:
                 return True
         return False
 
     def _judge(self, output_ids: list[int], sampling: Sampling, stop: tuple[str, ...], got: Choice) -> bool | None:
-        """Of what one way has so far. None: it may yet become the text."""
+        """Judge one branch: True or False, or None if it may still become the text."""
         if not output_ids:
             return None
         text = self.tokenizer.decode(output_ids)
@@ -84,20 +84,20 @@ class Oracle:
         if got.is_cut and settled.startswith(due):
             return True
         early = len(self.tokenizer.decode(output_ids[: sampling.min_new_tokens]).rstrip(_UNFINISHED))
-        ways = (settled.find(string, max(0, early + 1 - len(string))) for string in stop)
-        places = [place for place in ways if place >= 0]
-        if places and len(output_ids) > sampling.min_new_tokens:
-            return (settled[: min(places)], "stop") == (got.text, got.finish_reason)
+        found = (settled.find(string, max(0, early + 1 - len(string))) for string in stop)
+        stops = [position for position in found if position >= 0]
+        if stops and len(output_ids) > sampling.min_new_tokens:
+            return (settled[: min(stops)], "stop") == (got.text, got.finish_reason)
         if output_ids[-1] in sampling.stop_token_ids:
             return (text, "stop") == (got.text, got.finish_reason)
         if len(output_ids) == sampling.max_new_tokens:
             return (text, "length") == (got.text, got.finish_reason)
-        rest = settled[len(got.text) :]  # may be the beginning of the stop string that will end the text
+        rest = settled[len(got.text) :]  # the rest may be the beginning of the stop string that ends the text
         is_stopping = settled.startswith(got.text) and any(string.startswith(rest) for string in stop)
         return None if got.text.startswith(settled) or is_stopping else False
 
     def _next(self, prompt_ids: list[int], output_ids: list[int], sampling: Sampling) -> list[int]:
-        """The tokens that may come next, the likeliest first."""
+        """Return the tokens that may come next, the most likely first."""
         if self._model is None:
             self._model = AutoModelForCausalLM.from_pretrained(
                 self._model_dir, dtype=torch.float32, attn_implementation="eager"
@@ -106,27 +106,27 @@ class Oracle:
         row = _row(prompt_ids, output_ids, sampling, scores)
         (first,) = choose(scores.clone(), [row]).argmax(dim=-1).tolist()
         apart = TIE * float(scores.max() - scores.min())
-        rivals = [other for other in self._rivals(scores, row, apart) if other != first]
-        if not rivals:
+        candidates = [other for other in self._candidates(scores, row, apart) if other != first]
+        if not candidates:
             return [first]
-        shifted = scores.repeat(len(rivals), 1)
-        for number, rival in enumerate(rivals):
-            shifted[number, rival] += apart
+        shifted = scores.repeat(len(candidates), 1)
+        for number, candidate in enumerate(candidates):
+            shifted[number, candidate] += apart
             shifted[number, first] -= apart
-        chosen = choose(shifted, [row] * len(rivals)).argmax(dim=-1).tolist()
-        return [first, *(rival for rival, token in zip(rivals, chosen, strict=True) if token == rival)]
+        chosen = choose(shifted, [row] * len(candidates)).argmax(dim=-1).tolist()
+        return [first, *(candidate for candidate, token in zip(candidates, chosen, strict=True) if token == candidate)]
 
-    def _rivals(self, scores: torch.Tensor, row: Row, apart: float) -> list[int]:
-        """The tokens that could win if scores moved so far, and some that could not."""
+    def _candidates(self, scores: torch.Tensor, row: Row, apart: float) -> list[int]:
+        """Return the tokens that could win if scores changed by `apart`, and some that could not."""
         sampling = row.sampling
         sums = choose(scores.clone(), [_greedy(row)])[0].double()
         if sampling.temperature > 0:
             keys = torch.tensor([noise_key(sampling.seed, row.position)])
             sums = sums / sampling.temperature + gumbel(keys, torch.arange(len(sums))[None])[0]
             apart /= sampling.temperature
-            # Tokens that top_p and its like leave out may have larger sums.
-            return [int(each) for each in torch.topk(sums, MOST_RIVALS).indices]
-        return list(itertools.islice((sums >= sums.max() - 2 * apart).nonzero().flatten().tolist(), MOST_RIVALS))
+            # Not a threshold: tokens that top_p and the like leave out may have larger sums.
+            return [int(token) for token in torch.topk(sums, MAX_CANDIDATES).indices]
+        return list(itertools.islice((sums >= sums.max() - 2 * apart).nonzero().flatten().tolist(), MAX_CANDIDATES))
 
 
 def _row(prompt_ids: list[int], output_ids: list[int], sampling: Sampling, scores: torch.Tensor) -> Row:
@@ -138,7 +138,7 @@ def _row(prompt_ids: list[int], output_ids: list[int], sampling: Sampling, score
 
 
 def _greedy(row: Row) -> Row:
-    """Its scores changed by penalties and the like, nothing drawn."""
+    """Copy the row with temperature 0, so that its scores are changed by penalties and biases alone."""
     sampling = Sampling(
         **{name: getattr(row.sampling, name) for name in Sampling.__struct_fields__} | {"temperature": 0.0}
     )

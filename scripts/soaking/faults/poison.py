@@ -1,17 +1,17 @@
-"""One item of a batch kills whatever engine works on it: it fails alone, the others are answered as in peace."""
+"""One item of a batch kills every engine that works on it: it fails alone, the others are answered as undisturbed."""
 
 from __future__ import annotations
 
 from testing.server import eventually
 
-from .batch import Shape, with_line
+from .batch import Shape, replace_line
 from .call import Call
 from .errors import expect
-from .testbed import Run, engine_of
+from .testbed import Run, wait_for_engine
 
 RUNS = 5
 TOKEN_ID = 4242
-# Python imports a module of this name at its start.
+# Written as sitecustomize.py, which Python imports at its start.
 _HOOK = f"""
 import sys
 
@@ -33,16 +33,18 @@ if "container.engine.worker.process" in sys.orig_argv:
 
 def play(run: Run) -> None:
     shape = Shape()
-    place = run.draw.randrange(shape.items)
+    line_number = run.draw.randrange(shape.items)
     poison = {"prompt": [100, TOKEN_ID, 100 + run.number], "max_tokens": 60, "temperature": 0, "ignore_eos": True}
-    work = with_line(run.work(shape), place, poison)
-    run.peace(work)
+    batch = replace_line(run.batch(shape), line_number, poison)
+    run.reference(batch)
     hooks = run.directory / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(_HOOK)
     server = run.start(PYTHONPATH=hooks)
-    lines = run.check(work, Call(server.port, work).answer(), but=frozenset({place}))
-    run.facts |= {"poisoned": place, "restarts": int(server.metric("longhaul_engine_restarts_total"))}
-    expect(lines[place].error == "engine_killed_by_item", f"the poisoned item's error is {lines[place].error}")
+    lines = run.check(batch, Call(server.port, batch).answer(), but=frozenset({line_number}))
+    run.facts |= {"poisoned": line_number, "restarts": int(server.metric("longhaul_engine_restarts_total"))}
+    expect(
+        lines[line_number].error == "engine_killed_by_item", f"the poisoned item's error is {lines[line_number].error}"
+    )
     eventually(lambda: server.ping()[1].get("status") == "ready")
-    engine_of(server)
+    wait_for_engine(server)

@@ -1,4 +1,4 @@
-"""SIGTERM in the midst of a batch that can't be finished, whatever its engine does: 503 that names the job, exit 0.
+"""SIGTERM in the middle of a batch that can't be finished: a 503 that names the job, and exit status 0.
 
 The next server finishes the job.
 """
@@ -11,46 +11,46 @@ import time
 
 from testing.server import Server, eventually
 
-from .batch import Shape, drawn
+from .batch import Shape, draw_batch
 from .call import Answer, Call
-from .container import PACE_S, check_continued
-from .errors import Wrong, expect
-from .testbed import Run, engine_of
-from .throttle import Pace
+from .container import THROTTLED_S, check_continued
+from .errors import CheckFailed, expect
+from .testbed import Run, wait_for_engine
+from .throttle import Throttle
 
 RUNS = 6
 WITHIN_S = 25.0
 EXIT_S = 30.0
-"""When SageMaker kills."""
+"""Seconds after SIGTERM at which SageMaker kills."""
 INTERVAL_S = 60.0
-"""So long that only the shutdown can have journalled what the next server knows."""
+"""Checkpoint interval: so long that only the shutdown can have journalled what the next server has."""
 
 
 def play(run: Run) -> None:
     engine = ("slow", "stopped", "killed")[run.number % 3]
     run.facts["engine"] = engine
-    work = run.work(Shape())
-    peace = run.peace(work)
+    batch = run.batch(Shape())
+    reference = run.reference(batch)
     server = run.start(LONGHAUL_CHECKPOINT_INTERVAL_S=INTERVAL_S)
-    call = Call(server.port, work, job=run.name)
-    # Paced, it would take four times as long as there is.
-    with Pace(server, per_s=peace.tokens / PACE_S) as pace:
-        pace.wait_for(peace.tokens * run.draw.uniform(0.2, 0.5))
-        pace.per_s = peace.tokens / (8 * WITHIN_S)
+    call = Call(server.port, batch, job=run.name)
+    # At this rate the rest would take four times as long as the shutdown allows.
+    with Throttle(server, per_s=reference.tokens / THROTTLED_S) as throttle:
+        throttle.wait_for(reference.tokens * run.draw.uniform(0.2, 0.5))
+        throttle.per_s = reference.tokens / (8 * WITHIN_S)
         if engine == "stopped":
-            pace.most = 0
+            throttle.max_tokens = 0
         if engine == "killed":
-            engine_of(server).kill()
+            wait_for_engine(server).kill()
         server.send(signal.SIGTERM)
-        told = time.monotonic()
+        signalled = time.monotonic()
         _check_closed(server, run)
         answer = call.answer(within_s=WITHIN_S)
-        seconds = time.monotonic() - told
+        seconds = time.monotonic() - signalled
         status = _exit_status(server, EXIT_S - seconds)
-    run.facts |= {"answered after": f"{seconds:.1f} s", "exit after": f"{time.monotonic() - told:.1f} s"}
+    run.facts |= {"answered after": f"{seconds:.1f} s", "exit after": f"{time.monotonic() - signalled:.1f} s"}
     _check_answer(run, answer, seconds)
     expect(status == 0, f"exit status {status}")
-    check_continued(run, work, run.start(), before=pace.tokens, may_be_lost=pace.in_flight)
+    check_continued(run, batch, run.start(), before=throttle.tokens, may_be_lost=throttle.in_flight)
 
 
 def _check_answer(run: Run, answer: Answer, seconds: float) -> None:
@@ -63,11 +63,11 @@ def _check_answer(run: Run, answer: Answer, seconds: float) -> None:
 
 
 def _check_closed(server: Server, run: Run) -> None:
-    """/ping says so at once, and nothing new is taken."""
+    """Check that /ping turns bad at once and no new request is accepted."""
     eventually(lambda: server.ping()[0] != 200, within_s=1.0)
     try:
-        answer = Call(server.port, drawn(f"{run.name} late", Shape(items=1))).answer(within_s=WITHIN_S)
-    except Wrong:  # it listens no more
+        answer = Call(server.port, draw_batch(f"{run.name} late", Shape(items=1))).answer(within_s=WITHIN_S)
+    except CheckFailed:  # the server has stopped listening
         return
     expect(answer.status == 503, f"a request after SIGTERM was answered {answer.status}")
 

@@ -1,4 +1,4 @@
-"""Where runs take place: directories, models, servers in peace, an emulated S3, and the servers of one run."""
+"""What runs need: directories, models, reference servers, an emulated S3, and the servers of one run."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from testing.emulator import Emulator
 from testing.server import Server, eventually
 from testing.tiny_model import save_tiny_model
 
-from .answer_line import Told
-from .batch import Shape, Work, drawn
+from .answer_line import AnswerLine
+from .batch import Batch, Shape, draw_batch
 from .call import Answer
-from .reference_server import MAX_MODEL_LEN, Peace, Undisturbed
+from .reference_server import MAX_MODEL_LEN, ReferenceAnswer, ReferenceServer
 
 SMOLLM2 = ROOT / ".models/SmolLM2-135M-Instruct"
 BUCKET = "soak"
 TOKENS = "longhaul_generation_tokens_total"
 STEPS_IN_FLIGHT = 2
 WRITE_S = 1.0
-"""That a checkpoint may take: what is generated meanwhile is in the next one."""
+"""Seconds that writing a checkpoint may take; tokens generated meanwhile are in the next one."""
 
 
-class Ground:
-    """Owns what all runs share. `close` it."""
+class Testbed:
+    """Everything that all runs share, until `close`."""
 
     def __init__(self, directory: Path, options: argparse.Namespace) -> None:
         self.directory = directory
         self.options = options
-        self._undisturbed: dict[str, Undisturbed] = {}
+        self._reference_servers: dict[str, ReferenceServer] = {}
         self._emulator: Emulator | None = None
-        self._kept: dict[str, Server] = {}
+        self._shared_servers: dict[str, Server] = {}
         self._tiny = directory / "model"
         save_tiny_model(self._tiny, SMOLLM2)
 
     def model_dir(self, model: str) -> Path:
         return self._tiny if model == "tiny" else SMOLLM2
 
-    def undisturbed(self, model: str = "tiny") -> Undisturbed:
-        if model not in self._undisturbed:
+    def reference_server(self, model: str = "tiny") -> ReferenceServer:
+        if model not in self._reference_servers:
             (own := self.directory / f"undisturbed-{model}").mkdir()
             share = 0.05 if model == "tiny" else 0.5
-            self._undisturbed[model] = Undisturbed(self.model_dir(model), own, settings_of(model), share)
-        return self._undisturbed[model]
+            self._reference_servers[model] = ReferenceServer(self.model_dir(model), own, server_settings(model), share)
+        return self._reference_servers[model]
 
     @property
-    def all_undisturbed(self) -> dict[str, Undisturbed]:
-        return self._undisturbed
+    def reference_servers(self) -> dict[str, ReferenceServer]:
+        return self._reference_servers
 
     @property
     def emulator(self) -> Emulator:
@@ -65,62 +65,62 @@ class Ground:
             self._emulator.client("s3").create_bucket(Bucket=BUCKET)
         return self._emulator
 
-    def kept(self, name: str) -> Server:
-        """The server of all runs that do it no harm, by the name of their scenario."""
-        if name not in self._kept:
-            (own := self.directory / f"kept-{name}").mkdir()
-            settings = settings_of("tiny") | {"LONGHAUL_CHECKPOINT_URI": own / "journal"}
-            self._kept[name] = Server(self._tiny, own / "log", **settings)
-        return self._kept[name].wait_until_ready()
+    def shared_server(self, name: str) -> Server:
+        """Return the scenario's server for runs that do no harm, started at the first call."""
+        if name not in self._shared_servers:
+            (own := self.directory / f"shared-{name}").mkdir()
+            settings = server_settings("tiny") | {"LONGHAUL_CHECKPOINT_URI": own / "journal"}
+            self._shared_servers[name] = Server(self._tiny, own / "log", **settings)
+        return self._shared_servers[name].wait_until_ready()
 
-    def end_kept(self) -> None:
-        """The next run gets new ones."""
-        for name, server in self._kept.items():
+    def end_shared_servers(self) -> None:
+        """End the shared servers, so that the next run gets new ones."""
+        for name, server in self._shared_servers.items():
             server.close()
-            (self.directory / f"kept-{name}").rename(self.directory / f"ended-{name}-{time.monotonic_ns()}")
-        self._kept = {}
+            (self.directory / f"shared-{name}").rename(self.directory / f"ended-{name}-{time.monotonic_ns()}")
+        self._shared_servers = {}
 
     def close(self) -> None:
-        self.end_kept()
-        for one in self._undisturbed.values():
-            one.close()
+        self.end_shared_servers()
+        for server in self._reference_servers.values():
+            server.close()
         if self._emulator is not None:
             self._emulator.close()
 
 
-def settings_of(model: str) -> dict[str, Any]:
-    """All that a server is told but where its journal lies."""
+def server_settings(model: str) -> dict[str, Any]:
+    """Return the settings of a server except the place of its journal."""
     settings: dict[str, Any] = {"LONGHAUL_DTYPE": "float32", "LONGHAUL_MAX_MODEL_LEN": MAX_MODEL_LEN}
     return settings | ({"LONGHAUL_THREADS": 2} if model != "tiny" else {})
 
 
 class Run:
-    """Owns the servers of one run, and what is drawn for it."""
+    """One run of a scenario, with its servers and its random choices."""
 
-    def __init__(self, ground: Ground, scenario: str, number: int, seed: int) -> None:
-        self.ground = ground
+    def __init__(self, testbed: Testbed, scenario: str, number: int, seed: int) -> None:
+        self.testbed = testbed
         self.scenario = scenario
         self.number = number
         self.name = f"{scenario}-{number}-{seed}"
-        """Fit for a job's."""
+        """Name of the run, which can be a job's name."""
         self.draw = random.Random(f"{seed} {scenario} {number}")
         self.facts: dict[str, Any] = {}
-        self.directory = ground.directory / self.name
+        self.directory = testbed.directory / self.name
         self.directory.mkdir()
         self._seed = seed
         self._servers: list[Server] = []
         self.open = contextlib.ExitStack()
-        """Closed with the run."""
+        """Callbacks that are called when the run is closed."""
 
     @property
     def journal_dir(self) -> Path:
         return self.directory / "journal"
 
     def s3_settings(self, url: str | None = None) -> dict[str, Any]:
-        """A journal in the emulated S3, or behind the URL of what is in front of it."""
+        """Return settings for a journal in the emulated S3, or behind a proxy's URL."""
         return {
             "LONGHAUL_CHECKPOINT_URI": f"s3://{BUCKET}/{self.name}",
-            "AWS_ENDPOINT_URL": url or self.ground.emulator.url,
+            "AWS_ENDPOINT_URL": url or self.testbed.emulator.url,
             "AWS_ACCESS_KEY_ID": "000000000000",
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -128,27 +128,27 @@ class Run:
         }
 
     def start(self, model: str = "tiny", **settings: Any) -> Server:
-        """A server with this run's journal, ready. It ends with the run."""
-        whole = settings_of(model) | {"LONGHAUL_CHECKPOINT_URI": self.journal_dir} | settings
+        """Start a server with this run's journal and wait until it is ready. It ends with the run."""
+        whole = server_settings(model) | {"LONGHAUL_CHECKPOINT_URI": self.journal_dir} | settings
         log = self.directory / f"log-{len(self._servers)}"
-        server = Server(self.ground.model_dir(model), log, **whole)
+        server = Server(self.testbed.model_dir(model), log, **whole)
         self._servers.append(server)
         return server.wait_until_ready()
 
-    def work(self, shape: Shape, *, of: int | None = None) -> Work:
-        """This run's own batch, or one of so many that all runs of a seed share."""
-        number = self.number if of is None else self.number % of
-        return drawn(f"{self._seed} {self.scenario} {number}", shape)
+    def batch(self, shape: Shape, *, shared: int | None = None) -> Batch:
+        """Draw this run's own batch, or one of the `shared` batches that all runs of a seed share."""
+        number = self.number if shared is None else self.number % shared
+        return draw_batch(f"{self._seed} {self.scenario} {number}", shape)
 
-    def peace(self, work: Work, model: str = "tiny") -> Peace:
-        return self.ground.undisturbed(model).of(work)
+    def reference(self, batch: Batch, model: str = "tiny") -> ReferenceAnswer:
+        return self.testbed.reference_server(model).answer_to(batch)
 
     def check(
-        self, work: Work, answer: Answer, model: str = "tiny", *, but: frozenset[int] = frozenset()
-    ) -> list[Told]:
-        """Its lines. Raises Wrong unless it is whole, and equal to the undisturbed run's."""
+        self, batch: Batch, answer: Answer, model: str = "tiny", *, but: frozenset[int] = frozenset()
+    ) -> list[AnswerLine]:
+        """Parse the answer's lines. Raise CheckFailed unless it is whole and equal to the undisturbed one."""
         lines = answer.lines
-        self.ground.undisturbed(model).check(work, lines, but=but)
+        self.testbed.reference_server(model).check(batch, lines, but=but)
         return lines
 
     def close(self) -> None:
@@ -157,14 +157,14 @@ class Run:
             kill_container(server)
             server.close()
 
-    def forget(self) -> None:
-        """Its files, where nobody will want to read them."""
+    def delete_files(self) -> None:
+        """Delete the run's files."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def engine_of(server: Server) -> psutil.Process:
+def wait_for_engine(server: Server) -> psutil.Process:
     def found() -> psutil.Process | None:
-        assert server.process.poll() is None, "the edge has ended"
+        assert server.process.poll() is None, "the server process has ended"
         return server.engine
 
     engine = eventually(found)
@@ -173,23 +173,23 @@ def engine_of(server: Server) -> psutil.Process:
 
 
 def kill_container(server: Server) -> None:
-    """All its processes at once, as a container's end does."""
+    """Kill all processes at once, as the end of a container does."""
     with contextlib.suppress(psutil.Error):
-        edge = psutil.Process(server.process.pid)
-        edge.suspend()  # so that it starts nothing meanwhile
-        for child in edge.children(recursive=True):
+        process = psutil.Process(server.process.pid)
+        process.suspend()  # so that it starts no new process meanwhile
+        for child in process.children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
     server.process.kill()
     server.process.wait()
 
 
-def logged(server: Server, action: str) -> list[dict[str, Any]]:
-    """The log's lines of that action. A last line may be half written."""
-    return [line for line in _lines(server) if line.get("action") == action]
+def log_lines(server: Server, action: str) -> list[dict[str, Any]]:
+    """Return the log's lines of one action. A last line may be half written."""
+    return [line for line in _parsed_lines(server) if line.get("action") == action]
 
 
-def _lines(server: Server) -> Iterator[dict[str, Any]]:
+def _parsed_lines(server: Server) -> Iterator[dict[str, Any]]:
     for text in server.log().splitlines():
         with contextlib.suppress(ValueError):
             line = json.loads(text)

@@ -1,4 +1,4 @@
-"""What each run came to: one JSON line a run, kept so that a campaign can be continued."""
+"""The outcome of each run: one JSON line per run, kept so that a campaign can be continued."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Verdict:
 
 
 class VerdictFile:
-    """Owns the ledger file. Without a path, verdicts live as long as the process."""
+    """The ledger file. Without a path, verdicts live as long as the process."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.verdicts = read(path)
+        self.verdicts = read_verdicts(path)
 
     def add(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
@@ -38,26 +38,26 @@ class VerdictFile:
 
     def has_passed(self, scenario: str, run: int, seed: int) -> bool:
         return any(
-            (each.scenario, each.run, each.seed, each.outcome) == (scenario, run, seed, "right")
-            for each in self.verdicts
+            (verdict.scenario, verdict.run, verdict.seed, verdict.outcome) == (scenario, run, seed, "right")
+            for verdict in self.verdicts
         )
 
 
-def read(path: Path | None) -> list[Verdict]:
-    """A last line that a kill has torn is no verdict."""
+def read_verdicts(path: Path | None) -> list[Verdict]:
+    """Read a ledger, without a last line that a kill has cut off."""
     if path is None or not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
     return [Verdict(**json.loads(line)) for line in lines if line.endswith("}\n")]
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Of a run that was repeated, the last verdict counts."""
-    verdicts = list({(each.scenario, each.run): each for each in verdicts}.values())
+def format_table(verdicts: list[Verdict]) -> str:
+    """Format the verdicts as a table by scenario. The last verdict of a repeated run counts."""
+    verdicts = list({(verdict.scenario, verdict.run): verdict for verdict in verdicts}.values())
     rows = [["scenario", "runs", "right", "wrong", "skipped", "minutes"]]
-    for scenario in dict.fromkeys(each.scenario for each in verdicts):
-        own = [each for each in verdicts if each.scenario == scenario]
-        counts = [str(sum(each.outcome == outcome for each in own)) for outcome in ("right", "wrong", "skipped")]
-        rows.append([scenario, str(len(own)), *counts, f"{sum(each.seconds for each in own) / 60:.1f}"])
+    for scenario in dict.fromkeys(verdict.scenario for verdict in verdicts):
+        own = [verdict for verdict in verdicts if verdict.scenario == scenario]
+        counts = [str(sum(verdict.outcome == outcome for verdict in own)) for outcome in ("right", "wrong", "skipped")]
+        rows.append([scenario, str(len(own)), *counts, f"{sum(verdict.seconds for verdict in own) / 60:.1f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
