@@ -26,7 +26,7 @@ async def answer_small(
     async with invocation.before_deadline():
         call, prepared = await invocation.in_worker(read)
     invocation.items = len(prepared)
-    invocation.most_completion_tokens = sum(s.max_new_tokens for one in prepared for s in one.samplings)
+    invocation.max_completion_tokens = sum(s.max_new_tokens for one in prepared for s in one.samplings)
     results = await invocation.run_all(prepared)
     answer = await invocation.in_writer(lambda: call.render(results, service.name))
     return Response(answer, media_type=call.content_type)

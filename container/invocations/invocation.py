@@ -24,7 +24,7 @@ from container.jobs.registry import JobRegistry
 from container.reader.client import Reader, Readers
 from container.telemetry.json_logs import invocation_id
 from container.telemetry.metrics import Metrics
-from container.telemetry.progress import Progress
+from container.telemetry.progress import Progress, Snapshot
 from container.tokenization import logprobs
 from container.tokenization.preparer import Prepared, Preparer, seed_of, unstarted
 from container.tokenization.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ class Invocation:
         self.prompt_tokens = 0
         self.done_tokens = 0
         """Of the texts that have ended."""
-        self.most_completion_tokens: int | None = None
+        self.max_completion_tokens: int | None = None
         """What all items may generate, where it is known."""
         self.unfinished = 0
         """Texts that the deadline cut or never let begin, and lines of a batch that were not even read."""
@@ -98,7 +98,7 @@ class Invocation:
         self.is_cut = False
         """The deadline has come: nothing is generated any more. Any thread may ask."""
         self._clock = asyncio.get_running_loop().call_soon(self._look_at_clock)
-        service.progress.open(self)
+        service.progress.open(self.snapshot)
 
     def _look_at_clock(self) -> None:
         """Once a second, because an answer that grows needs more time."""
@@ -119,31 +119,28 @@ class Invocation:
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())
 
-    @property
-    def job(self) -> str | None:
-        return None if self.attachment is None else self.attachment.job.name
-
-    @property
-    def job_id(self) -> str | None:
-        return None if self.attachment is None else self.attachment.job.id
-
-    @property
-    def has_all_items(self) -> bool:
-        """The body has come, of which the job is made."""
-        return self.attachment is not None
-
-    @property
-    def completion_tokens(self) -> int:
-        """Of the texts that have ended, and of those under way."""
-        return self.done_tokens + sum(len(one.generation.sequence.output_ids) for one in self._waiters)
+    def snapshot(self) -> Snapshot:
+        """Describe how far the invocation is. All items are known once the body has come, from which the job is made."""
+        job = None if self.attachment is None else self.attachment.job
+        running = sum(len(one.generation.sequence.output_ids) for one in self._waiters)
+        return Snapshot(
+            id=self.id,
+            job=None if job is None else job.name,
+            job_id=None if job is None else job.id,
+            items=self.items,
+            has_all_items=job is not None,
+            items_done=self.items_done,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.done_tokens + running,
+            done_tokens=self.done_tokens,
+            resumed_tokens=self.resumed_tokens,
+            max_completion_tokens=self.max_completion_tokens,
+            deadline_left_s=self._deadline.left_s(),
+        )
 
     @property
     def resumed_tokens(self) -> int:
         return 0 if self.attachment is None else self.attachment.resumed_tokens
-
-    @property
-    def deadline_left_s(self) -> float:
-        return self._deadline.left_s()
 
     def exceeded(self) -> DeadlineExceeded:
         return self._deadline.exceeded()
@@ -314,7 +311,7 @@ class Invocation:
     def close(self) -> None:
         """Free whatever is still queued or running."""
         self._clock.cancel()
-        self._service.progress.close(self)
+        self._service.progress.close(self.snapshot)
         waiters, self._waiters = self._waiters, set()
         if self.attachment is None:
             return

@@ -1,4 +1,4 @@
-"""What CloudWatch is told of the whole server once a minute: the metrics that matter on SageMaker."""
+"""Metrics of the whole server that CloudWatch gets once a minute: those that matter on SageMaker."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from container.telemetry.metrics import Metrics
 
 
 class ServerMetrics:
-    """Owns how far the counters were when they were last told: CloudWatch sums up what has come since."""
+    """Owns the counters' values at the last collection: CloudWatch sums up the growth since then."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._metrics = metrics
         self._clock = clock
-        self._told_at = clock()
-        self._told: dict[str, float] = {}
+        self._collected_at = clock()
+        self._totals: dict[str, float] = {}
         self._was_idle = True
 
-    def take(self) -> tuple[Metric, ...]:
-        """Since the last time. Nothing where there was nothing then and is nothing now: an idle server is silent."""
+    def collect(self) -> tuple[Metric, ...]:
+        """Return the metrics since the last call. An idle server that was idle before has none."""
         metrics, now = self._metrics, self._clock()
-        seconds, self._told_at = now - self._told_at, now
+        seconds, self._collected_at = now - self._collected_at, now
         tokens = self._growth("GenerationTokens", _total(metrics.generation_tokens))
-        taken = (
+        # An error of the client's is nothing to raise an alarm for.
+        errors = _total(metrics.requests, outcome="server_error")
+        collected = (
             Metric("GenerationTokens", tokens, "Count"),
             Metric("GenerationTokensPerSecond", tokens / seconds if seconds > 0 else None, "Count/Second"),
             Metric("PromptTokens", self._growth("PromptTokens", _total(metrics.prompt_tokens)), "Count"),
@@ -37,18 +39,14 @@ class ServerMetrics:
             Metric("JournalBroken", _value(metrics.journal_broken), "Count"),
             Metric("Invocations", self._growth("Invocations", _total(metrics.requests)), "Count"),
             Metric("InvocationsOpen", _value(metrics.requests_running), "Count"),
-            Metric("InvocationErrors", self._growth("InvocationErrors", self._errors()), "Count"),
+            Metric("InvocationErrors", self._growth("InvocationErrors", errors), "Count"),
         )
-        is_idle = not any(metric.value for metric in taken)
+        is_idle = not any(metric.value for metric in collected)
         was_idle, self._was_idle = self._was_idle, is_idle
-        return () if is_idle and was_idle else taken
-
-    def _errors(self) -> float:
-        """Ours alone: what a client did wrong is nothing to wake anybody for."""
-        return _total(self._metrics.requests, outcome="server_error")
+        return () if is_idle and was_idle else collected
 
     def _growth(self, name: str, total: float) -> float:
-        before, self._told[name] = self._told.get(name, 0.0), total
+        before, self._totals[name] = self._totals.get(name, 0.0), total
         return total - before
 
 

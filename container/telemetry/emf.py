@@ -1,4 +1,4 @@
-"""CloudWatch's embedded metric format: a log line of which CloudWatch Logs makes metrics.
+"""CloudWatch's embedded metric format: log lines from which CloudWatch Logs makes metrics.
 
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
@@ -14,36 +14,36 @@ from typing import Literal
 NAMESPACE = "Longhaul"
 Unit = Literal["Count", "Count/Second", "Percent", "Seconds"]
 
-_LONGEST_VALUE = 1024
-"""Of a dimension, in characters, as CloudWatch documents it."""
+_MAX_DIMENSION_CHARACTERS = 1024
+"""CloudWatch's documented limit of a dimension's value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     name: str
     value: float | None
-    """None where there is nothing to tell."""
+    """None if it can't be told at present."""
     unit: Unit
 
 
 def members(metrics: Iterable[Metric], dimensions: Mapping[str, str], *, at: float) -> dict[str, object]:
-    """What a log line has at its root so that CloudWatch takes the metrics from it; `at` in seconds since the epoch.
+    """Return the root members of a log line from which CloudWatch takes the metrics; `at` in seconds since the epoch.
 
-    A metric without a value, or with one that JSON can't write, is not of the line; a line without any is no document.
+    Metrics without a value, or with one that JSON can't write, are left out; if none is left, so are all members.
     """
-    told = {metric.name: metric for metric in metrics if metric.value is not None and math.isfinite(metric.value)}
-    if not told:
+    finite = {metric.name: metric for metric in metrics if metric.value is not None and math.isfinite(metric.value)}
+    if not finite:
         return {}
     directive = {
         "Namespace": NAMESPACE,
         "Dimensions": [list(dimensions)],
-        "Metrics": [{"Name": metric.name, "Unit": metric.unit} for metric in told.values()],
+        "Metrics": [{"Name": metric.name, "Unit": metric.unit} for metric in finite.values()],
     }
     metadata = {"Timestamp": int(at * 1000), "CloudWatchMetrics": [directive]}
-    values = {name: metric.value for name, metric in told.items()}
+    values = {name: metric.value for name, metric in finite.items()}
     return {name: _dimension(value) for name, value in dimensions.items()} | values | {"_aws": metadata}
 
 
 def _dimension(value: str) -> str:
-    """CloudWatch refuses a metric for any character in a dimension that isn't plain ASCII, and for an empty one."""
-    return re.sub(r"[^\x20-\x7e]", "?", value)[:_LONGEST_VALUE].strip() or "?"
+    """Make a value acceptable: CloudWatch drops a metric if a dimension is empty or not plain ASCII."""
+    return re.sub(r"[^\x20-\x7e]", "?", value)[:_MAX_DIMENSION_CHARACTERS].strip() or "?"

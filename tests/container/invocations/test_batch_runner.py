@@ -25,7 +25,7 @@ from container.server.app import _answer
 from container.server.exchange import Exchange
 from container.server.server import Edge
 from container.settings import Settings
-from container.telemetry.progress import Progress, Work
+from container.telemetry.progress import Progress, TakeSnapshot
 from container.tokenization.preparer import Prepared
 from container.tokenization.tokenizer import Tokenizer
 from testing.container.scripted_engine import INFO, ScriptedEngine, scripted_service
@@ -129,14 +129,14 @@ def test_later_lines_are_as_long_as_the_present_engine_allows(
 def test_a_batch_that_gets_no_spool_leaves_no_open_invocation(
     tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    opened: list[Work] = []
+    opened: list[TakeSnapshot] = []
 
     class Opened(Progress):
-        def open(self, work: Work) -> None:
-            opened.append(work)
+        def open(self, snapshot: TakeSnapshot) -> None:
+            opened.append(snapshot)
 
-        def close(self, work: Work) -> None:
-            opened.remove(work)
+        def close(self, snapshot: TakeSnapshot) -> None:
+            opened.remove(snapshot)
 
     async def run() -> None:
         service = scripted_service(ScriptedEngine([], None), tokenizer, workers, tmp_path)

@@ -15,7 +15,7 @@ class Clock:
 
 
 def told(server: ServerMetrics) -> dict[str, float | None]:
-    return {metric.name: metric.value for metric in server.take()}
+    return {metric.name: metric.value for metric in server.collect()}
 
 
 def test_counters_are_told_by_what_has_come_since() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import signal
@@ -16,13 +17,14 @@ from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
 from container.settings import Settings
 from container.telemetry.json_logs import JSONFormatter
 from container.telemetry.metrics import Metrics
-from container.telemetry.progress import Progress, Write
+from container.telemetry.progress import Progress, Snapshot
+from container.telemetry.progress_writer import Write
 from testing.container.emf_document import extracted
 from testing.server import Server, eventually, lasting
 
 
 @dataclass(kw_only=True, eq=False)
-class Job:
+class Working:
     """An invocation, as far as its progress is concerned."""
 
     id: str = "inv-1"
@@ -35,8 +37,11 @@ class Job:
     completion_tokens: int = 0
     done_tokens: int = 0
     resumed_tokens: int = 0
-    most_completion_tokens: int | None = None
+    max_completion_tokens: int | None = None
     deadline_left_s: float = 300.0
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(**dataclasses.asdict(self))
 
 
 class Lines(logging.Handler):
@@ -82,8 +87,8 @@ class Reporting:
             self.metrics,
             dimensions={"Model": "tiny"},
             write=write,
-            every_s=3600,
-            metrics_every_s=43200,
+            interval_s=3600,
+            metrics_interval_s=43200,
             clock=lambda: self.now,
         )
 
@@ -115,8 +120,8 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 @on_a_loop
 async def test_a_line_says_how_far_an_invocation_is(log: Lines) -> None:
     async with Reporting() as reporting:
-        job = Job()
-        reporting.progress.open(job)
+        job = Working()
+        reporting.progress.open(job.snapshot)
         job.completion_tokens, job.done_tokens, job.items_done = 7200, 3600, 2
         reporting.pass_interval()
     line = log.last
@@ -129,8 +134,8 @@ async def test_a_line_says_how_far_an_invocation_is(log: Lines) -> None:
 @on_a_loop
 async def test_a_line_is_a_document_of_metrics_and_its_job_is_no_dimension(log: Lines) -> None:
     async with Reporting() as reporting:
-        job = Job(items_done=2)
-        reporting.progress.open(job)
+        job = Working(items_done=2)
+        reporting.progress.open(job.snapshot)
         job.completion_tokens = job.done_tokens = 7200
         reporting.pass_interval()
     assert extracted(log.last) == {
@@ -144,8 +149,8 @@ async def test_a_line_is_a_document_of_metrics_and_its_job_is_no_dimension(log: 
 @on_a_loop
 async def test_the_last_interval_has_a_rate_of_its_own(log: Lines) -> None:
     async with Reporting() as reporting:
-        job = Job()
-        reporting.progress.open(job)
+        job = Working()
+        reporting.progress.open(job.snapshot)
         for job.completion_tokens in (3600, 3600 * 4):
             reporting.pass_interval()
     assert (log.last["tokens_per_s"], log.last["mean_tokens_per_s"]) == (3.0, 2.0)
@@ -154,8 +159,8 @@ async def test_the_last_interval_has_a_rate_of_its_own(log: Lines) -> None:
 @on_a_loop
 async def test_what_came_from_the_journal_was_not_generated_now(log: Lines) -> None:
     async with Reporting() as reporting:
-        job = Job()
-        reporting.progress.open(job)
+        job = Working()
+        reporting.progress.open(job.snapshot)
         job.resumed_tokens, job.completion_tokens = 50_000, 53_600
         reporting.pass_interval()
     assert (log.last["completion_tokens"], log.last["mean_tokens_per_s"]) == (53_600, 1.0)
@@ -164,25 +169,25 @@ async def test_what_came_from_the_journal_was_not_generated_now(log: Lines) -> N
 @on_a_loop
 async def test_a_short_invocation_has_no_line(log: Lines) -> None:
     async with Reporting() as reporting:
-        job = Job()
+        job = Working()
         reporting.now += 3599
-        reporting.progress.open(job)
+        reporting.progress.open(job.snapshot)
         reporting.now += 1
         reporting.progress.tick()
-        reporting.progress.close(job)
+        reporting.progress.close(job.snapshot)
     assert not log.of("progress")
 
 
 @on_a_loop
 async def test_one_that_had_lines_has_a_last_one(log: Lines) -> None:
     async with Reporting() as reporting:
-        job = Job()
-        reporting.progress.open(job)
+        job = Working()
+        reporting.progress.open(job.snapshot)
         job.completion_tokens = 3600
         reporting.pass_interval()
         reporting.now += 1
         job.completion_tokens, job.items_done = 3601, 10
-        reporting.progress.close(job)
+        reporting.progress.close(job.snapshot)
         reporting.pass_interval()
     assert [line["state"] for line in log.of("progress")] == ["running", "ended"]
     assert (log.last["items_done"], log.last["completion_tokens"]) == (10, 3601)
@@ -192,10 +197,10 @@ async def test_one_that_had_lines_has_a_last_one(log: Lines) -> None:
 @on_a_loop
 async def test_equal_invocations_are_told_apart(log: Lines) -> None:
     async with Reporting() as reporting:
-        jobs = [Job(id="one"), Job(id="two")]
+        jobs = [Working(id="one"), Working(id="two")]
         for job in jobs:
-            reporting.progress.open(job)
-        reporting.progress.close(jobs[0])
+            reporting.progress.open(job.snapshot)
+        reporting.progress.close(jobs[0].snapshot)
         reporting.pass_interval()
     assert [line["invocation_id"] for line in log.of("progress")] == ["two"]
 
@@ -203,29 +208,24 @@ async def test_equal_invocations_are_told_apart(log: Lines) -> None:
 @on_a_loop
 async def test_off_means_silent(log: Lines) -> None:
     async with Reporting(mode=None) as reporting:
-        reporting.progress.open(job := Job())
+        reporting.progress.open((job := Working()).snapshot)
         reporting.metrics.generation_tokens.inc()
-        reporting.progress.close(job)
+        reporting.progress.close(job.snapshot)
     assert not log.lines
 
 
-class Broken(Job):
-    @property
-    def items(self) -> int:
+class Broken(Working):
+    def snapshot(self) -> Snapshot:
         raise RuntimeError("a mistake of ours")
-
-    @items.setter
-    def items(self, value: int) -> None:
-        pass
 
 
 @on_a_loop
 async def test_one_invocations_broken_numbers_don_t_keep_the_others_from_theirs(log: Lines) -> None:
     async with Reporting() as reporting:
-        reporting.progress.open(broken := Broken(id="broken"))
-        reporting.progress.open(Job(id="well"))
+        reporting.progress.open((broken := Broken(id="broken")).snapshot)
+        reporting.progress.open(Working(id="well").snapshot)
         reporting.pass_interval()
-        reporting.progress.close(broken)
+        reporting.progress.close(broken.snapshot)
     assert log.of("progress_failed")
     assert [line["invocation_id"] for line in log.of("progress")] == ["well"]
 
@@ -237,8 +237,8 @@ async def test_the_task_itself_reports(log: Lines) -> None:
     async def write(job_id: str, data: bytes) -> None:
         seen.set()
 
-    progress = Progress("s3", Metrics(), dimensions={"Model": "tiny"}, write=write, every_s=0.001)
-    progress.open(Job())
+    progress = Progress("s3", Metrics(), dimensions={"Model": "tiny"}, write=write, interval_s=0.001)
+    progress.open(Working().snapshot)
     progress.start()
     await asyncio.wait_for(seen.wait(), 60)
     await progress.stop()
@@ -251,7 +251,7 @@ async def test_the_task_itself_reports(log: Lines) -> None:
 async def estimate(log: Lines, **job: Any) -> tuple[float | None, str | None]:
     """Where one token a second was generated."""
     async with Reporting() as reporting:
-        reporting.progress.open(working := Job(**job))
+        reporting.progress.open((working := Working(**job)).snapshot)
         working.completion_tokens += 3600
         reporting.pass_interval()
     return log.last["estimated_left_s"], log.last["estimated_by"]
@@ -265,8 +265,8 @@ async def estimate(log: Lines, **job: Any) -> tuple[float | None, str | None]:
         # the running one is already longer than the mean: it needs one token at least
         ({"items": 3, "items_done": 2, "done_tokens": 200}, (1.0, "mean")),
         ({"items": 2, "items_done": 2, "done_tokens": 3600}, (0.0, "mean")),
-        ({"most_completion_tokens": 10_000}, (6400.0, "bound")),
-        ({"most_completion_tokens": None}, (None, None)),
+        ({"max_completion_tokens": 10_000}, (6400.0, "bound")),
+        ({"max_completion_tokens": None}, (None, None)),
         ({"has_all_items": False, "items_done": 2, "done_tokens": 2000}, (None, None)),
     ],
 )
@@ -280,7 +280,7 @@ async def test_the_estimate_is_of_the_tokens_that_are_left(
 @on_a_loop
 async def test_where_nothing_is_generated_there_is_no_estimate(log: Lines) -> None:
     async with Reporting() as reporting:
-        reporting.progress.open(Job(items_done=1, done_tokens=10))
+        reporting.progress.open(Working(items_done=1, done_tokens=10).snapshot)
         reporting.pass_interval()
     assert (log.last["estimated_left_s"], log.last["estimated_by"]) == (None, None)
     assert "InvocationEstimatedLeft" not in extracted(log.last)
@@ -289,8 +289,8 @@ async def test_where_nothing_is_generated_there_is_no_estimate(log: Lines) -> No
 @on_a_loop
 async def test_the_estimate_forgets_a_speed_of_long_ago(log: Lines) -> None:
     async with Reporting() as reporting:
-        job = Job(most_completion_tokens=3_700_000)
-        reporting.progress.open(job)
+        job = Working(max_completion_tokens=3_700_000)
+        reporting.progress.open(job.snapshot)
         job.completion_tokens = 3_600_000
         reporting.pass_interval()
         for _ in range(6):
@@ -326,8 +326,8 @@ async def test_the_record_is_an_object_too(log: Lines) -> None:
         written[job_id] = json.loads(data)
 
     async with Reporting("s3", write) as reporting:
-        reporting.progress.open(job := Job())
-        reporting.progress.open(Job(job_id=None))
+        reporting.progress.open((job := Working()).snapshot)
+        reporting.progress.open(Working(job_id=None).snapshot)
         job.completion_tokens = 3600
         reporting.pass_interval()
     assert list(written) == ["ab12"]
@@ -341,7 +341,7 @@ async def test_log_alone_writes_no_object(log: Lines) -> None:
         pytest.fail("written")
 
     async with Reporting("log", write) as reporting:
-        reporting.progress.open(Job())
+        reporting.progress.open(Working().snapshot)
         reporting.pass_interval()
     assert log.of("progress")
 
@@ -357,7 +357,7 @@ async def test_a_slow_store_gets_one_write_at_a_time_and_then_the_newest(log: Li
         await may_end.acquire()
 
     async with Reporting("s3", write) as reporting:
-        reporting.progress.open(job := Job())
+        reporting.progress.open((job := Working()).snapshot)
         for job.completion_tokens in (1, 2, 3):
             reporting.pass_interval()
             if job.completion_tokens == 1:
@@ -377,7 +377,7 @@ async def test_a_failing_store_is_warned_of_once_and_hurts_nothing(log: Lines) -
         raise OSError("the disk is full")
 
     async with Reporting("s3", write) as reporting:
-        reporting.progress.open(Job())
+        reporting.progress.open(Working().snapshot)
         for _ in range(3):
             reporting.pass_interval()
             await tries.acquire()
@@ -394,9 +394,9 @@ async def test_the_last_object_is_written_before_the_end(log: Lines) -> None:
         await asyncio.to_thread(states.append, json.loads(data)["state"])
 
     async with Reporting("s3", write) as reporting:
-        reporting.progress.open(job := Job())
+        reporting.progress.open((job := Working()).snapshot)
         reporting.pass_interval()
-        reporting.progress.close(job)
+        reporting.progress.close(job.snapshot)
     assert states[-1] == "ended"
 
 
@@ -411,7 +411,7 @@ async def test_a_write_that_hangs_does_not_hold_the_end(log: Lines) -> None:
             cancelled.set()
 
     async with Reporting("s3", write) as reporting:
-        reporting.progress.open(Job())
+        reporting.progress.open(Working().snapshot)
         reporting.pass_interval()
     await asyncio.wait_for(cancelled.wait(), 60)
 
