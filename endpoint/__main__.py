@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from endpoint.settings import Settings
 from endpoint.terminal import Terminal, TerminalHandler
 
-_LAST_LINES_S = 1.0
+_LAST_LINES_TIMEOUT_S = 1.0
 
 DEFAULTS = Settings(data_dir=Path(".endpoint"))
 
 
 def main() -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C before the platform listens to it
+    """Run the command that the command line names, and end this process with its status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback if Ctrl-C comes before the command handles it
     options = _parser().parse_args()
     errors = Terminal(sys.stderr.fileno())
     logging.basicConfig(
@@ -32,24 +36,25 @@ def main() -> NoReturn:
     )
     for chatty in ("botocore", "urllib3", "aiohttp", "s3transfer"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    from endpoint import platform
+    from endpoint import commands
 
     output = Terminal(sys.stdout.fileno())
 
     def leave(status: int) -> NoReturn:
         for terminal in (output, errors):
-            terminal.close(_LAST_LINES_S)
+            terminal.close(_LAST_LINES_TIMEOUT_S)
         os._exit(status)
 
     try:
         if options.command == "down":
-            asyncio.run(platform.down(options.data_dir.resolve(), leave))
+            asyncio.run(commands.down(options.data_dir, leave))
         else:
-            platform.up(_settings(options), output, leave)
-    except platform.CannotRun as error:
+            given = {name: value for name, value in vars(options).items() if hasattr(DEFAULTS, name)}
+            commands.up(replace(DEFAULTS, **given), output, leave)
+    except commands.CannotRun as error:
         errors.put(f"endpoint: {error}")
     except Exception:
-        logging.getLogger(__name__).exception("a mistake of the endpoint's own")
+        logging.getLogger(__name__).exception("internal error")
     leave(1)
 
 
@@ -59,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--data-dir",
-        type=Path,
-        default=DEFAULTS.data_dir,
-        help="everything that outlives a restart is below it (%(default)s)",
+        type=lambda text: Path(text).resolve(),
+        default=str(DEFAULTS.data_dir),
+        help="directory of everything that outlives a restart (%(default)s)",
     )
     up = commands.add_parser(
         "up",
@@ -69,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         help="serve AWS's API until Ctrl-C, which ends all of it",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    up.add_argument("--port", type=_port, default=DEFAULTS.port, help="of AWS's API on 127.0.0.1")
+    port = _number("port", int, 1, 65535)
+    up.add_argument("--port", type=port, default=DEFAULTS.port, help="port of AWS's API on 127.0.0.1")
     up.add_argument(
         "--backend", default=DEFAULTS.backend, help="S3, SNS, SQS and the rest: embedded, or the URL of another AWS"
     )
@@ -77,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--account", type=_account, default=DEFAULTS.account)
     up.add_argument(
         "--time-scale",
-        type=_scale,
+        type=_number("time scale", float, 1, 1000),
         default=DEFAULTS.time_scale,
-        help="the platform's own waiting (start-up window, TTL, metric periods) is so many times shorter",
+        help="divides the platform's own waiting (start-up window, TTL, metric periods)",
     )
     up.add_argument("--runner", choices=["process"], default="process", help="what an instance is")
     up.add_argument(
@@ -87,45 +93,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument(
         "--concurrency",
-        type=int,
-        choices=range(1, 1001),
+        type=_number("concurrency", int, 1, 1000),
         metavar="1..1000",
         default=DEFAULTS.concurrency,
-        help="invocations at once per instance where ClientConfig says nothing",
+        help="concurrent invocations per instance if ClientConfig doesn't say",
     )
     up.add_argument(
         "--on-no-answer",
         choices=["fail", "redeliver"],
         default=DEFAULTS.on_no_answer,
-        help="what becomes of a request whose container died under it",
+        help="what happens to a request whose container died while it had it",
     )
     commands.add_parser("down", parents=[common], help="end `up`, or what a killed one has left running")
     return parser
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    return Settings(
-        data_dir=options.data_dir.resolve(),
-        port=options.port,
-        backend=options.backend,
-        region=options.region,
-        account=options.account,
-        time_scale=options.time_scale,
-        serve=options.serve,
-        concurrency=options.concurrency,
-        on_no_answer=options.on_no_answer,
-    )
+def _number(name: str, number: type[int] | type[float], low: int, high: int) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= (value := number(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"invalid {name} {text!r}: expected {low} to {high}")
 
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
-    return int(text)
+    return convert
 
 
 def _account(text: str) -> str:
     if not (text.isascii() and text.isdecimal() and len(text) == 12):
-        raise argparse.ArgumentTypeError(f"{text!r} is no account: 12 digits")
+        raise argparse.ArgumentTypeError(f"invalid account {text!r}: expected 12 digits")
     return text
 
 
@@ -133,20 +128,10 @@ def _command(text: str) -> tuple[str, ...]:
     try:
         command = tuple(shlex.split(text))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no command: {error}") from error
+        raise argparse.ArgumentTypeError(f"invalid command {text!r}: {error}") from error
     if not command:
-        raise argparse.ArgumentTypeError("an empty command starts nothing")
+        raise argparse.ArgumentTypeError("the command is empty")
     return command
-
-
-def _scale(text: str) -> float:
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = 0.0
-    if not 1 <= scale <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time scale: 1 to 1000")
-    return scale
 
 
 if __name__ == "__main__":
