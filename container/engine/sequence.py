@@ -1,4 +1,4 @@
-"""A sequence: one prompt and the tokens generated from it, owned by the edge process."""
+"""A sequence: one prompt and the tokens generated from it, owned by the server process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FinishReason = Literal["stop", "length"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How to choose a sequence's tokens. Values are checked by the edge before they get here.
+    """How to choose a sequence's tokens. The server has checked the values.
 
     `temperature` 0 is greedy and makes `top_k`, `top_p`, `min_p` and `seed` irrelevant. `top_k` 0, `top_p` 1 and
     `min_p` 0 are off. `seed` is an unsigned 64-bit integer. Stop tokens are not generated before `min_new_tokens`.
     Penalties and `logit_bias`, pairs of token id and amount, change the scores of greedy sequences too.
-    `logprobs` is how many of the most likely tokens to report beside the chosen one; None: not even that.
+    `logprobs` is how many of the most likely tokens to report beside the chosen one; None: no log probability at all.
     """
 
     max_new_tokens: int
@@ -37,15 +37,18 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Of one position: the chosen token's natural log probability, and the `top` most likely tokens with theirs."""
+    """Natural log probabilities at one position: the chosen token's, and those of the most likely tokens by id."""
 
     logprob: float
     top: list[tuple[int, float]] = []
 
 
 class EngineError(Exception):
-    """The engine could not finish a sequence. `code`: `engine_failed`, `engine_stopped`, or where it goes on without
-    this one, `sequence_failed` or `engine_killed_by_item`."""
+    """The engine could not finish a sequence.
+
+    `code` is `engine_failed` or `engine_stopped`; where the engine goes on without this sequence, `sequence_failed` or
+    `engine_killed_by_item`.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -53,7 +56,7 @@ class EngineError(Exception):
 
 
 class Sequence:
-    """Owned by the edge: the engine process only reports tokens, which `EngineClient` appends here.
+    """One prompt on its way through the engine, which only reports tokens: `EngineClient` appends them here.
 
     It outlives the engine: another one goes on behind its tokens.
 
@@ -65,6 +68,7 @@ class Sequence:
         "finish_reason",
         "id",
         "logprobs",
+        "max_tokens",
         "on_error",
         "on_tokens",
         "output_ids",
@@ -82,17 +86,13 @@ class Sequence:
         on_tokens: Callable[[int], None],
         on_error: Callable[[EngineError], None],
     ) -> None:
-        self.id = -1  # given by the client at submission; unique for the life of the edge
+        self.id = -1  # assigned at submission; unique for the life of the server
         self.prompt_ids = prompt_ids
         self.sampling = sampling
-        self.owner = owner  # who takes turns with the others at admission
+        self.max_tokens = len(prompt_ids) + sampling.max_new_tokens  # prompt and output
+        self.owner = owner  # owners take turns at admission
         self.output_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []  # one for each output id, if `sampling` asks for them
         self.finish_reason: FinishReason | None = None
         self.on_tokens = on_tokens
         self.on_error = on_error
-
-    @property
-    def most_tokens(self) -> int:
-        """Of its prompt and of all that it may generate."""
-        return len(self.prompt_ids) + self.sampling.max_new_tokens

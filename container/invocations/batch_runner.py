@@ -14,7 +14,7 @@ from container.disk.seen_ids import SeenIds
 from container.disk.spool import OrderedSpool, Spool, SpooledLine, close_soon
 from container.errors import DeadlineExceeded, EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable
 from container.invocations.invocation import Invocation, Service
-from container.reader.client import INLINE_BYTES, Reader
+from container.reader.client import MAX_INLINE_BYTES, Reader
 from container.reader.messages import Failure, Opened, ReadLine
 from container.tokenization.preparer import Prepared
 
@@ -130,7 +130,7 @@ class BatchRun:
         """For a worker thread, one slice at a time. Of blank lines a slice can be empty: they take time, too."""
         entries: list[_Entry] = []
         seen = weight = 0
-        for spooled in body.lines(min(self._longest_line, INLINE_BYTES)):
+        for spooled in body.lines(min(self._longest_line, MAX_INLINE_BYTES)):
             size = spooled.size
             if spooled.text is not None and is_blank(spooled.text):
                 pass

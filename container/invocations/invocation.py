@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -225,18 +224,9 @@ class Invocation:
             self.unfinished += 1
             tally.has_unfinished = True
             return
-        item = await reader.item(index)
-        ids = array("I", item.prompt_ids)
-        prepared = Prepared(
-            prompt_ids=ids,
-            prompt_text="",
-            samplings=item.samplings,
-            stop=item.stop,
-            has_random_seed=item.has_random_seed,
-        )
-        result = await self.run(prepared, place, index)
+        result = await self.run(await reader.item(index), place, index)
         tally.add(result)
-        await reader.put(index, result)
+        await reader.put(index, result.completions)
 
     async def run(self, prepared: Prepared, place: int | None, item: int) -> Result:
         """Generate one item's choices. Raises RequestError. After the deadline nothing begins."""

@@ -1,15 +1,19 @@
-"""What edge and reader say to each other: msgpack structs, length-prefixed as between edge and engine. The edge asks,
-the reader answers each question once, in order."""
+"""Messages between server and reader: msgpack structs, framed by `processes/framing.py`.
+
+The server asks, the reader answers each question once, in order.
+"""
 
 from __future__ import annotations
+
+from array import array
 
 import msgspec
 
 from container.core import Completion, Seeds
 from container.dialects.batch import Form
 from container.dialects.document import RequestHead
-from container.engine.sequence import Sampling
 from container.errors import OutOfSpace, RequestError, TooLarge
+from container.tokenization.preparer import Prepared
 
 
 class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +24,7 @@ class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_sequence_tokens: int
     default_max_new_tokens: int
     name: str
-    """The served model's."""
+    """Name of the served model."""
 
 
 class ReadDocument(msgspec.Struct, frozen=True, tag="document"):
@@ -44,33 +48,33 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
-    """The second: read it. `place` is a line's in its batch, counted from 0: with `seeds` it gives the items theirs."""
+    """The second message: read the document."""
 
-    what: ReadDocument | ReadLine
+    source: ReadDocument | ReadLine
     seeds: Seeds
-    place: int = 0
+    line: int = 0
+    """Index of the line in its batch, from 0: together with `seeds` it decides the seeds of the items."""
 
 
 class Get(msgspec.Struct, frozen=True, tag="get"):
-    """Item `index`, prepared."""
+    """Send the prepared item `index`, without its text."""
 
     index: int
 
 
 class Put(msgspec.Struct, frozen=True, tag="put"):
-    """One more completion of item `index`. An item's come in order."""
+    """Take one more completion of item `index`, whose completions come in order."""
 
     index: int
-    prompt_tokens: int
     completion: Completion
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):
-    """All completions are there: write the answer."""
+    """Write the answer: all completions are there."""
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
-    """Write a line's answer that says this error."""
+    """Write the answer of a line that failed with this error."""
 
     error: Failure
 
@@ -99,7 +103,7 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
 
 
 class Broken(msgspec.Struct, frozen=True, tag="broken"):
-    """The reader's last word: an error that nobody thought of, told without what it was at work on."""
+    """Last message of a reader that ends on an unexpected error, told without any text of the document."""
 
     cause: str
 
@@ -113,17 +117,8 @@ class Opened(msgspec.Struct, frozen=True, tag="opened"):
     error: Failure | None = None
 
 
-class Item(msgspec.Struct, frozen=True, tag="item"):
-    """A `Prepared` without its text."""
-
-    prompt_ids: list[int]
-    samplings: tuple[Sampling, ...]
-    stop: tuple[str, ...]
-    has_random_seed: bool
-
-
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """Nothing to say but that it is."""
+    """The question was carried out, and has no answer."""
 
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
@@ -133,14 +128,14 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
     content_type: str
 
 
-ToEdge = Opened | Failure | Broken | Item | Done | Rendered
+ToServer = Opened | Failure | Broken | Prepared | Done | Rendered
 
 
 def too_much_memory() -> TooLarge:
-    """What becomes of a document that its reader has no memory for."""
+    """Return the error of a document that its reader has no memory for."""
     message = "the document takes too much memory to read; send JSON lines (application/jsonlines) with smaller items"
     return TooLarge(message, code="document_too_complex")
 
 
 to_reader = msgspec.msgpack.Decoder(ToReader)
-to_edge = msgspec.msgpack.Decoder(ToEdge)
+to_server = msgspec.msgpack.Decoder(ToServer, dec_hook=lambda _, ids: array("I", ids))

@@ -1,7 +1,7 @@
 """The reader process: `python -m container.reader.process SOCKET BODY ANSWER`, three inherited file descriptors.
 
-Reads one document from the body's file, gives its items when asked, takes their completions, and writes the answer to
-its file. Lives as long as its document, or until the edge is gone. It logs nothing: the edge says what there is to say.
+It reads one document from the body's file, gives its items when asked, takes their completions, and writes the answer
+to its file. It lives as long as its document, or until the server is gone. It logs nothing: the server does.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
+import msgspec
 import psutil
 from setproctitle import setproctitle
 
@@ -24,15 +24,14 @@ from container.core import Call, Completion, Result, Seeds
 from container.dialects.batch import Line, read_line
 from container.dialects.document import read_call
 from container.disk.spool import naming_a_full_disk
-from container.engine.messages import HEADER, encode
-from container.engine.worker.process import die_with_parent
 from container.errors import RequestError
+from container.processes.framing import encode, read_frames
+from container.processes.parent_death import die_with_parent
 from container.reader.messages import (
     Broken,
     Done,
     Failure,
     Get,
-    Item,
     Load,
     Open,
     Opened,
@@ -43,37 +42,29 @@ from container.reader.messages import (
     Refuse,
     Render,
     Rendered,
-    ToEdge,
     ToReader,
-    to_edge,
+    ToServer,
     to_reader,
     too_much_memory,
 )
 from container.tokenization.model_defaults import Defaults
-from container.tokenization.preparer import Preparer, unstarted
+from container.tokenization.preparer import Prepared, Preparer, unstarted
 from container.tokenization.tokenizer import Tokenizer
 
-_MEMORY_BYTES = 256 << 20
+_BASE_MEMORY_BYTES = 256 << 20
 _MEMORY_PER_BYTE = 16
-"""What decoded JSON takes at most, in reason: a list of small integers 8 bytes for 2, text with an emoji 4 for 1."""
+"""Most that decoded JSON takes, in reason: a list of small integers 8 bytes for 2, text with an emoji 4 for 1."""
 
 
 class Document:
     """Owns the items of the document and the completions that have come so far."""
 
-    def __init__(self, call: Call, preparer: Preparer, name: str, seeds: Seeds, place: int) -> None:
-        """Raises InvalidRequest if an item can't be served: all are checked before any runs."""
+    def __init__(self, call: Call, preparer: Preparer, name: str, seeds: Seeds, line: int) -> None:
+        """Prepare all items before any runs. Raises InvalidRequest if one of them can't be served."""
         self._call = call
         self._name = name
-        self._texts: list[str] = []
-        self._items: list[bytes] = []  # encoded: a list of ids would take ten times the memory
+        self._items = [preparer.prepare(item, seeds.seed(line, index)) for index, item in enumerate(call.items)]
         self._completions: dict[int, list[Completion]] = defaultdict(list)
-        self._prompt_tokens: dict[int, int] = {}
-        for index, item in enumerate(call.items):
-            prepared = preparer.prepare(item, seeds.seed(place, index))
-            self._texts.append(prepared.prompt_text)
-            encoded = Item(prepared.prompt_ids.tolist(), prepared.samplings, prepared.stop, prepared.has_random_seed)
-            self._items.append(encode(encoded))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -82,25 +73,23 @@ class Document:
     def content_type(self) -> str:
         return self._call.content_type
 
-    def item(self, index: int) -> bytes:
-        """The encoded `Item`."""
-        return self._items[index]
+    def item(self, index: int) -> Prepared:
+        """Return an item for the server, which has no use for its text."""
+        return msgspec.structs.replace(self._items[index], prompt_text="")
 
     def put(self, message: Put) -> None:
         self._completions[message.index].append(message.completion)
-        self._prompt_tokens[message.index] = message.prompt_tokens
 
     def results(self) -> list[Result]:
-        return [self._result(index, text) for index, text in enumerate(self._texts)]
-
-    def _result(self, index: int, text: str) -> Result:
-        if index in self._completions:
-            prompt_tokens, completions = self._prompt_tokens[index], tuple(self._completions[index])
-        else:  # the deadline came before it was asked for
-            item = to_edge.decode(self._items[index][HEADER.size :])
-            assert isinstance(item, Item), "it was encoded as one"
-            prompt_tokens, completions = len(item.prompt_ids), unstarted(item.samplings)
-        return Result(prompt_text=text, prompt_tokens=prompt_tokens, completions=completions)
+        """Return the items' results. One without completions was never asked for: the deadline came first."""
+        return [
+            Result(
+                prompt_text=item.prompt_text,
+                prompt_tokens=len(item.prompt_ids),
+                completions=tuple(self._completions[index]) or unstarted(item.samplings),
+            )
+            for index, item in enumerate(self._items)
+        ]
 
     def answer(self) -> bytes:
         return self._call.render(self.results(), self._name)
@@ -109,24 +98,11 @@ class Document:
         return line.success(self.results(), self._name)
 
 
-def main() -> None:
-    die_with_parent()
-    setproctitle("longhaul-reader")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the edge's to handle
-    # If the container runs out of memory, this is the process to go first (proc(5), oom_score_adj).
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    link, body, answer = (int(number) for number in sys.argv[1:])
-    with socket.socket(fileno=link) as sock, sock.makefile("rb") as stream:
-        Reader(sock, stream, body, answer).run()
-
-
 class Reader:
-    """Answers the edge's questions, one after the other."""
+    """Answers the server's questions, one after the other."""
 
-    def __init__(self, sock: socket.socket, stream: BinaryIO, body: int, answer: int) -> None:
-        self._socket = sock
-        self._stream = stream
+    def __init__(self, body: int, answer: int) -> None:
+        """Take the file descriptors of the two files."""
         self._body = body
         self._answer = answer
         self._config: ReaderConfig | None = None
@@ -134,23 +110,8 @@ class Reader:
         self._document: Document | None = None
         self._line: Line | None = None
 
-    def run(self) -> None:
-        """Until the edge hangs up, or something breaks."""
-        while (message := self._receive()) is not None:
-            reply = self._reply_to(message)
-            self._socket.sendall(reply if isinstance(reply, bytes) else encode(reply))
-            if isinstance(reply, Broken):
-                sys.exit(1)
-
-    def _receive(self) -> ToReader | None:
-        header = self._stream.read(HEADER.size)
-        if len(header) < HEADER.size:
-            return None
-        (length,) = HEADER.unpack(header)
-        message: ToReader = to_reader.decode(self._stream.read(length))
-        return message
-
-    def _reply_to(self, message: ToReader) -> ToEdge | bytes:
+    def reply_to(self, message: ToReader) -> ToServer:
+        """Carry out a question and return its answer, which is Broken after an unexpected error."""
         try:
             return self._reply(message)
         except RequestError as error:
@@ -158,12 +119,12 @@ class Reader:
         except MemoryError:
             return Failure.of(too_much_memory())
         except BaseException as error:  # Rust's panics are no Exceptions
-            return Broken(_place(error))
+            return Broken(_location(error))
 
-    def _reply(self, message: ToReader) -> ToEdge | bytes:
+    def _reply(self, message: ToReader) -> ToServer:
         match message:
             case Load():
-                self._config, self._preparer = message.config, _preparer(message.config)
+                self._config, self._preparer = message.config, _load_preparer(message.config)
                 return Done()
             case Open():
                 return self._open(message)
@@ -186,19 +147,19 @@ class Reader:
         return self._document
 
     def _open(self, message: Open) -> Opened:
-        what = message.what
-        size = what.size if isinstance(what, ReadLine) else os.fstat(self._body).st_size
-        with _memory_limit(_MEMORY_BYTES + _MEMORY_PER_BYTE * size):
-            match what:
+        source = message.source
+        size = source.size if isinstance(source, ReadLine) else os.fstat(self._body).st_size
+        with _memory_limit(_BASE_MEMORY_BYTES + _MEMORY_PER_BYTE * size):
+            match source:
                 case ReadDocument():
                     body = self._read(0, size)
-                    self._prepare(read_call(what.head, body), message)
+                    self._prepare(read_call(source.head, body), message)
                     return Opened(len(self._opened))
                 case ReadLine():
-                    return self._open_line(read_line(self._read(what.offset, size), what.number), message)
+                    self._line = read_line(self._read(source.offset, size), source.number)
+                    return self._open_line(self._line, message)
 
     def _open_line(self, line: Line, message: Open) -> Opened:
-        self._line = line
         error = line.error
         try:
             if line.call is not None:
@@ -211,7 +172,7 @@ class Reader:
 
     def _prepare(self, call: Call, message: Open) -> None:
         assert self._config is not None and self._preparer is not None, "Load comes first"
-        self._document = Document(call, self._preparer, self._config.name, message.seeds, message.place)
+        self._document = Document(call, self._preparer, self._config.name, message.seeds, message.line)
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []
@@ -228,7 +189,7 @@ class Reader:
         return Rendered(len(answer), content_type)
 
 
-def _preparer(config: ReaderConfig) -> Preparer:
+def _load_preparer(config: ReaderConfig) -> Preparer:
     defaults = Defaults.load(config.model_dir)
     tokenizer = Tokenizer.load(
         config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
@@ -243,7 +204,7 @@ def _preparer(config: ReaderConfig) -> Preparer:
 
 @contextlib.contextmanager
 def _memory_limit(more: int) -> Iterator[None]:
-    """At most so many bytes beyond what the process has by now, the model's tokenizer with it."""
+    """Let the process take `more` bytes at most beyond what it has by now, the model's tokenizer included."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + more, hard))
     try:
@@ -252,13 +213,30 @@ def _memory_limit(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def _place(error: BaseException) -> str:
-    """Where it happened. Its own words could quote the document."""
-    place, traceback = "", error.__traceback__
+def _location(error: BaseException) -> str:
+    """Return an error's type and where it was raised. Its own message could quote the document."""
+    location, traceback = "", error.__traceback__
     while traceback is not None:
-        place = f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"
+        location = f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
-    return f"{type(error).__name__} at {place}"
+    return f"{type(error).__name__} at {location}"
+
+
+def main() -> None:
+    die_with_parent()
+    setproctitle("longhaul-reader")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the server's to handle
+    # If the container runs out of memory, this is the process to go first (proc(5), oom_score_adj).
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    link, body, answer = (int(number) for number in sys.argv[1:])
+    reader = Reader(body, answer)
+    with socket.socket(fileno=link) as sock, sock.makefile("rb") as stream:
+        for frame in read_frames(stream):
+            reply = reader.reply_to(to_reader.decode(frame))
+            sock.sendall(encode(reply))
+            if isinstance(reply, Broken):
+                sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from container.invocations.deadline import Deadline
 from container.invocations.document_runner import answer_large, answer_small, spooled_response
 from container.invocations.invocation import Invocation, Service
 from container.invocations.request_digest import Fingerprint
-from container.reader.client import INLINE_BYTES
+from container.reader.client import MAX_INLINE_BYTES
 from container.server import openapi
 from container.server.exchange import Exchange, error_response
 from container.server.server import Edge
@@ -114,7 +114,7 @@ async def _read_document(exchange: Exchange, settings: Settings, fingerprint: Fi
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > INLINE_BYTES:
+        if len(body) > MAX_INLINE_BYTES:
             spool = Spool(settings.spool_dir)
             try:
                 await _spool_body(exchange, spool, limit, chunks, body, fingerprint)

@@ -30,8 +30,8 @@ from container.jobs.attachment import Attachment
 from container.jobs.registry import JobRegistry
 from container.journal.stores.store import open_store
 from container.processes.heap import share_arenas, start_trimmer
-from container.processes.reaper import bury_orphans
-from container.reader.client import Places, Readers
+from container.processes.reaper import reap_zombies
+from container.reader.client import ReaderLimits, Readers
 from container.reader.messages import ReaderConfig
 from container.server.connection import Connection
 from container.server.exchange import Exchange
@@ -80,7 +80,7 @@ class Edge:
         self.exchanges: set[Exchange] = set()
         self.workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="text")
         self.writers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="answer")
-        self._reader_places = Places()
+        self._reader_limits = ReaderLimits()
         self._model = model
         self._driver = driver
         self._directory = ""
@@ -115,7 +115,7 @@ class Edge:
     def owned_pids(self) -> set[int]:
         """Children whose exit status somebody here waits for."""
         engine = None if self._engine is None else self._engine.pid
-        return self._reader_places.pids | ({engine} if engine is not None else set())
+        return self._reader_limits.pids | ({engine} if engine is not None else set())
 
     @property
     def takes_work(self) -> bool:
@@ -301,7 +301,7 @@ class Edge:
                     max_sequence_tokens=engine.info.max_sequence_tokens,
                     default_max_new_tokens=self.settings.max_new_tokens,
                 ),
-                readers=Readers(self._reader_config(engine.info), self._reader_places),
+                readers=Readers(self._reader_config(engine.info), self._reader_limits),
                 info=engine.info,
                 admission=admission,
                 jobs=self._jobs,
@@ -331,9 +331,9 @@ class Edge:
 
     def _watch_gauges(self, engine: EngineClient, admission: Admission) -> None:
         """Gauges are read when they are asked for."""
-        self.metrics.sequences_running.set_function(lambda: engine.in_flight)
+        self.metrics.sequences_running.set_function(lambda: len(engine.sequences))
         self.metrics.sequences_waiting.set_function(lambda: len(admission))
-        self.metrics.kv_cache_usage.set_function(lambda: engine.last_step.cache_use)
+        self.metrics.kv_cache_usage.set_function(lambda: engine.cache_use)
         self.metrics.requests_running.set_function(lambda: len(self.exchanges))
 
 
@@ -387,7 +387,7 @@ async def serve(settings: Settings, model: str, sock: socket.socket, driver: Dec
     loading = asyncio.create_task(edge.load(), name="loading the model")
     needed = [serving, loading]
     if os.getpid() == 1:
-        needed.append(asyncio.create_task(bury_orphans(lambda: edge.owned_pids), name="the burial of orphans"))
+        needed.append(asyncio.create_task(reap_zombies(lambda: edge.owned_pids), name="reaper"))
     for task in needed:
         task.add_done_callback(edge.fail_with)
     status = await edge.wait_for_end()

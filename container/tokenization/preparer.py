@@ -6,18 +6,19 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from container.core import Completion, Item
 from container.engine.sequence import Sampling
 from container.tokenization.model_defaults import Defaults
 from container.tokenization.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """An item, tokenized and checked, ready for the engine."""
+class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
+    """An item, tokenized and checked, ready for the engine. A reader sends it as it is."""
 
-    prompt_ids: array[int]
-    """A tenth of a list's memory."""
+    prompt_ids: array  # type: ignore[type-arg]  # Python 3.11 has no array[int] at run time, where msgspec wants it
+    """An array takes a tenth of a list's memory."""
     prompt_text: str
     """The prompt as the model sees it, chat template applied."""
     samplings: tuple[Sampling, ...]

@@ -123,6 +123,7 @@ class Joined:
         self._joined_at: float | None = None
         self._visits: list[float] = []
         self._finished = 0
+        self._open: set[int] = set()
         self._done = threading.Event()
         self._batch.start()
 
@@ -141,6 +142,7 @@ class Joined:
             if new.finish_reason is None:
                 continue
             self._finished += 1
+            self._open.discard(new.id)
             if new.id == self._visitor_id:
                 assert self._joined_at is not None
                 self._visits.append(time.perf_counter() - self._joined_at)
@@ -151,11 +153,12 @@ class Joined:
             if self._finished >= 100 and self._joined_at is None:
                 self._joined_at = time.perf_counter()
                 self._visitor_id = self._submit(self._visitor, newcomer=True)
-        elif step.running == step.waiting == 0:
+        elif not self._open:
             self._done.set()
 
     def _submit(self, job: Job, newcomer: bool = False) -> int:
         id = next(self._ids)
+        self._open.add(id)
         self._batch.submit(Submit(id, job.prompt_ids, Sampling(max_new_tokens=job.new_tokens), newcomer))
         return id
 

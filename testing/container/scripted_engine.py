@@ -42,7 +42,6 @@ class ScriptedEngine:
 
     info = INFO
     can_take_work = True
-    in_flight = 0
     sequences: tuple[Sequence, ...] = ()
 
     def __init__(self, script: list[int], finish: FinishReason | None) -> None:

@@ -1,4 +1,4 @@
-"""Who goes next: sequences wait here until the engine has room, and their owners take turns."""
+"""The queue before the engine: sequences wait here until it has room, and their owners take turns."""
 
 from __future__ import annotations
 
@@ -46,48 +46,45 @@ class Admission:
             self._pump_soon()
 
     def fail_all(self, error: EngineError) -> None:
-        """No engine will ever come: tell every waiting sequence."""
+        """Tell every waiting sequence that no engine will ever come."""
         queues, self._queues = self._queues, OrderedDict()
         for queue in queues.values():
             for sequence in queue:
                 sequence.on_error(error)
 
+    def _pump_soon(self) -> None:
+        """Schedule one `pump` for all the changes of this turn of the event loop."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self.pump)
+
     def pump(self) -> None:
         """Hand over what the engine has room for, one sequence an owner a turn."""
+        self._pump_is_due = False
         info = self._engine.info
-        if info is None or not self._engine.can_take_work or not self._queues:
+        if not self._queues or info is None or not self._engine.can_take_work:
             return
-        running = Counter(sequence.owner for sequence in self._engine.sequences)
-        places = info.max_running - self._engine.in_flight
+        in_engine = self._engine.sequences
+        running = Counter(sequence.owner for sequence in in_engine)
+        places = info.max_running - len(in_engine)
         open_places = places - info.max_running // _RESERVED_SHARE
-        ahead = sum(len(s.prompt_ids) for s in self._engine.sequences if not s.output_ids)
-        most_ahead = _STEPS_AHEAD * info.max_batch_tokens
+        ahead = sum(len(s.prompt_ids) for s in in_engine if not s.output_ids)
+        max_ahead = _STEPS_AHEAD * info.max_batch_tokens
         while self._queues and places > 0:
-            owner = self._next_owner(running, only_new=open_places <= 0 or ahead >= most_ahead)
+            takes_all = open_places > 0 and ahead < max_ahead
+            owner = next((owner for owner in self._queues if takes_all or not running[owner]), None)
             if owner is None:
                 return
             sequence = self._take(owner)
-            if sequence.most_tokens > info.max_sequence_tokens:  # it did when it was checked
+            if sequence.max_tokens > info.max_sequence_tokens:  # it did fit when it was checked
                 sequence.on_error(no_longer_fits(info))
                 continue
             self._engine.submit(sequence, newcomer=not running[owner])
             running[owner] += 1
             places, open_places, ahead = places - 1, open_places - 1, ahead + len(sequence.prompt_ids)
 
-    def _pump_soon(self) -> None:
-        """One `pump` for all the changes of this turn of the event loop."""
-        if not self._pump_is_due:
-            self._pump_is_due = True
-            asyncio.get_running_loop().call_soon(self._pump_now)
-
-    def _pump_now(self) -> None:
-        self._pump_is_due = False
-        self.pump()
-
-    def _next_owner(self, running: Counter[Hashable], *, only_new: bool) -> Hashable | None:
-        return next((owner for owner in self._queues if not (only_new and running[owner])), None)
-
     def _take(self, owner: Hashable) -> Sequence:
+        """Take the owner's first sequence; its next one goes behind those of all others."""
         queue = self._queues[owner]
         sequence, _ = queue.popitem(last=False)
         if queue:

@@ -1,4 +1,4 @@
-"""What the engine process is told through its environment."""
+"""The environment variables of the engine process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from container.engine.messages import EngineConfig
 
 
 def engine_environment(config: EngineConfig, library_path: str | None) -> dict[str, str]:
-    """Ours, and what the engine's libraries read there. Where a default is set, the edge's own environment wins."""
+    """Return the server's environment with what the engine's libraries should read, unless the user has set it."""
     # The model is a directory by now: no library in the engine has a reason to ask a hub. Never log prompts.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("HF_TOKEN", None)
     # Threads that spin at OpenMP's barriers take the core from the one they wait for as soon as anything else runs
-    # (the edge, to begin with): steps then take five to ten times as long. Sleeping costs nothing measurable.
+    # (the server, to begin with): steps then take five to ten times as long. Sleeping costs nothing measurable.
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     if platform.machine() == "x86_64":
         # oneDNN keeps a kernel for each shape of layer and number of rows, a quarter of a MiB each and 1,024 of them,

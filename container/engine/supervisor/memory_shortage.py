@@ -1,4 +1,4 @@
-"""Whether an engine died for want of memory, and what the next one makes do with."""
+"""Shortage of memory: whether an engine died of it, and with how much less the next one starts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import msgspec
 
 from container.engine.messages import EngineConfig, EngineInfo
 
-LEAST_BATCH_TOKENS = 64
-"""Smaller steps save next to nothing."""
-LEAST_CACHE_TOKENS = 64
+MIN_BATCH_TOKENS = 64  # smaller steps save next to nothing
+MIN_CACHE_TOKENS = 64
 
 _WORDS = re.compile(r"out ?of ?memory|memoryerror|(can't|cannot|unable to) allocate|not enough memory", re.IGNORECASE)
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """How many processes the kernel has killed for want of memory: in this container where it tells, else anywhere
-    on the machine. None where nothing tells.
+    """Return how many processes the kernel has killed for lack of memory; None where nothing counts them.
+
+    They are counted in this container if its control group does so, else on the whole machine.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.events), cgroup-v1/memory.html (memory.oom_control).
     """
@@ -52,9 +52,9 @@ def _counters(root: Path) -> Iterable[Path]:
 
 
 def is_shortage(last_words: str | None, status: int, kills_before: int | None, kills: int | None) -> bool:
-    """Whether memory is what an engine died of, with these last words or else this exit status.
+    """Tell whether an engine with these last words, or else this exit status, died of a shortage of memory.
 
-    Where nothing counts the kernel's kills, a SIGKILL that nobody here has sent is taken for one of them.
+    Where nothing counts the kernel's kills, a SIGKILL that this process has not sent is taken for one of them.
     """
     if last_words is not None:
         return _WORDS.search(last_words) is not None
@@ -65,19 +65,17 @@ def is_shortage(last_words: str | None, status: int, kills_before: int | None, k
 def smaller(
     config: EngineConfig, info: EngineInfo | None, *, was_at_work: bool, needed_tokens: int
 ) -> EngineConfig | None:
-    """What the next engine starts with, or None if nothing can be made smaller.
+    """Return the next engine's configuration, or None if nothing can be made smaller.
 
     At work, what grows is a step: it is halved first, then the cache. An engine that could not even start lacks the
-    memory for its cache. `needed_tokens` are those that the longest unfinished sequence may come to: the cache keeps
-    room for it. `info` is the last engine's, if one ever started; it tells sizes that the settings leave open.
+    memory for its cache. `needed_tokens` is the longest unfinished sequence's limit: the cache keeps room for it.
+    `info` is the last engine's, if one ever started; it tells the sizes that the settings leave open.
     """
     step = config.max_batch_tokens or (info and info.max_batch_tokens)
     cache = config.kv_cache_tokens or (info and info.kv_cache_tokens)
-    if was_at_work and step and step > LEAST_BATCH_TOKENS:
-        return msgspec.structs.replace(
-            config, max_batch_tokens=max(LEAST_BATCH_TOKENS, step // 2), kv_cache_tokens=cache
-        )
-    least = LEAST_CACHE_TOKENS * max(1, -(-needed_tokens // LEAST_CACHE_TOKENS))
+    if was_at_work and step and step > MIN_BATCH_TOKENS:
+        return msgspec.structs.replace(config, max_batch_tokens=max(MIN_BATCH_TOKENS, step // 2), kv_cache_tokens=cache)
+    least = MIN_CACHE_TOKENS * max(1, -(-needed_tokens // MIN_CACHE_TOKENS))
     if cache and cache > least:
         return msgspec.structs.replace(config, kv_cache_tokens=max(least, cache // 2))
     return None

@@ -1,58 +1,68 @@
-"""Which sequences may have killed engines. It knows no process: it is told who was in an engine that died."""
+"""The sequences that may have killed engines. They are found by their ids; no process is known here."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from container.engine.sequence import Sequence
 
-TRIAL_TOKENS = 3
-"""One more than can be on their way when an engine dies: who gets so far has passed the place of its death."""
-_DEATHS = 2
+ISOLATED_TOKENS = 3
+"""One token more than can be on its way when an engine dies: a sequence that has so many is past the place of death."""
+_MIN_DEATHS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Death:
-    """The last one of a sequence's: how many in a row it makes, and how many tokens the sequence had."""
+class _Deaths:
+    """Deaths in a row with a sequence at one place, and the tokens that it had at the last one."""
 
     count: int
     tokens: int
 
 
 class Suspects:
-    """Owns what is held against sequences, and the order in which they are tried.
+    """Owns the suspicion against sequences, and the order in which they are isolated.
 
-    A sequence that kills engines never gets past one place. So those are suspects that were in two engines that
-    died, and got no further in the second. Each is tried alone: it is acquitted with its next `TRIAL_TOKENS`
-    tokens, which costs little beside a whole sequence; if its engine dies, it is guilty. Meanwhile all others wait, so
-    that neither another sequence nor the load can be what kills its engine.
+    A sequence that kills engines never gets past one place. So a suspect is one that was in two engines that died and
+    got no further in the second. Each is isolated, which means that an engine runs it alone: its next
+    `ISOLATED_TOKENS` tokens clear it, which costs little beside a whole sequence; if the engine dies, it is the cause.
+    Meanwhile all others wait, so that neither another sequence nor the load can be what kills the engine.
     """
 
     def __init__(self) -> None:
-        self._deaths: dict[int, _Death] = {}
-        self._to_try: dict[int, None] = {}  # an ordered set
+        self.ids: dict[int, None] = {}  # an ordered set
+        """Suspects that are not cleared yet, the oldest suspicion first."""
+        self.isolated: int | None = None
+        """Id of the one that the present engine runs alone."""
+        self._deaths: dict[int, _Deaths] = {}
 
-    def __len__(self) -> int:
-        """Those not yet acquitted."""
-        return len(self._to_try)
+    def isolate_next(self, unfinished: Mapping[int, Sequence]) -> Sequence | None:
+        """Choose the suspect to run alone and return it; None if there are none left."""
+        for id in [id for id in self.ids if id not in unfinished]:
+            self.drop(id)
+        self.isolated = next(iter(self.ids), None)
+        return None if self.isolated is None else unfinished[self.isolated]
 
-    @property
-    def next(self) -> int | None:
-        """The id of the one on trial, or to be tried."""
-        return next(iter(self._to_try), None)
+    def find_cause(self, in_engine: Set[int], unfinished: Mapping[int, Sequence]) -> Sequence | None:
+        """Return the sequence that killed an engine, if it was isolated there. Otherwise, note those that may have."""
+        if self.isolated is not None:
+            self.drop(self.isolated)
+            return unfinished.get(self.isolated)
+        if in_engine:
+            before, self._deaths = self._deaths, {}
+            for id in sorted(in_engine & unfinished.keys()):
+                self._note_death(unfinished[id], before.get(id))
+        return None
 
-    def blame(self, in_engine: Collection[Sequence]) -> None:
-        """An engine died with these in it."""
-        before, self._deaths = self._deaths, {}
-        for sequence in in_engine:
-            tokens, last = len(sequence.output_ids), before.get(sequence.id)
-            again = last is not None and tokens < last.tokens + TRIAL_TOKENS
-            self._deaths[sequence.id] = death = _Death(last.count + 1 if last and again else 1, tokens)
-            if death.count >= _DEATHS:
-                self._to_try[sequence.id] = None
+    def _note_death(self, sequence: Sequence, last: _Deaths | None) -> None:
+        tokens = len(sequence.output_ids)
+        is_same_place = last is not None and tokens < last.tokens + ISOLATED_TOKENS
+        count = last.count + 1 if last is not None and is_same_place else 1
+        self._deaths[sequence.id] = _Deaths(count, tokens)
+        if count >= _MIN_DEATHS:
+            self.ids[sequence.id] = None
 
     def drop(self, sequence_id: int) -> None:
-        """It is acquitted, guilty, or has ended otherwise."""
-        self._to_try.pop(sequence_id, None)
+        """Forget a sequence that is cleared, was found to be the cause, or has ended otherwise."""
+        self.ids.pop(sequence_id, None)
         self._deaths.pop(sequence_id, None)

@@ -210,8 +210,6 @@ class Batch(ContinuousBatchingManager):
                 steps=self._steps,
                 tokens=self._new_tokens([future for future in in_step if future.has_new_token]),
                 failed=failed,
-                running=gauges[0],
-                waiting=gauges[1],
                 cache_use=_cache_use(processor),
                 preemptions=preempted,
             )

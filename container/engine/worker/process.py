@@ -1,13 +1,12 @@
-"""The engine process: `python -m container.engine.worker.process FD`, FD being its end of the edge's socket pair.
+"""The engine process: `python -m container.engine.worker.process FD`, where FD is its end of the server's socket pair.
 
-Loads the model, then turns `Submit`s into tokens until the edge is gone. It may die at any moment: whatever it
-knows, the edge knows too.
+It loads the model, then turns `Submit`s into tokens until the server is gone. It may die at any moment: all that it
+knows, the server knows too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import queue
@@ -20,7 +19,6 @@ import time
 from setproctitle import setproctitle
 
 from container.engine.messages import (
-    HEADER,
     Cancel,
     Configure,
     Crashed,
@@ -29,36 +27,31 @@ from container.engine.messages import (
     Ready,
     Refused,
     Submit,
-    encode,
     to_engine,
 )
+from container.processes.framing import encode, read_frames
 from container.processes.heap import start_trimmer
-
-_PR_SET_PDEATHSIG = 1
+from container.processes.parent_death import die_with_parent
 
 
 class Link:
-    """The engine's end of the socket. Any thread may send."""
+    """The engine's end of the socket pair. Any thread may send."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._sending = threading.Lock()
+        self._send_lock = threading.Lock()
         self.received: queue.SimpleQueue[Configure | Submit | Cancel] = queue.SimpleQueue()
 
     def send(self, message: object) -> None:
-        with self._sending:
+        """Send a message. Raises OSError if the server is gone."""
+        with self._send_lock:
             self._socket.sendall(encode(message))
 
     def receive_forever(self) -> None:
-        """Ends the process when the edge is gone, whatever else it is doing."""
-        stream = self._socket.makefile("rb", buffering=1 << 20)
+        """Put what the server sends into `received`. End the process when the server is gone, even amid a step."""
         try:
-            while len(header := stream.read(HEADER.size)) == HEADER.size:
-                (length,) = HEADER.unpack(header)
-                body = stream.read(length)
-                if len(body) < length:  # the edge died in the middle of it
-                    break
-                self.received.put(to_engine.decode(body))
+            for frame in read_frames(self._socket.makefile("rb", buffering=1 << 20)):
+                self.received.put(to_engine.decode(frame))
         except OSError:
             pass
         except Exception as error:
@@ -67,7 +60,7 @@ class Link:
 
 
 class LinkHandler(logging.Handler):
-    """Log records go to the edge, which writes them as JSON lines with its own."""
+    """Sends log records to the server, which writes them as JSON lines with its own."""
 
     def __init__(self, link: Link) -> None:
         super().__init__()
@@ -77,18 +70,13 @@ class LinkHandler(logging.Handler):
         try:
             self._link.send(Log(record.levelno, record.name, self.format(record)))
         except OSError:
-            pass  # the edge is gone, and soon this process
+            pass  # the server is gone, and soon this process
         except Exception:
             self.handleError(record)  # a bad record must not take its caller down
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def run(link: Link, config: EngineConfig) -> None:
-    """Load, then serve until the process ends."""
+    """Load the model, then serve it until the process ends."""
     started = time.monotonic()
     import torch
     from transformers.utils import logging as transformers_logging
@@ -99,7 +87,7 @@ def run(link: Link, config: EngineConfig) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
-    batching_logger = logging.getLogger("ContinuousBatchingLogger")  # has a handler of its own, and chatters
+    batching_logger = logging.getLogger("ContinuousBatchingLogger")  # has a handler of its own, and is verbose
     batching_logger.handlers.clear()
     batching_logger.propagate = True
     batching_logger.setLevel(logging.WARNING)
@@ -124,7 +112,7 @@ def run(link: Link, config: EngineConfig) -> None:
 
 
 def crash(link: Link, error: BaseException) -> None:
-    """Say why, and end: a half-dead engine is worth less than a new one."""
+    """Report the error and end the process: a half-dead engine is worth less than a new one."""
     logging.getLogger(__name__).error("the engine failed", exc_info=error)
     with contextlib.suppress(OSError):
         link.send(Crashed(f"{type(error).__name__}: {error}"))
@@ -134,7 +122,7 @@ def crash(link: Link, error: BaseException) -> None:
 def main() -> None:
     die_with_parent()
     setproctitle("longhaul-engine")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the edge's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the server's to handle
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     threading.Thread(target=link.receive_forever, name="receiver", daemon=True).start()
     first = link.received.get()

@@ -111,7 +111,7 @@ def test_later_lines_are_as_long_as_the_present_engine_allows(
 
     class Engine(ScriptedEngine):
         def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
-            lengths.append(sequence.most_tokens)
+            lengths.append(sequence.max_tokens)
             super().submit(sequence, newcomer=newcomer)
 
     async def run() -> None:

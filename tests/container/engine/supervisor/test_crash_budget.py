@@ -12,9 +12,9 @@ class Account:
         self.now_s = 0.0
         self.crashes = Crashes(CrashBudget(), clock=lambda: self.now_s)
 
-    def dies(self, times: int = 1, *, was_fruitful: bool = False, is_explained: bool = False) -> str | None:
+    def dies(self, times: int = 1, *, has_generated: bool = False, is_explained: bool = False) -> str | None:
         for _ in range(times):
-            self.crashes.count(was_fruitful=was_fruitful, is_explained=is_explained)
+            self.crashes.count(has_generated=has_generated, is_explained=is_explained)
         return self.crashes.spent
 
 
@@ -34,14 +34,14 @@ def test_deaths_longer_ago_are_forgotten() -> None:
 
 def test_deaths_after_work_are_borne_longer() -> None:
     account = Account()
-    assert account.dies(12, was_fruitful=True) is None
-    assert "13 times in 600 s" in str(account.dies(was_fruitful=True))
+    assert account.dies(12, has_generated=True) is None
+    assert "13 times in 600 s" in str(account.dies(has_generated=True))
 
 
 def test_a_death_that_one_sequence_explains_clears_the_account() -> None:
     account = Account()
     for _ in range(5):
-        assert account.dies(2, was_fruitful=True) is None and account.dies(is_explained=True) is None
+        assert account.dies(2, has_generated=True) is None and account.dies(is_explained=True) is None
 
 
 def test_explanations_without_work_between_them_count_as_deaths() -> None:
@@ -53,7 +53,7 @@ def test_explanations_without_work_between_them_count_as_deaths() -> None:
 @pytest.mark.parametrize(("deaths", "delay_s"), [(1, 0.25), (2, 0.5), (3, 1.0)])
 def test_each_further_engine_that_generated_nothing_doubles_the_delay(deaths: int, delay_s: float) -> None:
     account = Account()
-    account.dies(5, was_fruitful=True)
+    account.dies(5, has_generated=True)
     assert account.crashes.delay_s == 0.25
     account.dies(deaths)
     assert account.crashes.delay_s == delay_s

@@ -49,7 +49,7 @@ async def generate(model_dir: str, kill_at: list[int]) -> list[Sequence]:
             del kills[0]
             assert client.pid is not None
             os.kill(client.pid, signal.SIGKILL)
-        if not client.in_flight:
+        if not client.sequences:
             ended.set()
 
     config = EngineConfig(model_dir=model_dir, threads=1, kv_cache_tokens=4096, max_batch_tokens=64)

@@ -322,17 +322,17 @@ def test_what_is_queued_is_not_kept_waiting_by_ever_more_newcomers(tiny: TinyMod
     assert 0 in engine.output
 
 
-def test_a_step_reports_one_token_of_each_running_sequence_and_who_waits(tiny: TinyModel) -> None:
+def test_a_step_reports_one_token_of_each_running_sequence(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=16)
     engine.submit(0, random_prompt(3), max_new_tokens=2)
     engine.submit(1, random_prompt(25), max_new_tokens=2)
     engine.submit(2, random_prompt(4), max_new_tokens=2)
     engine.finish([0, 1, 2])
-    assert [(s.steps, [(t.id, t.finish_reason) for t in s.tokens], s.running, s.waiting) for s in engine.steps] == [
-        (1, [(0, None)], 2, 1),
-        (2, [(0, "length"), (1, None)], 2, 0),
-        (3, [(1, "length"), (2, None)], 1, 0),
-        (4, [(2, "length")], 0, 0),
+    assert [(s.steps, [(t.id, t.finish_reason) for t in s.tokens]) for s in engine.steps] == [
+        (1, [(0, None)]),
+        (2, [(0, "length"), (1, None)]),
+        (3, [(1, "length"), (2, None)]),
+        (4, [(2, "length")]),
     ]
     assert all(0 <= step.cache_use <= 1 for step in engine.steps)
     assert (engine.steps[1].cache_use > 0, engine.steps[-1].cache_use) == (True, 0)
