@@ -23,7 +23,7 @@ from container.tokenization.model_defaults import Defaults
 from container.tokenization.tokenizer import Tokenizer
 from testing import tiny_tokenizers
 from testing.container.documents import read_document
-from testing.effort import tries
+from testing.fuzzing import tries
 
 CANARY = "kept-secret"
 TOKEN = TokenLogprob(id=5, text=CANARY, utf8=None, logprob=-1.0)

@@ -19,7 +19,7 @@ from container.journal.output_table import OutputTable
 from container.journal.segment import GenerationKey, Record, packed
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
-from testing.effort import EFFORT
+from testing.fuzzing import EFFORT
 
 JOB = "a" * 64
 LIFETIME_S = 100.0

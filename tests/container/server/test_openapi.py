@@ -30,7 +30,7 @@ from container.server.app import create_app
 from container.server.server import Edge
 from container.settings import Settings
 from testing.container.documents import read_document, rendered
-from testing.effort import tries
+from testing.fuzzing import tries
 from testing.server import Server
 from tests.test_docs import LINES, REQUESTS
 

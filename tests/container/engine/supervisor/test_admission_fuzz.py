@@ -17,7 +17,7 @@ from container.engine.sequence import EngineError, Sampling, Sequence
 from container.engine.supervisor.admission import Admission
 from container.engine.supervisor.engine_client import EngineClient
 from testing.container.fake_engine import FakeEngine
-from testing.effort import tries
+from testing.fuzzing import tries
 
 OWNERS = st.sampled_from(["a", "b", "c", "d"])
 ANY = st.integers(0, 10**6)

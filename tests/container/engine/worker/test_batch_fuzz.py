@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from container.engine.worker.batch import PAGE_TOKENS
-from testing.effort import tries
+from testing.fuzzing import tries
 from testing.tiny_models import WINDOW, TinyModel
 from tests.container.engine.worker.test_batch import PREFIX, Engine, random_prompt
 

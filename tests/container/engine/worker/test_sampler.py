@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from container.engine.worker.sampler import _GOLDEN, _MASK64, CANDIDATES, _mix, choose, gumbel, noise_key
-from testing.container.draws import draws, p_value, row, tokens
+from testing.container.sampler_draws import draws, p_value, row, tokens
 
 VOCABULARY = 1000
 

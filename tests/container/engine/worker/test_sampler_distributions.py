@@ -27,7 +27,7 @@ from container.engine.sequence import Sampling
 from container.engine.worker import sampler as sampler_module
 from container.engine.worker.penalties import TokenCounts
 from container.engine.worker.sampler import Row, choose, gumbel, noise_key
-from testing.container.draws import Sampler, p_value, tokens_of_one
+from testing.container.sampler_draws import Sampler, p_value, tokens_of_one
 
 DRAWS = 50_000
 ALPHA = 1e-4
