@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from testing import ROOT
-from testing.emulated_aws import EmulatedAws
+from testing.emulator import Emulator
 
 DOCKER = os.environ.get("DOCKER") or "docker"
 REPOSITORY = "longhaul-trial"
@@ -37,7 +37,7 @@ CMD ["none"]
 class Trial:
     """One checkout, its images, and the registry that they go to."""
 
-    def __init__(self, folder: Path, registry: str, aws: EmulatedAws, credentials: tuple[str, str]) -> None:
+    def __init__(self, folder: Path, registry: str, aws: Emulator, credentials: tuple[str, str]) -> None:
         self._checkout = folder / "checkout"
         self._image = f"{REPOSITORY}:{os.getpid()}"
         self._at = f"{registry}/{REPOSITORY}"
@@ -153,7 +153,7 @@ def check(what: str, holds: object) -> None:
     print(f"test-push: {what}", flush=True)
 
 
-def credentials_of(aws: EmulatedAws) -> tuple[str, str]:
+def ecr_credentials(aws: Emulator) -> tuple[str, str]:
     """User and password that the emulated ECR gives."""
     (data,) = aws.client("ecr").get_authorization_token()["authorizationData"]
     user, _, password = base64.b64decode(data["authorizationToken"]).decode().partition(":")
@@ -197,8 +197,8 @@ def _bcrypt(password: str) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="longhaul-trial-") as name, EmulatedAws() as aws:
-        folder, credentials = Path(name), credentials_of(aws)
+    with tempfile.TemporaryDirectory(prefix="longhaul-trial-") as name, Emulator(Path(name)) as aws:
+        folder, credentials = Path(name), ecr_credentials(aws)
         with running_registry(folder / "registry", credentials) as registry:
             trial = Trial(folder, registry, aws, credentials)
             try:

@@ -1,6 +1,6 @@
-"""What tests and scripts share: servers, models, emulators and the containers that misbehave on purpose."""
+"""Helpers that tests and scripts share: servers, models, emulators, and containers that misbehave on purpose."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout."""
+"""Root folder of the checkout."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 DOCKER = os.environ.get("DOCKER", "docker")
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 PYTHON = "/opt/longhaul/.venv/bin/python"
 
-# Runs inside: a network namespace of its own can't be reached from here by everyone who may run Docker.
+# Runs in the container: its network namespace can't be reached from here by every user who may run Docker.
 _ASK = """
 import http.client, json, sys
 method, path, headers, body, timeout = json.load(sys.stdin)
@@ -31,8 +31,8 @@ except OSError as error:
 """
 
 
-def docker(*arguments: str, check: bool = True, timeout: float = PATIENCE_S, **options: Any) -> str:
-    """What it prints on stdout. Fails with what it says on stderr."""
+def docker(*arguments: str, check: bool = True, timeout: float = TIMEOUT_S, **options: Any) -> str:
+    """Run the Docker client and return its stdout. Fail with its stderr."""
     done: subprocess.CompletedProcess[str] = subprocess.run(
         [DOCKER, *arguments], capture_output=True, text=True, timeout=timeout, **options
     )
@@ -43,7 +43,7 @@ def docker(*arguments: str, check: bool = True, timeout: float = PATIENCE_S, **o
 @dataclass(frozen=True)
 class Answer:
     status: int
-    """0 if nobody answered."""
+    """HTTP status; 0 if nothing answered."""
     headers: dict[str, str]
     text: str
 
@@ -63,7 +63,7 @@ class Container:
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
-        timeout: float = PATIENCE_S,
+        timeout: float = TIMEOUT_S,
     ) -> Answer:
         if body is not None and not isinstance(body, str):
             body, headers = json.dumps(body), {"Content-Type": "application/json"} | (headers or {})
@@ -75,20 +75,20 @@ class Container:
         return docker("exec", "-i", self.id, *command, input=input)
 
     def wait_until_ready(self) -> float:
-        """Seconds from `docker run` until /ping says 200."""
+        """Wait until /ping answers 200. Returns the seconds since `docker run`."""
         while (answer := self.ask("GET", "/ping", timeout=2)).status != 200:
             assert self.is_running, f"ended with status {self.exit_code}:\n{self.log()}"
-            assert time.monotonic() - self.started < PATIENCE_S, f"{answer}\n{self.log()}"
+            assert time.monotonic() - self.started < TIMEOUT_S, f"{answer}\n{self.log()}"
             time.sleep(0.1)
         return time.monotonic() - self.started
 
     def wait_for_log(self, action: str) -> None:
-        """Until a line of the log has this action."""
+        """Wait until a line of the log has this action."""
         with self._follow() as lines:
             for line in lines:
                 if line.get("action") == action:
                     return
-        raise AssertionError(f"the container ended and never said {action}:\n{self.log()}")
+        raise AssertionError(f"the container ended without logging {action}:\n{self.log()}")
 
     @contextlib.contextmanager
     def _follow(self) -> Iterator[Iterator[dict[str, Any]]]:
@@ -102,7 +102,7 @@ class Container:
 
     def log(self) -> str:
         return subprocess.run(
-            [DOCKER, "logs", self.id], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE_S
+            [DOCKER, "logs", self.id], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT_S
         ).stdout
 
     @property
@@ -119,7 +119,7 @@ class Container:
         return state
 
     def stop(self) -> float:
-        """SIGTERM, and after SageMaker's 30 s SIGKILL. Seconds until it ended."""
+        """Send SIGTERM and, after SageMaker's 30 s, SIGKILL. Returns the seconds until the container ended."""
         started = time.monotonic()
         docker("stop", "--time", "30", self.id)
         return time.monotonic() - started

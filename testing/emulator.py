@@ -1,4 +1,4 @@
-"""A MiniStack of the tests' own, on a loopback port, keeping nothing."""
+"""AWS's API on loopback, in a process of its own. MiniStack's name is known only here."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ import sys
 import threading
 import urllib.request
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import boto3
 
 from testing.server import eventually, free_port
 
+REGION = "us-east-1"
+ACCOUNT = "000000000000"
+_SECRET = "local"
+
 
 class Emulator:
-    """Has what fleet.py and its kin ask of a backend. `close` it."""
+    """An emulated AWS that listens when it is made, and keeps what it is given until `close`."""
 
     def __init__(self, directory: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._lock = threading.Lock()
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, str], Any] = {}
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment |= {
             "GATEWAY_PORT": str(self.port),
@@ -38,13 +43,33 @@ class Emulator:
             )
         eventually(self._answers)
 
-    def client(self, service: str) -> Any:
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that make boto3 use this emulator and nothing else."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": ACCOUNT,
+            "AWS_SECRET_ACCESS_KEY": _SECRET,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+
+    def client(self, service: str, region: str = REGION) -> Any:
+        """Return a client, made once for each service and region."""
         with self._lock:
-            if service not in self._clients:
-                self._clients[service] = boto3.Session(
-                    aws_access_key_id="000000000000", aws_secret_access_key="local", region_name="us-east-1"
-                ).client(service, endpoint_url=self.url)
-            return self._clients[service]
+            if (service, region) not in self._clients:
+                session = boto3.Session(aws_access_key_id=ACCOUNT, aws_secret_access_key=_SECRET, region_name=region)
+                self._clients[service, region] = session.client(service, endpoint_url=self.url)
+            return self._clients[service, region]
+
+    def __enter__(self) -> Emulator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         for client in self._clients.values():

@@ -1,7 +1,8 @@
-"""Greedy tokens held to those of `model.generate`, token for token but for ties.
+"""Greedy tokens compared with those of `model.generate`, token for token except at ties.
 
-Another machine or another batch rounds otherwise, so that of two tokens whose scores are as good as equal either may
-come first; whatever follows then differs. Such rows pass as long as they are few, and the end of a test run names them.
+Another machine or another batch rounds differently, so that of two tokens whose scores are as good as equal either may
+come first; everything after it then differs. Such rows pass as long as they are few, and the end of a test run names
+them.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 TIE = 1e-5
-"""How far apart two scores may be, as a share of the distance between their position's largest and smallest."""
+"""Largest difference of two tied scores, as a share of the distance between their position's largest and smallest
+score."""
 SHARE_OF_TIES = 0.02
-"""Of a test run's rows: one in fifty, and one in a run of fewer."""
+"""Share of a test run's rows that may leave at a tie: one in fifty, and one in a run of fewer."""
 DISTINCT = 8
-"""Tokens that a long row must hold at least: a model that repeats itself would show nothing."""
+"""Number of different tokens that a long row must hold: a model that repeats itself would show nothing."""
 
 
 class Reference:
-    """`model.generate` of transformers, greedy, in float32: one prompt at a time, so that nothing is padded."""
+    """Greedy `model.generate` of transformers in float32, one prompt at a time, so that nothing is padded."""
 
     def __init__(self, model_dir: str, **options: Any) -> None:
         """`options`: more arguments for `generate`."""
@@ -39,7 +41,7 @@ class Reference:
         ]
 
     def scores(self, ids: list[int]) -> torch.Tensor:
-        """Of the next token [V], float32, as the options change them."""
+        """Return the scores of the next token [V], float32, as the options change them."""
         scores: torch.Tensor = self._generate(ids, 1).scores[0][0]
         return scores
 
@@ -58,7 +60,7 @@ class Reference:
 
 
 class Exactness:
-    """A pytest plugin that owns the count of rows compared in a test run and of those that left at a tie."""
+    """A pytest plugin that counts the rows compared in a test run and those that left at a tie."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -73,7 +75,7 @@ class Exactness:
         *,
         test: str = "",
     ) -> None:
-        """Raises AssertionError unless every row is what was expected, or leaves it at a tie of the reference's."""
+        """Raise AssertionError unless every row is the expected one, or leaves it at a tie of the reference."""
         for number, (prompt, row, due) in enumerate(zip(prompts, got, expected, strict=True)):
             assert len(set(due)) >= min(DISTINCT, len(due) // 2), f"row {number} repeats itself: {due}"
             self.rows += 1
@@ -86,7 +88,7 @@ class Exactness:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """What a process of pytest-xdist's has counted."""
+        """Add what a process of pytest-xdist has counted."""
         rows, ties = getattr(node, "workeroutput", {}).get("exactness", (0, []))
         self.rows += rows
         self.ties += ties
@@ -111,12 +113,12 @@ class Exactness:
 
 
 def _tie(reference: Reference, prompt: list[int], got: list[int], expected: list[int]) -> str:
-    """What there is to say of it, if it is one."""
-    place = next((n for n, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), None)
-    assert place is not None, f"{len(got)} tokens instead of {len(expected)}, the same as far as they go"
-    scores = reference.scores(prompt + expected[:place])
+    """Describe the tie at which a row leaves the expected one. Raise AssertionError if it is not a tie."""
+    position = next((n for n, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), None)
+    assert position is not None, f"{len(got)} tokens instead of {len(expected)}, the same as far as they go"
+    scores = reference.scores(prompt + expected[:position])
     possible = scores[torch.isfinite(scores)]
-    apart = float((scores[got[place]] - scores[expected[place]]).abs() / (possible.max() - possible.min()))
-    found = f"token {place} is {got[place]} instead of {expected[place]}, {apart:.1e} of the scores' spread apart"
+    apart = float((scores[got[position]] - scores[expected[position]]).abs() / (possible.max() - possible.min()))
+    found = f"token {position} is {got[position]}, not {expected[position]}, {apart:.1e} of the scores' spread apart"
     assert apart <= TIE, f"{found}: {got} instead of {expected}"
     return found

@@ -1,4 +1,4 @@
-"""How much tests with random input try: little and always the same in the suite, much and seeded in scripts/soak."""
+"""Number of examples of property tests: few and always the same in the suite, many and seeded in scripts/soak."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from hypothesis import settings
 
-EFFORT = int(os.environ.get("FUZZ_EFFORT", "1"))
-"""Times the examples of the suite. Above 1, pytest's --hypothesis-seed chooses them."""
+EXAMPLES_FACTOR = int(os.environ.get("FUZZ_EFFORT", "1"))
+"""Factor on the suite's number of examples. Above 1, pytest's --hypothesis-seed chooses the examples."""
 
 
-def tries(examples: int, **options: Any) -> settings:
+def fuzz_settings(examples: int, **options: Any) -> settings:
+    """Return hypothesis settings for so many examples in the suite."""
     return settings(
-        max_examples=examples * EFFORT,
-        derandomize=EFFORT == 1,
+        max_examples=examples * EXAMPLES_FACTOR,
+        derandomize=EXAMPLES_FACTOR == 1,
         deadline=None,
         database=None,
         print_blob=True,

@@ -1,4 +1,4 @@
-"""A fake's HTTP server in a thread, on a free loopback port, for as long as a `with`."""
+"""An HTTP server of a fake: in a thread, on a free loopback port, for as long as a `with`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 Answer = tuple[int, str, bytes]
-"""Status, content type, body."""
+"""Status, content type and body."""
 
 
 class Loopback:

@@ -1,4 +1,4 @@
-"""A real `./serve` process, with a real socket and a log file, for the tests to use and to abuse."""
+"""A real `./serve` process with a real socket and a log file, for tests to use and to abuse."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import psutil
 
 from testing import ROOT
 
-PATIENCE_S = 60.0
-"""What nothing here takes unless it hangs."""
+TIMEOUT_S = 60.0
+"""Seconds after which something counts as hanging."""
 
 T = TypeVar("T")
 
 
-def eventually(question: Callable[[], T], within_s: float = PATIENCE_S) -> T:
-    """The first answer that is true. Fails if there is none in time."""
+def eventually(question: Callable[[], T], within_s: float = TIMEOUT_S) -> T:
+    """Ask until the answer is true, and return it. Fail if there is none in time."""
     deadline = time.monotonic() + within_s
     while not (answer := question()):
         assert time.monotonic() < deadline, f"not within {within_s:g} s"
@@ -36,7 +36,7 @@ def eventually(question: Callable[[], T], within_s: float = PATIENCE_S) -> T:
 
 
 def free_port() -> int:
-    """One that nobody listens on, below those that the system gives to clients, and by chance no other test's."""
+    """Choose a free port at random, below those that the system gives to clients."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with socket.socket() as sock, contextlib.suppress(OSError):
@@ -46,15 +46,15 @@ def free_port() -> int:
 
 
 def _is_engine(command: list[str]) -> bool:
-    """Before and after it has given itself a name."""
+    """Return whether it is an engine's command, before or after the engine has renamed itself."""
     return "container.engine.worker.process" in command or command[:1] == ["longhaul-engine"]
 
 
 class Server:
-    """Started at once. `close` it, whatever has become of it: it leaves no process behind."""
+    """A server, started when it is made. `close` leaves no process behind, in whatever state it is."""
 
     def __init__(self, model_dir: str | Path, log: Path, *, command: tuple[str, ...] = (), **settings: object) -> None:
-        """`settings` are environment variables; `command` goes in front of `./serve`."""
+        """`settings`: environment variables. `command`: what goes in front of `./serve`."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
@@ -66,7 +66,7 @@ class Server:
             "LONGHAUL_THREADS": "1",
             "LONGHAUL_KV_CACHE_TOKENS": "32768",
             "LONGHAUL_MAX_BATCH_TOKENS": "128",
-            # Else the same request in another test would go on with what this one has left unfinished.
+            # Without its own journal, the same request in another test would continue what this one left unfinished.
             "LONGHAUL_CHECKPOINT_URI": f"{log.absolute()}.checkpoints",
         }
         environment |= {name: str(value) for name, value in settings.items()}
@@ -74,7 +74,7 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, str(ROOT / "serve")], env=environment, stdout=output, stderr=output
             )
-        self._client = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
         self._threads = ThreadPoolExecutor(64)
 
     def close(self) -> None:
@@ -89,10 +89,10 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # What it says
+    # Its state
 
     def ping(self) -> tuple[int, dict[str, Any]]:
-        """Status and body; status 0 where nobody listens."""
+        """Return status and body; status 0 if nothing listens."""
         try:
             answer = self._client.get("/ping")
         except httpx.TransportError:
@@ -108,7 +108,7 @@ class Server:
         return self
 
     def metric(self, name: str) -> float:
-        """The sum over all labels."""
+        """Return a metric's sum over all labels."""
         lines = self._client.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
@@ -123,7 +123,7 @@ class Server:
 
     @property
     def engine(self) -> psutil.Process | None:
-        """The engine's process, where one is alive. The edge has other children: readers of large documents."""
+        """The engine's process if one is alive. The server has other children: readers of large documents."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -131,10 +131,10 @@ class Server:
                         return child
         return None
 
-    # What it is told
+    # Requests and signals
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_S)
 
     def get(self, path: str) -> httpx.Response:
         return self._client.get(path)
@@ -143,7 +143,7 @@ class Server:
         return self._client.post(path, **request)
 
     def ask(self, document: object, path: str = "/invocations") -> Any:
-        """The answer's JSON."""
+        """Send a document and return the answer's JSON. Fail unless the status is 200."""
         response = self.post(path, json=document)
         assert response.status_code == 200, response.text
         return response.json()
@@ -158,7 +158,7 @@ class Server:
         return self._threads.submit(self.post, path, **request)
 
     def start_endless(self, requests: int = 1) -> list[Future[httpx.Response]]:
-        """Requests that nobody has the patience to wait for, all of them generating."""
+        """Start requests that generate longer than any test lasts, and wait until all of them run."""
         before = self.metric("longhaul_sequences_running")
         started = [self.post_soon(json=endless(f"{number} is")) for number in range(requests)]
         eventually(lambda: self.metric("longhaul_sequences_running") >= before + requests)
@@ -168,7 +168,7 @@ class Server:
         self.process.send_signal(number)
 
     def kill_engine(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Its former pid."""
+        """Send the engine a signal, SIGKILL by default. Returns its pid."""
         engine = self.engine
         assert engine is not None, "the engine is not there"
         engine.send_signal(number)

@@ -1,24 +1,25 @@
-"""Tiny random models of any supported family, saved as the engine loads them."""
+"""Tiny random models, saved as the engine loads them: of any supported family, or with a real model's tokenizer."""
 
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 VOCABULARY = 307
 WINDOW = 20
-"""Of the sliding layers: shorter than a page of the cache, so that a prompt soon outgrows it."""
+"""Window of the sliding layers: shorter than a page of the cache, so that a prompt soon outgrows it."""
 
 TinyModel = Callable[..., str]
-"""What the fixture `tiny` is: the directory of a model of a family, with changes to its configuration."""
+"""Type of the fixture `tiny`, which returns the directory of a model of a family, with changes to its configuration."""
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -68,11 +69,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 _SEEDS = {"cohere2": 2, "gemma3_text": 11, "qwen3": 2}
-"""Of families that repeat themselves with 1."""
+"""Seeds of the families that repeat themselves with seed 1."""
 
 
-def save_tiny_model(directory: Path, model_type: str, *, shard_size: str = "1GB", **changes: Any) -> str:
-    """The directory of a random model, the same for the same arguments."""
+def save_tiny_family(directory: Path, model_type: str, *, shard_size: str = "1GB", **changes: Any) -> str:
+    """Save a random model of a family, the same for the same arguments. Returns its directory."""
     config = AutoConfig.for_model(model_type, **(_COMMON | FAMILIES.get(model_type, {}) | changes))
     torch.manual_seed(_SEEDS.get(model_type, 1))
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -82,3 +83,25 @@ def save_tiny_model(directory: Path, model_type: str, *, shard_size: str = "1GB"
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:
     return random.Random(f"{length} {seed}").choices(range(VOCABULARY), k=length)
+
+
+def save_tiny_model(directory: Path, tokenizer_dir: Path) -> None:
+    """Save a random Llama with a real model's tokenizer: it writes nonsense, quickly."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tokenizer_dir / name, directory)

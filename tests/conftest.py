@@ -19,9 +19,7 @@ import torch  # noqa: F401
 
 from testing.exactness import Exactness
 from testing.server import Server
-from testing.tiny_model import save_tiny_model
-from testing.tiny_models import TinyModel
-from testing.tiny_models import save_tiny_model as save_family
+from testing.tiny_models import TinyModel, save_tiny_family, save_tiny_model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,7 +88,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     def get(model_type: str = "llama", **changes: Any) -> str:
         key = f"{model_type} {changes}"
         if key not in made:
-            made[key] = save_family(tmp_path_factory.mktemp(model_type), model_type, **changes)
+            made[key] = save_tiny_family(tmp_path_factory.mktemp(model_type), model_type, **changes)
         return made[key]
 
     return get

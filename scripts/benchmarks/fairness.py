@@ -29,7 +29,7 @@ from container.engine.messages import EngineConfig, Step, Submit
 from container.engine.sequence import Sampling
 from container.engine.worker.batch import Batch
 from container.engine.worker.model import load
-from testing.tiny_model import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 from .serving import Served
 from .throughput import Job, fresh, make_jobs

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from testing import ROOT
-from testing.tiny_model import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 from .serving import Served, Watch
 

@@ -25,7 +25,9 @@ How, Why)."""
 QUESTION_STARTS = frozenset({"what", "whatever", "whether", "how", "why"})
 """First words of texts that are a clause with nothing around it ("What the client is told."); counted apart."""
 
-CHECKED_STARTS = FRAGMENT_STARTS | {"what", "whatever"} | frozenset("and because but else or unless whereas".split())
+CHECKED_STARTS = (
+    FRAGMENT_STARTS | {"what", "whatever"} | frozenset(["and", "because", "but", "else", "or", "unless", "whereas"])
+)
 """First words that scripts/check refuses: fragments, clauses with "what", and texts that begin with a conjunction."""
 
 

@@ -30,7 +30,7 @@ import psutil
 
 from testing import ROOT
 from testing.server import Server, eventually
-from testing.tiny_model import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 from .ledger import Ledger
 from .monitor import FILES, Monitor, Sample, spool_files, take_sample

@@ -1,1 +1,1 @@
-"""What the tests of `container` share."""
+"""Helpers of the tests of `container`."""

@@ -1,4 +1,4 @@
-"""What CloudWatch Logs would make of a log line, by the embedded metric format's specification; strict where it is."""
+"""The metrics that CloudWatch Logs would extract from a log line, by the embedded metric format's specification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x20-
 
 
 def closed(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
-    """An object that has these members and no others."""
+    """Return the schema of an object with these members and no others."""
     return {
         "type": "object",
         "required": list(required),
@@ -44,8 +44,8 @@ METADATA = closed(
 _ROOT = jsonschema_rs.validator_for({"type": "object", "required": ["_aws"], "properties": {"_aws": METADATA}})
 
 
-def extracted(line: dict[str, Any]) -> dict[str, float]:
-    """The metrics by name. Fails if the line is no document that CloudWatch would take."""
+def extract_metrics(line: dict[str, Any]) -> dict[str, float]:
+    """Extract the metrics by name. Fail if CloudWatch would not take the line."""
     _ROOT.validate(line)
     found: dict[str, float] = {}
     for directive in line["_aws"]["CloudWatchMetrics"]:
@@ -56,6 +56,6 @@ def extracted(line: dict[str, Any]) -> dict[str, float]:
         for definition in directive["Metrics"]:
             value = line[definition["Name"]]
             assert isinstance(value, (int, float)) and not isinstance(value, bool), definition
-            assert definition["Name"] not in found, "told twice"
+            assert definition["Name"] not in found, "the metric is there twice"
             found[definition["Name"]] = value
     return found

@@ -1,4 +1,4 @@
-"""An engine for the queue before it: takes all that it is given, and finishes what the test says."""
+"""An engine for tests of the admission queue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from container.engine.sequence import Sequence
 
 
 class FakeEngine:
-    """Takes all that it is given, and finishes what the test says."""
+    """Accepts every sequence, and finishes those that the test says."""
 
     def __init__(self, max_running: int = 16, max_batch_tokens: int = 1000) -> None:
         self.can_take_work = True

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 that fails as it is told: one fault a request, then it only forwards."""
+"""A proxy in front of an S3 that fails as a test says: one fault per request, then it only forwards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 Fault = Literal["500", "503", "cut", "lost", "slow", "short", "conflict", "none"]
-"""cut: the connection, before anything is done. lost: it is done, and then cut. slow: no answer until `release`.
-short: an answer whose end is missing. conflict: S3's 409 of a conditional write beside another."""
+"""Kind of fault. cut: the connection ends before anything is done. lost: the request is done, then the connection
+ends. slow: no answer until `close`. short: the end of the answer is missing. conflict: S3's 409 for a conditional
+write beside another one."""
 
 _ANSWERS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "conflict": (409, "ConditionalRequestConflict")}
 
 
 class FaultyS3:
-    """Owns the faults to come and a list of the requests that were forwarded. `close` it."""
+    """The proxy, with the faults to come and a list of the requests that were forwarded. `close` ends it."""
 
     def __init__(self, port: int) -> None:
         self.faults: deque[Fault] = deque()

@@ -1,4 +1,4 @@
-"""Stores for the journal's tests: a directory, and a bucket of an emulator's."""
+"""Stores for the journal's tests: a directory, and a bucket of an emulator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Of a process that uses the S3 there, and of nothing else that this machine may have."""
+    """Set the environment of a process that uses the S3 at `url`, and nothing else that this machine may have."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -47,7 +47,7 @@ def new_bucket(emulator: Emulator) -> str:
 
 
 def new_uri(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """`request` has the fixture `emulator`, which is asked for where it is needed."""
+    """Make a new store's URI. `request` has the fixture `emulator`, which is requested only for S3."""
     if kind == "directory":
         return str(tmp_path / "journal")
     emulator = request.getfixturevalue("emulator")

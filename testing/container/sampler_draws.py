@@ -1,4 +1,4 @@
-"""Many tokens drawn through the sampler, and the test of their distribution."""
+"""Many tokens drawn by the sampler, and a test of their distribution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from container.engine.sequence import Sampling
 from container.engine.worker.sampler import Row, choose
 
 Sampler = Callable[[torch.Tensor, Sequence[Row]], torch.Tensor]
-"""`choose`, or what a test puts in its place."""
+"""Type of `choose`, or of a function that a test puts in its place."""
 
 CHUNK = 2_000
-"""Rows at once, so that memory stays small, and within a core's own cache."""
+"""Number of rows at once, so that memory stays small and fits a core's own cache."""
 
 
 def row(position: int = 20, generated: int = 5, **parameters: Any) -> Row:
@@ -22,26 +22,26 @@ def row(position: int = 20, generated: int = 5, **parameters: Any) -> Row:
 
 
 def tokens(scores: torch.Tensor, rows: Sequence[Row], sampler: Sampler = choose) -> list[int]:
-    """The token of each row of the scores [N, V], which are left as they are."""
+    """Choose the token of each row of the scores [N, V], which are left unchanged."""
     chosen = sampler(scores.clone(), rows).argmax(-1)[: len(rows)].tolist()
     return [int(token) for token in chosen]
 
 
 def tokens_of_one(logits: torch.Tensor, rows: Sequence[Row], sampler: Sampler = choose) -> list[int]:
-    """The token of each row, all for the same scores [V]."""
+    """Choose the token of each row, all for the same scores [V]."""
     chunks = [rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK)]
     return [token for chunk in chunks for token in tokens(logits.expand(len(chunk), -1), chunk, sampler)]
 
 
-def draws(logits: torch.Tensor, count: int, **parameters: Any) -> list[int]:
-    """So many tokens for the same scores [V], with the seeds 0, 1, 2, ..."""
+def draw_tokens(logits: torch.Tensor, count: int, **parameters: Any) -> list[int]:
+    """Draw `count` tokens for the same scores [V], with the seeds 0, 1, 2, …"""
     return tokens_of_one(logits, [row(seed=seed, **parameters) for seed in range(count)])
 
 
 def p_value(drawn: list[int], probabilities: torch.Tensor) -> float:
-    """Pearson's chi-square test; 0 where something impossible was drawn.
+    """Compute the p-value of Pearson's chi-square test; 0 if something impossible was drawn.
 
-    What is expected fewer than five times shares one cell, with as many more of the rarest as give that cell five.
+    Tokens expected fewer than five times share one cell, with as many more of the rarest as give that cell five.
     """
     observed = torch.bincount(torch.tensor(drawn), minlength=len(probabilities)).double()
     if observed[probabilities == 0].any():

@@ -1,4 +1,4 @@
-"""A service whose engine says what it is told to."""
+"""A service whose engine generates the tokens of a script."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ INFO = EngineInfo(
 )
 SCORE = TokenLogprobs(-0.5, [(504, -0.25)])
 END = 2
-"""SmolLM2's `<|im_end|>`."""
+"""Id of SmolLM2's `<|im_end|>`."""
 
 
 class ScriptedEngine:
-    """Generates the tokens of its script at once, as an engine's step does that is late to hear of a cancellation."""
+    """Generates the tokens of its script at once, like a step that hears of a cancellation too late."""
 
     info = INFO
     can_take_work = True
@@ -64,7 +64,7 @@ class ScriptedEngine:
 def scripted_service(
     engine: ScriptedEngine, tokenizer: Tokenizer, workers: ThreadPoolExecutor, directory: Path
 ) -> Service:
-    """Close its `jobs`."""
+    """Make a service around the engine. Close its `jobs`."""
     metrics = Metrics()
     store = DirectoryStore(str(directory / "checkpoints"))
     return Service(

@@ -18,7 +18,7 @@ from endpoint.state import catalog, queue
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
 from endpoint.state.queue import Job, Notification, Outcome, Queue
-from testing.server import PATIENCE_S
+from testing.server import TIMEOUT_S
 
 LOOK_EVERY_S = 0.01
 
@@ -153,7 +153,7 @@ class World:
             "content_type": None,
             "accept": None,
             "custom_attributes": told,
-            "timeout_s": PATIENCE_S,
+            "timeout_s": TIMEOUT_S,
             "ttl_s": 3600.0,
             "output_location": f"s3://bucket/out/{name}.out",
             "failure_location": f"s3://bucket/fail/{name}-error.out",
@@ -164,12 +164,12 @@ class World:
         return job
 
     async def until(self, question: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not question():
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def until_done(self, count: int = 1) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while await self._count("jobs WHERE state = 'done'") < count:
                 await asyncio.sleep(LOOK_EVERY_S)
 

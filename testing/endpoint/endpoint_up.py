@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from testing import ROOT
-from testing.server import PATIENCE_S, eventually, free_port
+from testing.server import TIMEOUT_S, eventually, free_port
 
 ROLE = "arn:aws:iam::000000000000:role/longhaul"
 BUCKET = "bucket"
@@ -33,7 +33,7 @@ def run_endpoint(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "endpoint", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         capture_output=True,
         text=True,
     )
@@ -79,7 +79,7 @@ class EndpointUp:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """In peace; its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(TIMEOUT_S)
 
     def processes(self) -> dict[int, str]:
         """All that live and know its directory, whoever their parent is: gateway, backend, instances."""

@@ -15,7 +15,7 @@ from endpoint.settings import Settings
 from endpoint.state.catalog import SCHEMA as CATALOG
 from endpoint.state.catalog import Catalog, Endpoint, NotFound
 from endpoint.state.database import Database
-from testing.server import PATIENCE_S
+from testing.server import TIMEOUT_S
 
 MISBEHAVING = str(Path(__file__).with_name("misbehaving_container.py"))
 
@@ -89,7 +89,7 @@ class World:
 
     async def until(self, name: str, question: Callable[[Endpoint], object]) -> Endpoint:
         """The endpoint, once the answer is true."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not question(endpoint := await self.catalog.endpoint(name)):
                 await asyncio.sleep(0.01)
         return endpoint
@@ -102,7 +102,7 @@ class World:
             await self.until(name, lambda _: False)
 
     async def until_healthy(self, name: str, question: Callable[[list[Instance]], object]) -> list[Instance]:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             version = self.fleet.version
             while not question(instances := self.fleet.healthy(name)):
                 version = await self.fleet.wait_for_change(version)

@@ -30,7 +30,7 @@ import botocore.exceptions
 
 from testing import ROOT
 from testing.server import free_port
-from testing.tiny_model import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 NAME = "soak"
 PATIENCE_S = 120.0

@@ -1,1 +1,1 @@
-"""A registry and an ECR for the tests of scripts/push."""
+"""A fake registry and a fake ECR for the tests of scripts/push."""

@@ -1,4 +1,4 @@
-"""An ECR that refuses what it is told to refuse, in the service's own words: what an emulator never says."""
+"""An ECR that refuses what a test says, in the service's own words, as an emulator never does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ TOKEN = base64.b64encode(f"AWS:{PASSWORD}".encode()).decode()
 
 
 class FakeEcr(Loopback):
-    """`refusals` are (code, message) by operation; `answers` are what else it says. What isn't named goes well."""
+    """A fake ECR. `refusals`: (code, message) by operation. `answers`: its other answers by operation; default:
+    success."""
 
     def __init__(self) -> None:
         super().__init__(self._answer)

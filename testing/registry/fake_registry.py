@@ -1,4 +1,4 @@
-"""A registry that shows the manifests of a folder, a file a tag: just what scripts/push asks of one by itself."""
+"""A registry that shows the manifests of a folder, one file per tag: all that scripts/push reads from one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FakeRegistry(Loopback):
         self.media_type = "application/vnd.docker.distribution.manifest.v2+json"
         self.refusal: tuple[int, str] | None = None
         self.requests: list[tuple[str, str | None]] = []
-        """Path and `Authorization` of each."""
+        """Path and `Authorization` of each request."""
 
     def _answer(self, request: BaseHTTPRequestHandler) -> Answer:
         self.requests.append((request.path, request.headers["Authorization"]))

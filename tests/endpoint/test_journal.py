@@ -14,7 +14,7 @@ import pytest
 from endpoint.fleet.instance import MARKER
 from testing import ROOT
 from testing.endpoint.endpoint_up import EndpointUp, Sent
-from testing.server import PATIENCE_S, eventually
+from testing.server import TIMEOUT_S, eventually
 
 BUCKET = "longhaul-checkpoints-us-east-1-000000000000"
 LINES, TOKENS = 16, 400
@@ -60,7 +60,7 @@ class Container:
 
     def generated(self) -> int:
         """Tokens."""
-        lines = httpx.get(f"{self._url}/metrics", timeout=PATIENCE_S, trust_env=False).text.splitlines()
+        lines = httpx.get(f"{self._url}/metrics", timeout=TIMEOUT_S, trust_env=False).text.splitlines()
         return next(
             int(float(line.split()[1])) for line in lines if line.startswith("longhaul_generation_tokens_total ")
         )

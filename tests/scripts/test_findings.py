@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [ROOT / "scripts/findings", "--folder", folder, *arguments]
+    command = [str(ROOT / "scripts/findings"), "--folder", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from testing import ROOT
-from testing.emulated_aws import REGION, EmulatedAws
+from testing.emulator import Emulator
 from testing.registry.fake_ecr import HOST, PASSWORD, TOKEN, FakeEcr
 from testing.registry.fake_registry import FakeRegistry
 
@@ -132,8 +132,8 @@ def registry(stub: Stub) -> Iterator[FakeRegistry]:
 
 
 @pytest.fixture(scope="session")
-def aws() -> Iterator[EmulatedAws]:
-    with EmulatedAws() as aws:
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    with Emulator(tmp_path_factory.mktemp("aws")) as aws:
         yield aws
 
 
@@ -147,17 +147,17 @@ def ecr() -> Iterator[FakeEcr]:
 def push(stub: Stub, registry: FakeRegistry, ecr: FakeEcr) -> Push:
     """To an ECR that can be told to refuse."""
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_MAX_ATTEMPTS": "1"}
-    where = {"AWS_ENDPOINT_URL": ecr.url, "AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true"}
+    where = {"AWS_ENDPOINT_URL": ecr.url, "AWS_DEFAULT_REGION": "eu-west-1", "AWS_EC2_METADATA_DISABLED": "true"}
     return Push(stub, registry, keys | where)
 
 
 @pytest.fixture
-def emulated_push(stub: Stub, registry: FakeRegistry, aws: EmulatedAws) -> Push:
+def emulated_push(stub: Stub, registry: FakeRegistry, aws: Emulator) -> Push:
     return Push(stub, registry, aws.environment)
 
 
 @pytest.fixture
-def client(aws: EmulatedAws) -> Any:
+def client(aws: Emulator) -> Any:
     return aws.client("ecr")
 
 
@@ -215,7 +215,7 @@ def test_a_policy_that_may_not_be_seen_is_a_note(push: Push, ecr: FakeEcr) -> No
     assert "ecr:GetLifecyclePolicy is not allowed" in said
 
 
-def test_a_region_in_the_arguments_wins(emulated_push: Push, aws: EmulatedAws) -> None:
+def test_a_region_in_the_arguments_wins(emulated_push: Push, aws: Emulator) -> None:
     emulated_push.succeed("--repository", "elsewhere", "--region", "us-west-2")
     there = aws.client("ecr", "us-west-2")
     assert there.describe_repositories(repositoryNames=["elsewhere"])["repositories"]

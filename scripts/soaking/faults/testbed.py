@@ -17,7 +17,7 @@ import psutil
 from testing import ROOT
 from testing.emulator import Emulator
 from testing.server import Server, eventually
-from testing.tiny_model import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 from .answer_line import AnswerLine
 from .batch import Batch, Shape, draw_batch

@@ -23,11 +23,11 @@ from container.tokenization.model_defaults import Defaults
 from container.tokenization.tokenizer import Tokenizer
 from testing import tiny_tokenizers
 from testing.container.documents import read_document
-from testing.fuzzing import tries
+from testing.fuzzing import fuzz_settings
 
 CANARY = "kept-secret"
 TOKEN = TokenLogprob(id=5, text=CANARY, utf8=None, logprob=-1.0)
-FEW = tries(300)
+FEW = fuzz_settings(300)
 BACKEND = tiny_tokenizers.byte_fallback(chat_template=tiny_tokenizers.TEMPLATE)
 TOKENIZER = Tokenizer(BACKEND, len(BACKEND))
 DEFAULTS = Defaults(eos_token_ids=(BACKEND.eos_token_id,), vocab_size=len(BACKEND))

@@ -19,12 +19,12 @@ from container.journal.output_table import OutputTable
 from container.journal.segment import GenerationKey, Record, packed
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
-from testing.fuzzing import EFFORT
+from testing.fuzzing import EXAMPLES_FACTOR
 
 JOB = "a" * 64
 LIFETIME_S = 100.0
 MOST_CALLS = 1500
-SCHEDULES = 100 * EFFORT
+SCHEDULES = 100 * EXAMPLES_FACTOR
 
 Disturber = Callable[["World", Any], None]
 

@@ -30,7 +30,7 @@ from container.server.app import create_app
 from container.server.server import Edge
 from container.settings import Settings
 from testing.container.documents import read_document, rendered
-from testing.fuzzing import tries
+from testing.fuzzing import fuzz_settings
 from testing.server import Server
 from tests.test_docs import LINES, REQUESTS
 
@@ -97,7 +97,7 @@ def ask(server: Server, case: Case, *checks: Any) -> int:
 def test_what_is_described_is_answered_as_described(described: Server, path: str, method: str) -> None:
     statuses: Counter[int] = Counter()
 
-    @tries(50 if (path, method) in WITH_BODIES else 2, suppress_health_check=list(HealthCheck))
+    @fuzz_settings(50 if (path, method) in WITH_BODIES else 2, suppress_health_check=list(HealthCheck))
     @given(case=SCHEMA[path][method].as_strategy(), tame=st.booleans())
     def right(case: Case, tame: bool) -> None:
         case.body = tamed(case.body) if tame else case.body
@@ -111,7 +111,7 @@ def test_what_is_described_is_answered_as_described(described: Server, path: str
 def test_what_is_not_described_is_refused(described: Server, path: str, method: str) -> None:
     strategy = JSON_SCHEMA[path][method].as_strategy(schemathesis.GenerationMode.NEGATIVE)
 
-    @tries(80, suppress_health_check=list(HealthCheck))
+    @fuzz_settings(80, suppress_health_check=list(HealthCheck))
     @given(case=strategy)
     def wrong(case: Case) -> None:
         ask(described, case, negative_data_rejection)

@@ -9,7 +9,7 @@ import pytest
 
 from container.telemetry.emf import Metric, members
 from container.telemetry.json_logs import JSONFormatter
-from testing.container.emf_document import extracted
+from testing.container.emf_document import extract_metrics
 
 SPEED = Metric("Speed", 2.5, "Count/Second")
 
@@ -23,7 +23,7 @@ def logged(fields: dict[str, object]) -> dict[str, Any]:
 
 def test_a_log_line_with_metrics_is_a_document_that_cloudwatch_takes() -> None:
     line = logged(members([SPEED, Metric("Left", 7.0, "Seconds")], {"Model": "tiny"}, at=1_700_000_000.25))
-    assert extracted(line) == {"Speed": 2.5, "Left": 7.0}
+    assert extract_metrics(line) == {"Speed": 2.5, "Left": 7.0}
     assert line["_aws"]["Timestamp"] == 1_700_000_000_250
     assert (line["_aws"]["CloudWatchMetrics"][0]["Namespace"], line["Model"]) == ("Longhaul", "tiny")
 
@@ -31,7 +31,7 @@ def test_a_log_line_with_metrics_is_a_document_that_cloudwatch_takes() -> None:
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 def test_what_has_no_value_is_no_metric_of_the_line(value: float | None) -> None:
     line = logged(members([SPEED, Metric("Left", value, "Seconds")], {"Model": "tiny"}, at=1_700_000_000))
-    assert extracted(line) == {"Speed": 2.5} and "Left" not in line
+    assert extract_metrics(line) == {"Speed": 2.5} and "Left" not in line
 
 
 def test_a_line_without_a_metric_is_no_document() -> None:
@@ -44,7 +44,7 @@ def test_a_line_without_a_metric_is_no_document() -> None:
 )
 def test_any_models_name_becomes_a_dimension(name: str, told: str) -> None:
     line = logged(members([SPEED], {"Model": name}, at=1_700_000_000))
-    assert extracted(line) and line["Model"] == told
+    assert extract_metrics(line) and line["Model"] == told
 
 
 @pytest.mark.parametrize(
@@ -64,4 +64,4 @@ def test_the_validator_refuses_what_cloudwatch_would_not_take(spoil: Any) -> Non
     line = logged(members([SPEED], {"Model": "tiny"}, at=1_700_000_000))
     spoil(line)
     with pytest.raises((AssertionError, KeyError, jsonschema_rs.ValidationError)):
-        extracted(line)
+        extract_metrics(line)

@@ -19,7 +19,7 @@ from container.telemetry.json_logs import JSONFormatter
 from container.telemetry.metrics import Metrics
 from container.telemetry.progress import Progress, Snapshot
 from container.telemetry.progress_writer import Write
-from testing.container.emf_document import extracted
+from testing.container.emf_document import extract_metrics
 from testing.server import Server, eventually, lasting
 
 
@@ -138,7 +138,7 @@ async def test_a_line_is_a_document_of_metrics_and_its_job_is_no_dimension(log: 
         reporting.progress.open(job.snapshot)
         job.completion_tokens = job.done_tokens = 7200
         reporting.pass_interval()
-    assert extracted(log.last) == {
+    assert extract_metrics(log.last) == {
         "InvocationTokensPerSecond": 2.0,
         "InvocationDeadlineLeft": 300.0,
         "InvocationEstimatedLeft": 8 * 3600 / 2,
@@ -283,7 +283,7 @@ async def test_where_nothing_is_generated_there_is_no_estimate(log: Lines) -> No
         reporting.progress.open(Working(items_done=1, done_tokens=10).snapshot)
         reporting.pass_interval()
     assert (log.last["estimated_left_s"], log.last["estimated_by"]) == (None, None)
-    assert "InvocationEstimatedLeft" not in extracted(log.last)
+    assert "InvocationEstimatedLeft" not in extract_metrics(log.last)
 
 
 @on_a_loop
@@ -310,7 +310,7 @@ async def test_the_servers_metrics_come_once_a_period_and_at_the_end(log: Lines)
             reporting.pass_interval()
         assert len(log.of("metrics")) == 2
         reporting.metrics.generation_tokens.inc(5)
-    told = [extracted(line) for line in log.of("metrics")]
+    told = [extract_metrics(line) for line in log.of("metrics")]
     assert [each["GenerationTokens"] for each in told] == [43200, 43200, 5]
     assert told[0]["GenerationTokensPerSecond"] == 1.0
 
@@ -454,12 +454,12 @@ def test_a_server_tells_of_a_long_request_in_its_log_and_beside_its_journal(
 
     assert (running["job"], running["items"], running["items_done"], running["Model"]) == ("novel", 5, 3, "tiny")
     assert running["completion_tokens"] > 12 and running["estimated_by"] == "mean"
-    assert extracted(running)["InvocationTokensPerSecond"] > 0
+    assert extract_metrics(running)["InvocationTokensPerSecond"] > 0
     [*_, ended] = actions(server, "progress")
     written = json.loads(place.read_bytes())
     assert written["state"] == ended["state"] == "ended"
     assert written["completion_tokens"] == ended["completion_tokens"] and place.stat().st_mode & 0o777 == 0o600
-    told = [extracted(line) for line in actions(server, "metrics")]
+    told = [extract_metrics(line) for line in actions(server, "metrics")]
     assert sum(each["GenerationTokens"] for each in told) >= ended["completion_tokens"]
     assert actions(server, "progress_local")
 

@@ -12,7 +12,7 @@ from endpoint.data_plane.container_client import Answer, BadAnswer, ContainerCli
 from endpoint.data_plane.storage import InputUnreadable
 from endpoint.settings import Settings
 from testing.endpoint.faulty_container import FaultyContainer
-from testing.server import PATIENCE_S, free_port
+from testing.server import TIMEOUT_S, free_port
 
 MEBIBYTE = 1 << 20
 
@@ -37,7 +37,7 @@ class Stream:
             raise InputUnreadable("broken")
 
 
-def invoke(url: str, spool: Path, told: str = "", *, body: Any = b"body", timeout_s: float = PATIENCE_S) -> Answer:
+def invoke(url: str, spool: Path, told: str = "", *, body: Any = b"body", timeout_s: float = TIMEOUT_S) -> Answer:
     async def work() -> Answer:
         invoker = ContainerClient(Settings(data_dir=spool.parent))
         headers = {"Content-Type": "a/b", "X-Amzn-SageMaker-Custom-Attributes": told}
@@ -50,7 +50,7 @@ def invoke(url: str, spool: Path, told: str = "", *, body: Any = b"body", timeou
 
 
 def is_hung_up_on(container: FaultyContainer) -> bool:
-    return container.hung_up_on.acquire(timeout=PATIENCE_S)
+    return container.hung_up_on.acquire(timeout=TIMEOUT_S)
 
 
 def test_the_answer_is_in_the_spool(container: FaultyContainer, tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_a_cancelled_call_hangs_up(container: FaultyContainer, tmp_path: Path) -
     async def work() -> None:
         invoker = ContainerClient(Settings(data_dir=tmp_path))
         headers = {"X-Amzn-SageMaker-Custom-Attributes": "never"}
-        call = asyncio.create_task(invoker.invoke(container.url, headers, b"", PATIENCE_S, tmp_path / "spool"))
-        assert await asyncio.to_thread(container.came.acquire, timeout=PATIENCE_S)
+        call = asyncio.create_task(invoker.invoke(container.url, headers, b"", TIMEOUT_S, tmp_path / "spool"))
+        assert await asyncio.to_thread(container.came.acquire, timeout=TIMEOUT_S)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -170,7 +170,7 @@ def test_each_call_has_a_connection_of_its_own(container: FaultyContainer, tmp_p
     async def work() -> None:
         invoker = ContainerClient(Settings(data_dir=tmp_path))
         for number in range(3):
-            await invoker.invoke(container.url, {}, b"", PATIENCE_S, tmp_path / str(number))
+            await invoker.invoke(container.url, {}, b"", TIMEOUT_S, tmp_path / str(number))
         await invoker.close()
 
     asyncio.run(work())

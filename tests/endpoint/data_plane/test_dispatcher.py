@@ -17,7 +17,7 @@ from endpoint.state.queue import Job, Queue
 from testing.emulator import Emulator
 from testing.endpoint.dispatching import World, a_world
 from testing.endpoint.faulty_container import FaultyContainer
-from testing.server import PATIENCE_S, free_port
+from testing.server import TIMEOUT_S, free_port
 
 MEBIBYTE = 1 << 20
 LONG_HEADERS = (
@@ -77,7 +77,7 @@ def objects(s3: Any) -> dict[str, tuple[bytes, str]]:
 
 async def came(container: FaultyContainer, count: int = 1) -> None:
     for _ in range(count):
-        assert await asyncio.to_thread(container.came.acquire, timeout=PATIENCE_S)
+        assert await asyncio.to_thread(container.came.acquire, timeout=TIMEOUT_S)
 
 
 # Well
@@ -304,7 +304,7 @@ def test_a_failure_is_told_in_the_object_the_notice_the_metrics_and_the_data_log
         await world.create()
         world.fleet.have(container.url)
         async with world.running():
-            await world.accept(told, name="job", timeout_s=0.5 if told == "never" else PATIENCE_S)
+            await world.accept(told, name="job", timeout_s=0.5 if told == "never" else TIMEOUT_S)
             await world.until_done()
             assert world.spooled == []
         return world

@@ -21,7 +21,7 @@ from endpoint.state.catalog import Endpoint, NotFound
 from testing import ROOT
 from testing.emulator import Emulator
 from testing.endpoint.fleets import MISBEHAVING, World, a_world, quick
-from testing.server import PATIENCE_S, eventually
+from testing.server import TIMEOUT_S, eventually
 
 NO_PING = (
     "The primary container for production variant AllTraffic did not pass the ping health check. "
@@ -323,7 +323,7 @@ def test_a_deletion_is_a_change(tmp_path: Path) -> None:
         await world.until_status("e", "InService")
         version = world.fleet.version
         await world.change("e", status="Deleting")
-        await asyncio.wait_for(world.fleet.wait_for_change(version), PATIENCE_S)
+        await asyncio.wait_for(world.fleet.wait_for_change(version), TIMEOUT_S)
         with pytest.raises(NotFound):
             await world.catalog.endpoint("e")
 

@@ -20,7 +20,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from testing.endpoint.gateway_process import GatewayProcess, gateway_process
-from testing.server import PATIENCE_S, eventually
+from testing.server import TIMEOUT_S, eventually
 
 MIB = 1 << 20
 SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/{}/aws4_request, SignedHeaders=host, Signature=0"
@@ -291,9 +291,9 @@ def test_200_mib_pass_through_in_little_memory(gateway: GatewayProcess, s3: Any)
 
     headers = {"authorization": SIGNED.format("s3"), "content-length": str(200 * MIB)}
     url = f"{gateway.url}/bucket/huge"
-    assert httpx.put(url, headers=headers, content=parts(), timeout=PATIENCE_S, trust_env=False).status_code == 200
+    assert httpx.put(url, headers=headers, content=parts(), timeout=TIMEOUT_S, trust_env=False).status_code == 200
     size = 0
-    with httpx.stream("GET", url, timeout=PATIENCE_S, trust_env=False) as answer:
+    with httpx.stream("GET", url, timeout=TIMEOUT_S, trust_env=False) as answer:
         for part in answer.iter_raw(MIB):
             size += len(part)
             most = max(most, process.memory_info().rss)
@@ -303,7 +303,7 @@ def test_200_mib_pass_through_in_little_memory(gateway: GatewayProcess, s3: Any)
 
 
 def test_a_client_that_asks_first_is_told_to_continue(gateway: GatewayProcess, s3: Any) -> None:
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE_S) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=TIMEOUT_S) as sock:
         head = "PUT /bucket/expected HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n"
         sock.sendall(f"{head}Authorization: {SIGNED.format('s3')}\r\n\r\n".encode())
         assert sock.recv(1000).startswith(b"HTTP/1.1 100")
@@ -332,7 +332,7 @@ class Upstream:
     def accept(self) -> socket.socket:
         """With `head` read."""
         sock, _ = self._listener.accept()
-        sock.settimeout(PATIENCE_S)
+        sock.settimeout(TIMEOUT_S)
         self.head = b""
         while b"\r\n\r\n" not in self.head:
             self.head += sock.recv(65536)
@@ -383,7 +383,7 @@ def test_an_upload_that_breaks_off_is_not_taken_for_whole(outward: GatewayProces
 
 
 def test_half_an_answer_is_not_taken_for_whole(outward: GatewayProcess, upstream: Upstream) -> None:
-    client = http.client.HTTPConnection("127.0.0.1", outward.port, timeout=PATIENCE_S)
+    client = http.client.HTTPConnection("127.0.0.1", outward.port, timeout=TIMEOUT_S)
     client.request("GET", "/bucket/key")
     with upstream.accept() as sock:
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n0123456789")
@@ -394,7 +394,7 @@ def test_half_an_answer_is_not_taken_for_whole(outward: GatewayProcess, upstream
 
 
 def test_headers_pass_but_for_those_of_a_connection(outward: GatewayProcess, upstream: Upstream) -> None:
-    with socket.create_connection(("127.0.0.1", outward.port), timeout=PATIENCE_S) as client:
+    with socket.create_connection(("127.0.0.1", outward.port), timeout=TIMEOUT_S) as client:
         client.sendall(
             b"GET /bucket/k%C3%A9y%2F%20+?a=b%2Fc&d HTTP/1.1\r\nHost: localhost:1\r\nConnection: close, X-Hop\r\n"
             b"X-Hop: 1\r\nTE: trailers\r\nX-Amz-Meta-A: \xc3\xa9\r\nAccept-Encoding: gzip\r\n\r\n"

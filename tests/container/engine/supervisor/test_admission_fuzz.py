@@ -17,7 +17,7 @@ from container.engine.sequence import EngineError, Sampling, Sequence
 from container.engine.supervisor.admission import Admission
 from container.engine.supervisor.engine_client import EngineClient
 from testing.container.fake_engine import FakeEngine
-from testing.fuzzing import tries
+from testing.fuzzing import fuzz_settings
 
 OWNERS = st.sampled_from(["a", "b", "c", "d"])
 ANY = st.integers(0, 10**6)
@@ -227,4 +227,4 @@ class Turns(RuleBasedStateMachine):
 
 
 def test_every_sequence_ends_once_and_owners_take_turns_whatever_happens() -> None:
-    run_state_machine_as_test(Turns, settings=tries(150, stateful_step_count=40))
+    run_state_machine_as_test(Turns, settings=fuzz_settings(150, stateful_step_count=40))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from container.engine.worker.batch import PAGE_TOKENS
-from testing.fuzzing import tries
+from testing.fuzzing import fuzz_settings
 from testing.tiny_models import WINDOW, TinyModel
 from tests.container.engine.worker.test_batch import PREFIX, Engine, random_prompt
 
@@ -119,5 +119,5 @@ def test_random_arrivals_and_cancellations_change_no_token_and_leave_nothing_beh
         engine.batch.processor.scheduler.safety_margin = 0.0  # lets in what soon has to go again
         return Arrivals(engine, alone, preemptions.append)
 
-    run_state_machine_as_test(arrivals, settings=tries(16, stateful_step_count=30))
+    run_state_machine_as_test(arrivals, settings=fuzz_settings(16, stateful_step_count=30))
     assert any(preemptions), "a cache that holds them all would show nothing"

@@ -7,7 +7,7 @@ import torch
 
 from testing import ROOT
 from testing.exactness import TIE, Exactness, Reference
-from testing.tiny_models import VOCABULARY, random_prompt, save_tiny_model
+from testing.tiny_models import VOCABULARY, random_prompt, save_tiny_family
 
 pytest_plugins = ["pytester"]
 
@@ -17,7 +17,7 @@ PLACE = 5
 
 @pytest.fixture
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return Reference(save_tiny_model(tmp_path_factory.mktemp("llama"), "llama"))
+    return Reference(save_tiny_family(tmp_path_factory.mktemp("llama"), "llama"))
 
 
 def with_another_token(row: list[int]) -> tuple[list[int], int]:
@@ -86,7 +86,7 @@ def test_a_row_that_repeats_itself_shows_nothing_and_fails(reference: Reference)
 
 
 def test_the_scores_are_those_that_generates_options_leave(tmp_path: Path) -> None:
-    reference = Reference(save_tiny_model(tmp_path, "llama"), suppress_tokens=[7])
+    reference = Reference(save_tiny_family(tmp_path, "llama"), suppress_tokens=[7])
     assert torch.isneginf(reference.scores(PROMPT)).nonzero().tolist() == [[7]]
 
 

@@ -11,11 +11,11 @@ from transformers import AutoConfig
 
 from container.engine.messages import EngineConfig
 from container.engine.worker.model import ModelRefused, load
-from testing.tiny_models import save_tiny_model
+from testing.tiny_models import save_tiny_family
 
 
 def llama(directory: Path, shard_size: str = "1GB") -> Path:
-    return Path(save_tiny_model(directory, "llama", shard_size=shard_size))
+    return Path(save_tiny_family(directory, "llama", shard_size=shard_size))
 
 
 def change_config(directory: Path, **changes: object) -> None:
@@ -56,7 +56,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: change_config(d, quantization_config=GPTQ),
         "can't be loaded: ImportError",
     ),
-    "an encoder": (lambda d: save_tiny_model(d, "gemma3_text", use_bidirectional_attention=True), "both directions"),
+    "an encoder": (lambda d: save_tiny_family(d, "gemma3_text", use_bidirectional_attention=True), "both directions"),
     "images": (lambda d: change_config(d, model_type="llava", text_config={"model_type": "llama"}), "llava"),
     "a broken index": (break_index, "no index of weights"),
 }
@@ -117,7 +117,7 @@ LONGROPE = {
 
 
 def test_a_model_whose_scaling_depends_on_the_batch_is_held_to_the_length_without_it(tmp_path: Path) -> None:
-    save_tiny_model(tmp_path, "phi3", rope_parameters=LONGROPE, original_max_position_embeddings=128)
+    save_tiny_family(tmp_path, "phi3", rope_parameters=LONGROPE, original_max_position_embeddings=128)
     assert load(EngineConfig(model_dir=str(tmp_path), threads=1)).max_model_len == 128
     with pytest.raises(ModelRefused, match="holds 128 tokens in batches: beyond, its longrope scaling"):
         load(EngineConfig(model_dir=str(tmp_path), threads=1, max_model_len=129))

@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from container.engine.worker.sampler import _GOLDEN, _MASK64, CANDIDATES, _mix, choose, gumbel, noise_key
-from testing.container.sampler_draws import draws, p_value, row, tokens
+from testing.container.sampler_draws import draw_tokens, p_value, row, tokens
 
 VOCABULARY = 1000
 
@@ -91,7 +91,7 @@ def test_a_seed_and_a_position_give_the_same_token_alone_and_among_31_others(pla
 
 def test_another_seed_and_another_position_give_other_tokens() -> None:
     flat = torch.zeros(VOCABULARY)
-    by_seed = draws(flat, 50, temperature=1.0)
+    by_seed = draw_tokens(flat, 50, temperature=1.0)
     by_position = tokens(flat.expand(50, -1), [row(position=n, temperature=1.0) for n in range(50)])
     assert len(set(by_seed)) > 40
     assert len(set(by_position)) > 40
@@ -145,7 +145,7 @@ def test_holding_back_touches_the_stop_tokens_of_its_own_row_only() -> None:
 def test_what_is_drawn_is_what_transformers_warpers_leave(parameters: dict[str, Any]) -> None:
     logits = scores(spread=1.5)[0]
     kept = support(logits, **parameters)
-    drawn = set(draws(logits, 4000, **({"temperature": 1.0} | parameters)))
+    drawn = set(draw_tokens(logits, 4000, **({"temperature": 1.0} | parameters)))
     assert drawn <= kept
     if len(kept) <= 20:
         assert drawn == kept
@@ -156,7 +156,7 @@ def test_what_is_drawn_is_what_transformers_warpers_leave(parameters: dict[str, 
 )
 def test_a_choice_wider_than_the_first_candidates_is_not_cut_to_them(parameters: dict[str, Any]) -> None:
     logits = -torch.arange(VOCABULARY) / 1e5
-    drawn = draws(logits, 2000, temperature=1.0, **parameters)
+    drawn = draw_tokens(logits, 2000, temperature=1.0, **parameters)
     kept = support(logits, **parameters)
     assert CANDIDATES[0] < 590 < max(drawn) <= max(kept) < 610
 
@@ -164,29 +164,29 @@ def test_a_choice_wider_than_the_first_candidates_is_not_cut_to_them(parameters:
 @pytest.mark.parametrize("top_k", [VOCABULARY, VOCABULARY + 1, 2**31 - 1])
 def test_a_top_k_of_the_whole_vocabulary_is_off(top_k: int) -> None:
     logits = scores()[0]
-    assert draws(logits, 200, temperature=1.0, top_k=top_k) == draws(logits, 200, temperature=1.0)
+    assert draw_tokens(logits, 200, temperature=1.0, top_k=top_k) == draw_tokens(logits, 200, temperature=1.0)
 
 
 @pytest.mark.parametrize("spread", [0.5, 3.0], ids=["most draws fall back", "none does"])
 def test_draws_from_more_tokens_than_the_first_candidates_follow_the_softmax(spread: float) -> None:
     logits = scores(vocabulary=400, spread=spread)[0]
-    assert p_value(draws(logits, 10_000, temperature=1.0), torch.softmax(logits, 0)) > 1e-4
+    assert p_value(draw_tokens(logits, 10_000, temperature=1.0), torch.softmax(logits, 0)) > 1e-4
 
 
 def test_tokens_beyond_the_first_and_the_second_candidates_are_drawn_too() -> None:
     """Of a flat distribution, most draws need the whole vocabulary."""
     vocabulary = 2 * CANDIDATES[1]
-    drawn = draws(torch.zeros(vocabulary), 64, temperature=1.0)
+    drawn = draw_tokens(torch.zeros(vocabulary), 64, temperature=1.0)
     assert len(set(drawn)) > 60
     logits = -torch.arange(vocabulary) / vocabulary
-    ranks = sorted(draws(logits, 200, temperature=1.0))
+    ranks = sorted(draw_tokens(logits, 200, temperature=1.0))
     assert ranks[0] < CANDIDATES[0] * 8 and ranks[-1] > CANDIDATES[1]
 
 
 def test_the_first_candidates_the_second_and_the_rest_each_have_their_share() -> None:
     vocabulary, ends = 20_000, torch.tensor([*CANDIDATES, 20_000])
     logits = -torch.arange(vocabulary) / 5000
-    drawn = torch.bucketize(torch.tensor(draws(logits, 600, temperature=1.0)), ends, right=True).tolist()
+    drawn = torch.bucketize(torch.tensor(draw_tokens(logits, 600, temperature=1.0)), ends, right=True).tolist()
     mass = torch.softmax(logits.double(), 0).cumsum(0)[ends - 1]
     assert p_value(drawn, torch.diff(mass, prepend=torch.zeros(1))) > 1e-4
 
@@ -204,14 +204,14 @@ def test_rounding_in_the_scores_changes_no_token(spread: float) -> None:
 def test_no_token_without_a_probability_is_drawn(top_k: int, top_p: float) -> None:
     logits = scores(spread=3.0)[0]
     logits[::2] = float("-inf")
-    drawn = draws(logits, 2000, temperature=2.0, top_k=top_k, top_p=top_p)
+    drawn = draw_tokens(logits, 2000, temperature=2.0, top_k=top_k, top_p=top_p)
     assert all(token % 2 for token in drawn)
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-38, 1e30])
 def test_extreme_temperatures_are_greedy_or_flat(temperature: float) -> None:
     logits = scores(spread=30.0)[0]
-    drawn = draws(logits, 50, temperature=temperature)
+    drawn = draw_tokens(logits, 50, temperature=temperature)
     assert set(drawn) == {int(logits.argmax())} if temperature < 1 else len(set(drawn)) > 40
 
 
