@@ -9,7 +9,9 @@ import socket
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from endpoint.aws.service import Answer, Service
+from starlette.responses import Response
+
+from endpoint.aws.service import Service
 from endpoint.backend.backend import Backend
 from endpoint.cloudwatch.data_log import DataLog
 from endpoint.cloudwatch.metrics import Metrics
@@ -20,7 +22,8 @@ from endpoint.data_plane.notifications import Notifications
 from endpoint.data_plane.runtime import Runtime
 from endpoint.data_plane.storage import Storage
 from endpoint.fleet.fleet import Fleet
-from endpoint.gateway.gateway import Handler, Request, make_app, make_server
+from endpoint.gateway.gateway import Gateway, Handler, make_server
+from endpoint.gateway.request import Request
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
@@ -66,7 +69,7 @@ class Platform:
             "sagemaker": _handler(Service("sagemaker"), control.call),
             "sagemaker-runtime": _handler(Service("sagemaker-runtime"), runtime.call),
         }
-        self._server = make_server(make_app(settings, backend, routes))
+        self._server = make_server(Gateway(settings, backend, routes))
         self._url = settings.url
 
     async def run(self, sock: socket.socket, stop: asyncio.Event) -> bool:
@@ -108,9 +111,8 @@ class Platform:
 
 
 def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> Handler:
-    async def handle(request: Request) -> Answer:
-        body = await request.body()
-        return await service.respond(call, request.method, request.path, request.headers, request.query, body)
+    async def handle(request: Request) -> Response:
+        return await service.respond(call, request.method, request.path, request.headers, await request.body())
 
     return handle
 

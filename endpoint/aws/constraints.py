@@ -1,36 +1,67 @@
-"""The constraints of a service's model, compiled once per shape, and AWS's sentences about values that break them.
+"""The constraints of a service's model, and AWS's sentences about values that break them.
 
-Knows shapes and values; no requests and no HTTP. The messages follow those that users of SageMaker have published:
-path in lower camel case, list positions as `1.member`, values as Java prints them.
+Knows shapes (botocore.model.Shape) and values; no requests and no HTTP. The messages follow those that users of
+SageMaker have published: path in lower camel case, list positions as `1.member`, values as Java prints them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import regex
 
-Check = Callable[[Any, str, list[str]], None]
-"""(value, path, what is wrong so far): appends to the last. The value has the shape's type already."""
 _Test = tuple[Callable[[Any], bool], str]
+"""Whether a value keeps a constraint, and the constraint in AWS's words."""
 
-_TOO_LONG_TO_MATCH = 4
-"""A string longer than this many times its maximum isn't matched against its pattern: some backtrack for long."""
-_MOST_MATCHED = 8192
+_MAX_TIMES_TOO_LONG = 4
+"""Strings longer than this many times their maximum aren't matched against their pattern: some backtrack for long."""
+_MAX_MATCHED = 8192
+"""Characters of a string without a maximum up to which it is matched against its pattern."""
 _ASTRAL_PAIRS = (r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")
 """All of the astral planes, as a range of Java's surrogate pairs and as one of characters."""
 _POSIX = {"ASCII": r"\x00-\x7F", "Print": r"\x20-\x7E"}
 
 
-def compile_check(shape: Any) -> Check:
-    """`shape` is a botocore.model.Shape. Recursive shapes are fine."""
-    return _compile(shape, {})
+def violations(shape: Any, value: Any, path: str = "") -> Iterator[str]:
+    """Yield a sentence for each constraint that `value` breaks. It has the shape's type already."""
+    match shape.type_name:
+        case "structure":
+            required = shape.required_members
+            for name, member in shape.members.items():
+                inner = value.get(name)
+                if inner is None and name not in required:
+                    continue
+                inner_path = f"{path}.{name[:1].lower()}{name[1:]}" if path else f"{name[:1].lower()}{name[1:]}"
+                yield from [_null(inner_path)] if inner is None else violations(member, inner, inner_path)
+        case "list":
+            yield from _own_violations(shape, value, path)
+            if shape.member.type_name not in _COLLECTIONS:
+                yield from _common_violation(shape.member, value, value, path, "Member must")
+                return
+            for position, inner in enumerate(value, 1):
+                inner_path = f"{path}.{position}.member"
+                yield from [_null(inner_path)] if inner is None else violations(shape.member, inner, inner_path)
+        case "map":
+            yield from _own_violations(shape, value, path)
+            yield from _common_violation(shape.key, list(value), value, path, "Map keys must")
+            if shape.value.type_name not in _COLLECTIONS:
+                yield from _common_violation(shape.value, list(value.values()), value, path, "Map value must")
+                return
+            for key, inner in value.items():
+                inner_path = f"{path}.{key}.member"
+                yield from [_null(inner_path)] if inner is None else violations(shape.value, inner, inner_path)
+        case _:
+            yield from _own_violations(shape, value, path)
 
 
+_COLLECTIONS = ("structure", "list", "map")
+
+
+@cache
 def java_pattern(pattern: str) -> regex.Pattern[str]:
-    r"""A Java regular expression, to be used with fullmatch.
+    r"""Translate a Java regular expression, to be used with fullmatch.
 
     Differs from Java in `\s` and `\w`, which know Unicode here.
     """
@@ -56,7 +87,7 @@ def java_pattern(pattern: str) -> regex.Pattern[str]:
 
 
 def java_string(value: Any) -> str:
-    """As a Java service prints it, so that a message reads as AWS's does."""
+    """Print a value as a Java service does, so that a message reads as AWS's."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -68,124 +99,27 @@ def java_string(value: Any) -> str:
     return str(value)
 
 
-def _compile(shape: Any, known: dict[str, list[Check]]) -> Check:
-    if shape.name in known:  # it contains itself, and is not finished
-        later = known[shape.name]
-        return lambda value, path, wrong: later[0](value, path, wrong)
-    known[shape.name] = cell = []
-    match shape.type_name:
-        case "structure":
-            check = _structure(shape, known)
-        case "list":
-            check = _list(shape, known)
-        case "map":
-            check = _map(shape, known)
-        case _:
-            check = _scalar(shape)
-    cell.append(check)
-    del known[shape.name]
-    return check
+def _own_violations(shape: Any, value: Any, path: str) -> Iterator[str]:
+    """Yield those of the value's own constraints, not of what is in it."""
+    for holds, constraint in _tests(shape):
+        if not holds(value):
+            is_sensitive = shape.metadata.get("sensitive") or shape.type_name == "blob"
+            yield _sentence(None if is_sensitive else value, path, constraint)
 
 
-def _structure(shape: Any, known: dict[str, list[Check]]) -> Check:
-    required = set(shape.required_members)
-    members: list[tuple[str, str, bool, Check | None]] = []
-    for name, member in shape.members.items():
-        check = _compile(member, known) if _is_constrained(member) else None
-        if check or name in required:
-            members.append((name, name[:1].lower() + name[1:], name in required, check))
-
-    def check_members(value: dict[str, Any], path: str, wrong: list[str]) -> None:
-        for name, shown, is_required, check in members:
-            inner = value.get(name)
-            if inner is not None:
-                if check:
-                    check(inner, path + shown, wrong)
-            elif is_required:
-                wrong.append(_null(path + shown))
-
-    def check_structure(value: dict[str, Any], path: str, wrong: list[str]) -> None:
-        check_members(value, f"{path}." if path else "", wrong)
-
-    return check_structure
-
-
-def _list(shape: Any, known: dict[str, list[Check]]) -> Check:
-    own = _tester(shape)
-    if shape.member.type_name in ("structure", "list", "map"):
-        inner = _compile(shape.member, known)
-
-        def check_members(value: list[Any], path: str, wrong: list[str]) -> None:
-            own(value, path, wrong)
-            for position, member in enumerate(value, 1):
-                if member is None:
-                    wrong.append(_null(f"{path}.{position}.member"))
-                else:
-                    inner(member, f"{path}.{position}.member", wrong)
-
-        return check_members
-    broken = _broken_within(shape.member)
-
-    def check_scalars(value: list[Any], path: str, wrong: list[str]) -> None:
-        own(value, path, wrong)
-        if constraint := broken(value):
-            wrong.append(_sentence(value, path, f"Member must satisfy constraint: {constraint}"))
-
-    return check_scalars
-
-
-def _map(shape: Any, known: dict[str, list[Check]]) -> Check:
-    """Of the services here, only maps of strings to scalars are known to have constraints."""
-    own = _tester(shape)
-    broken_keys = _broken_within(shape.key)
-    has_scalars = shape.value.type_name not in ("structure", "list", "map")
-    broken_values = _broken_within(shape.value) if has_scalars else None
-    inner = None if has_scalars else _compile(shape.value, known)
-
-    def check(value: dict[str, Any], path: str, wrong: list[str]) -> None:
-        own(value, path, wrong)
-        if constraint := broken_keys(list(value)):
-            wrong.append(_sentence(value, path, f"Map keys must satisfy constraint: {constraint}"))
-        if broken_values and (constraint := broken_values(list(value.values()))):
-            wrong.append(_sentence(value, path, f"Map value must satisfy constraint: {constraint}"))
-        if inner:
-            for key, member in value.items():
-                inner(member, f"{path}.{key}.member", wrong)
-
-    return check
-
-
-def _scalar(shape: Any) -> Check:
-    return _tester(shape)
-
-
-def _tester(shape: Any) -> Check:
+def _common_violation(shape: Any, scalars: list[Any], collection: Any, path: str, subject: str) -> Iterator[str]:
+    """Yield all constraints of the scalars, in brackets, if one breaks any: AWS doesn't say which one it was."""
     tests = _tests(shape)
-    is_sensitive = bool(shape.metadata.get("sensitive")) or shape.type_name == "blob"
-
-    def check(value: Any, path: str, wrong: list[str]) -> None:
-        for holds, constraint in tests:
-            if not holds(value):
-                wrong.append(_sentence(value, path, constraint, is_sensitive))
-
-    return check
+    if any(scalar is None for scalar in scalars):
+        yield _sentence(collection, path, f"{subject} satisfy constraint: [Member must not be null]")
+    elif any(not holds(scalar) for scalar in scalars for holds, _ in tests):
+        constraints = ", ".join(text for _, text in tests)
+        yield _sentence(collection, path, f"{subject} satisfy constraint: [{constraints}]")
 
 
-def _broken_within(shape: Any) -> Callable[[list[Any]], str | None]:
-    """All constraints of the members, in brackets, if a member breaks one: AWS doesn't say which member it was."""
-    tests = _tests(shape)
-    described = f"[{', '.join(text for _, text in tests)}]"
-
-    def broken(values: list[Any]) -> str | None:
-        if any(value is None for value in values):
-            return "[Member must not be null]"
-        return described if any(not holds(value) for value in values for holds, _ in tests) else None
-
-    return broken
-
-
+@cache
 def _tests(shape: Any) -> list[_Test]:
-    """In AWS's order: lengths or bounds, then the pattern or the enumeration."""
+    """Return the shape's constraints in AWS's order: lengths or bounds, then the pattern or the enumeration."""
     metadata = shape.metadata
     least, most = metadata.get("min"), metadata.get("max")
     tests: list[_Test] = []
@@ -200,8 +134,8 @@ def _tests(shape: Any) -> list[_Test]:
     if least:
         tests.append((lambda value: len(value) >= least, f"Member must have length greater than or equal to {least}"))
     if shape.type_name == "string" and (pattern := metadata.get("pattern")):
-        matches = _cached_pattern(pattern).fullmatch
-        matched = most * _TOO_LONG_TO_MATCH if most else _MOST_MATCHED
+        matches = java_pattern(pattern).fullmatch
+        matched = most * _MAX_TIMES_TOO_LONG if most else _MAX_MATCHED
         tests.append(
             (
                 lambda value: len(value) > matched or matches(value) is not None,
@@ -214,19 +148,11 @@ def _tests(shape: Any) -> list[_Test]:
     return tests
 
 
-@cache
-def _cached_pattern(pattern: str) -> regex.Pattern[str]:
-    return java_pattern(pattern)
-
-
-def _is_constrained(shape: Any) -> bool:
-    return shape.type_name in ("structure", "list", "map") or bool(_tests(shape))
-
-
 def _null(path: str) -> str:
     return f"Value null at '{path}' failed to satisfy constraint: Member must not be null"
 
 
-def _sentence(value: Any, path: str, constraint: str, is_sensitive: bool = False) -> str:
-    shown = "Value" if is_sensitive else f"Value '{java_string(value)}'"
+def _sentence(value: Any, path: str, constraint: str) -> str:
+    """Return AWS's sentence; without the value if that is None."""
+    shown = "Value" if value is None else f"Value '{java_string(value)}'"
     return f"{shown} at '{path}' failed to satisfy constraint: {constraint}"

@@ -1,20 +1,13 @@
-"""Values of a service's shapes: out of JSON, checked for their types, and back. Times are seconds since the epoch.
+"""Values of a service's shapes: read from JSON with their types checked, and written back.
 
-Knows no constraints (aws_constraints) and no requests (aws_model).
+A shape is a botocore.model.Shape. Locations of members, constraints and requests are for the modules beside this one.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import math
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
-
-Reader = Callable[[Any, str], Any]
-"""(what JSON held, where it was) -> the value. Raises Unreadable."""
-Writer = Callable[[Any], Any]
 
 _LIMITS = {"integer": 2**31, "long": 2**63}
 
@@ -27,158 +20,108 @@ class UnknownParameter(Unreadable):
     """The model has no such member. AWS ignores these; here one may be newer than the model, so it isn't dropped."""
 
 
-def compile_reader(shape: Any) -> Reader:
-    """`shape` is a botocore.model.Shape; its members' locations are not looked at. Nulls are dropped, as AWS does."""
-    return _compile_reader(shape, {})
+def read_value(shape: Any, value: Any, path: str = "") -> Any:
+    """Return a JSON value as `shape` has it: times as seconds since the epoch, blobs as bytes. Raises Unreadable.
 
-
-def compile_writer(shape: Any) -> Writer:
-    """Its KeyError or TypeError is a mistake of whoever made the value."""
-    return _compile_writer(shape, {})
-
-
-def read_text(shape: Any) -> Callable[[str], Any]:
-    """Of a header or a path."""
-    if shape.type_name in ("integer", "long"):
-        limit = _LIMITS[shape.type_name]
-
-        def read_integer(text: str) -> int:
-            try:
-                value = int(text) if text.isascii() and len(text) < 20 else limit
-            except ValueError:
-                value = limit
-            if not -limit <= value < limit:
-                raise Unreadable(f"STRING_VALUE can not be converted to {_java_name(shape)}")
-            return value
-
-        return read_integer
-    if shape.type_name == "string":
-        return str
-    raise NotImplementedError(f"{shape.type_name} in a header")  # none of the services here
-
-
-def _compile_reader(shape: Any, known: dict[str, list[Reader]]) -> Reader:
-    if shape.name in known:
-        later = known[shape.name]
-        return lambda value, where: later[0](value, where)
-    known[shape.name] = cell = []
+    Nulls in structures are dropped, as AWS does. `path` is where the value is in the request.
+    """
     match shape.type_name:
         case "structure":
-            reader = _structure_reader(shape, known)
+            return _read_structure(shape, value, path)
         case "list":
-            reader = _list_reader(shape, known)
+            members = _expect(value, list, "list")
+            return [None if inner is None else read_value(shape.member, inner, path) for inner in members]
         case "map":
-            reader = _map_reader(shape, known)
+            return {
+                read_value(shape.key, key, path): None if inner is None else read_value(shape.value, inner, path)
+                for key, inner in _expect(value, dict, "map").items()
+            }
         case "string":
-            reader = _read_string
+            return _read_string(value)
         case "boolean":
-            reader = _read_boolean
-        case "integer" | "long":
-            reader = _integer_reader(shape)
-        case "float" | "double" | "timestamp":
-            reader = _number_reader(shape)
+            return _expect(value, bool, "Boolean")
+        case "integer" | "long" | "float" | "double" | "timestamp":
+            return _read_number(shape, value)
         case "blob":
-            reader = _read_blob
-        case _:
-            raise NotImplementedError(shape.type_name)
-    cell.append(reader)
-    del known[shape.name]
-    return reader
+            text = _read_string(value)
+            try:
+                return base64.b64decode(text, validate=True)
+            except ValueError:
+                raise Unreadable("STRING_VALUE can not be converted to Blob: not base64") from None
+    raise NotImplementedError(shape.type_name)
 
 
-def _structure_reader(shape: Any, known: dict[str, list[Reader]]) -> Reader:
-    members = {
-        member.serialization.get("name", name): (name, _compile_reader(member, known))
-        for name, member in shape.members.items()
-    }
-
-    def read(value: Any, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise Unreadable(_unexpected(value, "structure"))
-        result = {}
-        for name, inner in value.items():
-            if name not in members:
-                raise UnknownParameter(f'Unknown parameter "{name}"{f" in {where}" if where else ""}')
-            if inner is not None:
-                member, read_member = members[name]
-                result[member] = read_member(inner, f"{where}.{member}" if where else member)
-        return result
-
-    return read
-
-
-def _list_reader(shape: Any, known: dict[str, list[Reader]]) -> Reader:
-    read_member = _compile_reader(shape.member, known)
-
-    def read(value: Any, where: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise Unreadable(_unexpected(value, "list"))
-        return [None if inner is None else read_member(inner, where) for inner in value]
-
-    return read
-
-
-def _map_reader(shape: Any, known: dict[str, list[Reader]]) -> Reader:
-    read_key, read_value = _compile_reader(shape.key, known), _compile_reader(shape.value, known)
-
-    def read(value: Any, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise Unreadable(_unexpected(value, "map"))
-        return {
-            read_key(key, where): read_value(inner, where) if inner is not None else None
-            for key, inner in value.items()
-        }
-
-    return read
-
-
-def _read_string(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise Unreadable(_unexpected(value, "String"))
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise Unreadable("Unpaired surrogate in a string") from None
-    return value
-
-
-def _read_boolean(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise Unreadable(_unexpected(value, "Boolean"))
-    return value
-
-
-def _integer_reader(shape: Any) -> Reader:
-    limit = _LIMITS[shape.type_name]
-
-    def read(value: Any, where: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-            raise Unreadable(_unexpected(value, _java_name(shape)))
-        if not -limit <= value < limit:
-            raise Unreadable(f"NUMBER_VALUE can not be converted to {_java_name(shape)}: out of range")
-        return int(value)
-
-    return read
-
-
-def _number_reader(shape: Any) -> Reader:
-    def read(value: Any, where: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Unreadable(_unexpected(value, _java_name(shape)))
-        number = float(value) if abs(value) < 1e300 else math.inf
-        if not math.isfinite(number):
-            raise Unreadable(f"NUMBER_VALUE can not be converted to {_java_name(shape)}: out of range")
-        return number
-
-    return read
-
-
-def _read_blob(value: Any, where: str) -> bytes:
+def read_text(shape: Any, text: str) -> Any:
+    """Return the value of `shape` in a header or a path. Raises Unreadable."""
+    if shape.type_name == "string":
+        return text
+    limit = _LIMITS[shape.type_name]  # no service here has other types there
     try:
-        return base64.b64decode(_read_string(value, where), validate=True)
-    except (binascii.Error, ValueError):
-        raise Unreadable("STRING_VALUE can not be converted to Blob: not base64") from None
+        value = int(text) if text.isascii() and len(text) < 20 else limit
+    except ValueError:
+        value = limit
+    if not -limit <= value < limit:
+        raise Unreadable(f"STRING_VALUE can not be converted to {_java_name(shape)}")
+    return value
+
+
+def write_value(shape: Any, value: Any) -> Any:
+    """Return a value as JSON can hold it. A KeyError or TypeError is a mistake of the code that made the value."""
+    match shape.type_name:
+        case "structure":
+            members = shape.members
+            return {
+                members[name].serialization.get("name", name): write_value(members[name], inner)
+                for name, inner in value.items()
+                if inner is not None
+            }
+        case "list":
+            return [write_value(shape.member, inner) for inner in value]
+        case "map":
+            return {key: write_value(shape.value, inner) for key, inner in value.items()}
+        case "timestamp":  # in milliseconds, as AWS gives them
+            return round(value.timestamp() if isinstance(value, datetime) else value, 3)
+        case "blob":
+            return base64.b64encode(value).decode()
+    return value
+
+
+def _read_structure(shape: Any, value: Any, path: str) -> dict[str, Any]:
+    names = {member.serialization.get("name", name): name for name, member in shape.members.items()}
+    result = {}
+    for wire_name, inner in _expect(value, dict, "structure").items():
+        if wire_name not in names:
+            raise UnknownParameter(f'Unknown parameter "{wire_name}"{f" in {path}" if path else ""}')
+        if inner is not None:
+            name = names[wire_name]
+            result[name] = read_value(shape.members[name], inner, f"{path}.{name}" if path else name)
+    return result
+
+
+def _read_string(value: Any) -> str:
+    text: str = _expect(value, str, "String")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unreadable("Unpaired surrogate in a string") from None
+    return text
+
+
+def _read_number(shape: Any, value: Any) -> float:
+    is_whole = shape.type_name in _LIMITS
+    number = None if isinstance(value, bool) or not isinstance(value, int | float) else value
+    if number is None or (is_whole and number != number // 1):
+        raise Unreadable(_unexpected(value, _java_name(shape)))
+    limit = _LIMITS.get(shape.type_name, 1e300)
+    if not -limit <= number < limit:
+        raise Unreadable(f"NUMBER_VALUE can not be converted to {_java_name(shape)}: out of range")
+    return int(number) if is_whole else float(number)
+
+
+def _expect(value: Any, kind: type, wanted: str) -> Any:
+    if not isinstance(value, kind):
+        raise Unreadable(_unexpected(value, wanted))
+    return value
 
 
 def _java_name(shape: Any) -> str:
@@ -186,6 +129,7 @@ def _java_name(shape: Any) -> str:
 
 
 def _unexpected(value: Any, wanted: str) -> str:
+    """Say in AWS's words that a value is not `wanted`."""
     if isinstance(value, dict):
         return "Start of structure or map found where not expected."
     if isinstance(value, list):
@@ -194,50 +138,3 @@ def _unexpected(value: Any, wanted: str) -> str:
     if wanted in ("structure", "list", "map"):
         return f"Unexpected token received from parser: {token} where a {wanted} was expected."
     return f"{token} can not be converted to {wanted}"
-
-
-def _compile_writer(shape: Any, known: dict[str, list[Writer]]) -> Writer:
-    if shape.name in known:
-        later = known[shape.name]
-        return lambda value: later[0](value)
-    known[shape.name] = cell = []
-    writer = _writer_of(shape, known)
-    cell.append(writer)
-    del known[shape.name]
-    return writer
-
-
-def _writer_of(shape: Any, known: dict[str, list[Writer]]) -> Writer:
-    match shape.type_name:
-        case "structure":
-            members = {
-                name: (member.serialization.get("name", name), _compile_writer(member, known))
-                for name, member in shape.members.items()
-            }
-
-            def write_structure(value: dict[str, Any]) -> dict[str, Any]:
-                written = {}
-                for name, inner in value.items():
-                    if inner is not None:
-                        wire_name, write = members[name]
-                        written[wire_name] = write(inner)
-                return written
-
-            return write_structure
-        case "list":
-            write_member = _compile_writer(shape.member, known)
-            return lambda value: [write_member(inner) for inner in value]
-        case "map":
-            write_value = _compile_writer(shape.value, known)
-            return lambda value: {key: write_value(inner) for key, inner in value.items()}
-        case "timestamp":
-            return _write_time
-        case "blob":
-            return lambda value: base64.b64encode(value).decode()
-        case _:
-            return lambda value: value
-
-
-def _write_time(value: float | datetime) -> float:
-    """Milliseconds, as AWS gives them."""
-    return round(value.timestamp() if isinstance(value, datetime) else value, 3)

@@ -16,16 +16,14 @@ import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 from filelock import FileLock, Timeout
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from endpoint.origin_guard import OriginGuard
 from endpoint.process import Process, identity_of
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
 
 SERVICES = frozenset({"s3", "sns", "sqs", "sts", "iam", "ecr", "logs", "monitoring"})
 """That it answers for, by the names that requests are signed for."""
@@ -115,20 +113,20 @@ def environment(data_dir: Path, identity: dict[str, str]) -> dict[str, str]:
 
 
 class _Emulator:
-    def __init__(self, app: ASGI3Application, identity: dict[str, str]) -> None:
+    def __init__(self, app: ASGIApp, identity: dict[str, str]) -> None:
         self._app = app
         self._guard = OriginGuard()
         self._identity = json.dumps(identity | {"pid": os.getpid()}).encode()
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             if self._guard.rejection_reason(headers):
-                await _answer(send, 403, b"")
+                await Response(status_code=403)(scope, receive, send)
             elif scope["path"] == IDENTITY_PATH:
-                await _answer(send, 200, self._identity)
+                await Response(self._identity)(scope, receive, send)
             else:
                 await self._app(scope, receive, send)
         # A WebSocket is refused by not being accepted.
@@ -138,12 +136,6 @@ def _write_running(data_dir: Path, running: Running) -> None:
     new = data_dir / f"{RUNNING_FILE}.new"
     new.write_text(json.dumps(asdict(running)))
     new.replace(data_dir / RUNNING_FILE)
-
-
-async def _answer(send: ASGISendCallable, status: int, body: bytes) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [length], "trailers": False})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 if __name__ == "__main__":

@@ -12,30 +12,26 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import uvicorn
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from endpoint.backend.backend import Backend
-from endpoint.gateway.error_answers import PlainAnswer, error_answer, not_implemented, s3_lacks
-from endpoint.gateway.proxy import Proxy, send_answer
-from endpoint.gateway.request import Answer, BodyTooLarge, ClientGone, bucket_of, service_of
-from endpoint.gateway.request import Request as Request
+from endpoint.gateway.error_responses import error_response, gap_in_s3, not_implemented
+from endpoint.gateway.proxy import BackendUnavailable, Proxy
+from endpoint.gateway.request import BodyTooLarge, ClientGone, Request
 from endpoint.origin_guard import OriginGuard
 from endpoint.settings import Settings
 
 HEALTH_PATH = "/_longhaul/health"
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-Handler = Callable[[Request], Awaitable[Answer]]
-
-
-def make_app(settings: Settings, backend: Backend, routes: Mapping[str, Handler]) -> ASGIApp:
-    """`routes` has a handler for "sagemaker" and one for "sagemaker-runtime", and for whatever else is ours."""
-    return Gateway(settings, backend, routes)
+Handler = Callable[[Request], Awaitable[Response]]
+"""Answers a request. Raises ClientGone, BodyTooLarge."""
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """To be given a bound socket: `serve(sockets=[sock])`."""
+    """Return a server that is to be given a bound socket: `serve(sockets=[sock])`."""
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -60,12 +56,12 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the platform's: there is more to end than this."""
+        """Leave signals to the command: there is more to end than this server."""
         yield
 
 
 class Gateway:
-    """The ASGI app."""
+    """The ASGI app. `routes` has the handler of each service of ours, by the name that requests are signed for."""
 
     def __init__(self, settings: Settings, backend: Backend, routes: Mapping[str, Handler]) -> None:
         self._settings = settings
@@ -76,64 +72,58 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self._proxy.close()
+            await send({"type": "lifespan.shutdown.complete"})
         elif scope["type"] == "http":
-            await self._serve(Request(scope, receive), scope, receive, send)
+            request = Request(scope, receive)
+            try:
+                response = await self._respond(request)
+                if response is None:
+                    await self._forward(request, scope, receive, send)
+                    return
+            except ClientGone:
+                return
+            except BackendUnavailable:
+                response = error_response(request, 503, "ServiceUnavailable", "Service is unable to handle request.")
+            await response(scope, receive, send)
         # A WebSocket is refused by not being accepted.
 
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._proxy.close()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def _serve(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        objection = self._guard.rejection_reason(request.headers)
-        if objection is not None:
-            await send_answer(send, error_answer(request, 403, "AccessDenied", objection))
-            return
-        service = service_of(request.path, request.headers, request.query)
-        bucket = bucket_of(request.headers["host"]) if service in ("s3", "") else None
-        if request.path.startswith("/_") and bucket is None:
-            await send_answer(send, _own(request))
-            return
-        handler = self._routes.get(service)
-        if handler is not None:
-            answer = await _handle(handler, request)
-            if answer is not None:
-                await send_answer(send, answer)
-            return
-        path, host = scope["raw_path"].decode("latin-1"), request.headers["host"]
+    async def _respond(self, request: Request) -> Response | None:
+        """Answer what is refused or ours; None is for the backend to answer. Raises ClientGone."""
+        if reason := self._guard.rejection_reason(request.headers):
+            return error_response(request, 403, "AccessDenied", reason)
+        if request.path.startswith("/_") and request.bucket is None:  # no bucket has such a name
+            if request.path == HEALTH_PATH:
+                return Response(b'{"status": "ok"}', headers={"content-type": "application/json"})
+            # The backend's own routes (MiniStack's reset, say) are for no client.
+            return error_response(request, 404, "NotFound", f"There is nothing at {request.path}")
+        if request.service in self._routes:
+            return await self._handle(request)
         if self._backend.services is not None:
-            if service and service not in self._backend.services:
-                await send_answer(send, not_implemented(request, service))
-                return
-            if service in ("s3", "") and (lacks := s3_lacks(request, bucket)):
-                await send_answer(send, not_implemented(request, lacks))
-                return
-            if bucket is not None:
-                # By path: MiniStack takes some keys at a virtual host for its own routes, its reset among them.
-                path, host = f"/{bucket}{path}", f"localhost:{self._settings.port}"
-        query = f"?{request.query}" if request.query else ""
-        await self._proxy.pass_on(request, f"{self._backend.url}{path}{query}", host, receive, send)
-
-
-async def _handle(handler: Handler, request: Request) -> Answer | None:
-    """None where nobody waits for it any more."""
-    try:
-        return await handler(request)
-    except ClientGone:
+            if request.service and request.service not in self._backend.services:
+                return not_implemented(request, request.service)
+            if request.service in ("s3", "") and (gap := gap_in_s3(request)):
+                return not_implemented(request, gap)
         return None
-    except BodyTooLarge as error:
-        return error_answer(request, 413, "RequestEntityTooLargeException", str(error))
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        return error_answer(request, 500, "InternalFailure", "An internal error occurred.")
 
+    async def _handle(self, request: Request) -> Response:
+        try:
+            return await self._routes[request.service](request)
+        except ClientGone:
+            raise
+        except BodyTooLarge as error:
+            return error_response(request, 413, "RequestEntityTooLargeException", str(error))
+        except Exception:
+            logger.exception("%s %s failed", request.method, request.path)
+            return error_response(request, 500, "InternalFailure", "An internal error occurred.")
 
-def _own(request: Request) -> Answer:
-    """No bucket has such a name. The backend's own routes (MiniStack's reset, say) are nobody's business."""
-    if request.path == HEALTH_PATH:
-        return PlainAnswer(200, {"content-type": "application/json"}, b'{"status": "ok"}')
-    return error_answer(request, 404, "NotFound", f"There is nothing at {request.path}")
+    async def _forward(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        path, host = scope["raw_path"].decode("latin-1"), request.headers["host"]
+        if self._backend.services is not None and request.bucket is not None:
+            # By path: MiniStack takes some keys at a virtual host for its own routes, its reset among them.
+            path, host = f"/{request.bucket}{path}", f"localhost:{self._settings.port}"
+        query = f"?{request.query}" if request.query else ""
+        await self._proxy.forward(request, f"{self._backend.url}{path}{query}", host, receive, send)

@@ -1,4 +1,4 @@
-"""Passes requests on to the backend and its answers back, both as streams: nothing is held whole."""
+"""Forwards requests to the backend and its responses back, both as streams: nothing is held whole."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from multidict import CIMultiDict
 from starlette.types import Message, Receive, Send
 from yarl import URL
 
-from endpoint.gateway.error_answers import error_answer
-from endpoint.gateway.request import Answer, ClientGone, Request
+from endpoint.gateway.request import ClientGone, Request
 
-_CONNECTIONS = 512
-_CONNECT_S = 5.0
-_UNAVAILABLE = "The service is not available at the moment. Try again."
-_SILENCE_S = 300.0
-"""Of the backend, before it is taken for dead: it is silent while it digests a large object."""
+_MAX_CONNECTIONS = 512
+_CONNECT_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 300.0
+"""Seconds of the backend's silence after which it is taken for dead: it is silent while it digests a large object."""
+_HOP_BY_HOP = frozenset(
+    ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
+)
+_NOT_BACK = frozenset({name.encode() for name in _HOP_BY_HOP} | {b"date"})  # the date is our server's to give
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+
+class BackendUnavailable(Exception):
+    """The backend did not begin to answer."""
 
 
 class Proxy:
@@ -34,7 +40,8 @@ class Proxy:
             await self._http.close()
             self._http = None
 
-    async def pass_on(self, request: Request, url: str, host: str, receive: Receive, send: Send) -> None:
+    async def forward(self, request: Request, url: str, host: str, receive: Receive, send: Send) -> None:
+        """Raises BackendUnavailable where nothing is answered; what is answered by half ends with its connection."""
         exchange = _Exchange(request, receive, send)
         try:
             await exchange.run(self._session(), URL(url, encoded=True), host)
@@ -47,18 +54,16 @@ class Proxy:
         except (aiohttp.ClientError, TimeoutError, ClientGone) as error:
             if exchange.is_client_gone:
                 return
-            log.warning("the backend does not answer: %s: %s", type(error).__name__, error)
+            logger.warning("the backend does not answer: %s: %s", type(error).__name__, error)
             if exchange.is_answering:
-                raise  # and the connection is cut, so that nobody takes half an answer for a whole one
-            await send_answer(
-                send, error_answer(request, 503, "ServiceUnavailable", "Service is unable to handle request.")
-            )
+                raise  # and the connection is cut, so that half an answer isn't taken for a whole one
+            raise BackendUnavailable from error
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S),
+                connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S),
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -81,21 +86,25 @@ class _Exchange:
         self.is_client_gone = False
 
     async def run(self, http: aiohttp.ClientSession, url: URL, host: str) -> None:
-        """Cancelled if the client goes."""
-        headers = CIMultiDict(_forwarded(self._request))
-        headers["Host"] = host
+        """Forward the request and its response. Cancels its task if the client goes."""
+        request = self._request
+        named = {name.strip().lower() for name in request.headers.get("connection", "").split(",")}
+        dropped = _HOP_BY_HOP | named | {"expect"}
+        headers = CIMultiDict({name: value for name, value in request.headers.items() if name not in dropped})
+        headers["host"] = host
         body = await self._body()
         try:
-            async with http.request(
-                self._request.method, url, headers=headers, data=body, allow_redirects=False
-            ) as response:
+            async with http.request(request.method, url, headers=headers, data=body, allow_redirects=False) as response:
                 self.is_answering = True
                 await self._send(
                     {
                         "type": "http.response.start",
                         "status": response.status,
                         "headers": [
-                            (name, value) for name, value in response.raw_headers if _passes_back(name.lower())
+                            (name, value)
+                            for name, value in response.raw_headers
+                            # no permission for web pages
+                            if name.lower() not in _NOT_BACK and not name.lower().startswith(b"access-control-")
                         ],
                     }
                 )
@@ -138,29 +147,3 @@ class _Exchange:
         if not self._is_answered and self._task is not None:
             self.is_client_gone = True
             self._task.cancel()
-
-
-_HOP_BY_HOP = frozenset(
-    ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
-)
-
-
-def _forwarded(request: Request) -> list[tuple[str, str]]:
-    named = {name.strip().lower() for name in request.headers.get("connection", "").split(",")}
-    dropped = _HOP_BY_HOP | named | {"host", "expect"}
-    return [(name, value) for name, value in request.headers.items() if name not in dropped]
-
-
-def _passes_back(name: bytes) -> bool:
-    """No permission for web pages; the date is our server's to give."""
-    return not name.startswith(b"access-control-") and name not in _NOT_BACK
-
-
-_NOT_BACK = frozenset({name.encode() for name in _HOP_BY_HOP} | {b"date"})
-
-
-async def send_answer(send: Send, answer: Answer) -> None:
-    headers = [(name.lower().encode("latin-1"), value.encode()) for name, value in answer.headers.items()]
-    headers.append((b"content-length", str(len(answer.body)).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})

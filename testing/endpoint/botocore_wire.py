@@ -10,11 +10,10 @@ from urllib.parse import unquote, urlsplit
 import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
+from starlette.responses import Response
 
-from endpoint.aws.service import Answer
-
-Respond = Callable[[str, str, Mapping[str, str], str, bytes], Answer]
-"""(method, path, headers in lower case, query, body)"""
+Respond = Callable[[str, str, Mapping[str, str], bytes], Response]
+"""(method, path, headers in lower case, body)"""
 
 SESSION = boto3.session.Session(aws_access_key_id="0" * 12, aws_secret_access_key="none", region_name="us-east-1")
 
@@ -32,15 +31,14 @@ def client(service: str, respond: Respond | None = None, url: str = "http://127.
     if respond is not None:
 
         def answer(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
-            parts = urlsplit(request.url)
             headers = {
                 name.lower(): value.decode("latin-1") if isinstance(value, bytes) else value
                 for name, value in request.headers.items()
             }
             body = request.body.read() if hasattr(request.body, "read") else request.body or b""
             body = body.encode() if isinstance(body, str) else bytes(body)
-            answered = respond(request.method, unquote(parts.path), headers, parts.query, body)
-            return AWSResponse(request.url, answered.status, answered.headers, _Raw(answered.body))
+            response = respond(request.method, unquote(urlsplit(request.url).path), headers, body)
+            return AWSResponse(request.url, response.status_code, response.headers, _Raw(response.body))
 
         made.meta.events.register("before-send", answer)
     return made

@@ -100,9 +100,9 @@ class ControlServer:
             def do_POST(self) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 body = self.rfile.read(int(headers["content-length"]))
-                answer = server.run(SERVICE.respond(server.control.call, "POST", self.path, headers, "", body))
-                self.send_response(answer.status)
-                for name, value in {**answer.headers, "content-length": str(len(answer.body))}.items():
+                answer = server.run(SERVICE.respond(server.control.call, "POST", self.path, headers, body))
+                self.send_response(answer.status_code)
+                for name, value in answer.headers.items():
                     self.send_header(name, value)
                 # One write: no waiting for an acknowledgement.
                 self._headers_buffer.append(b"\r\n" + answer.body)  # type: ignore[attr-defined]

@@ -11,16 +11,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from starlette.responses import Response
 
 from endpoint.backend.backend import Backend
 from endpoint.backend.emulator import read_running
-from endpoint.gateway.gateway import Request, make_app, make_server
+from endpoint.gateway.gateway import Gateway, make_server
+from endpoint.gateway.request import Request
 from endpoint.settings import Settings
 from testing import ROOT
 from testing.server import eventually, free_port
@@ -88,26 +89,19 @@ def gateway_process(data_dir: Path, **options: Any) -> Iterator[GatewayProcess]:
         gateway.close()
 
 
-@dataclass(frozen=True)
-class Told:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-async def tell_control(request: Request) -> Told:
+async def tell_control(request: Request) -> Response:
     told = {
         "EndpointConfigs": [],
         "NextToken": f"{request.method} {request.path} {(await request.body(1000)).decode()}",
     }
-    return Told(200, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(told).encode())
+    return Response(json.dumps(told), headers={"Content-Type": "application/x-amz-json-1.1"})
 
 
-async def tell_runtime(request: Request) -> Told:
+async def tell_runtime(request: Request) -> Response:
     size = len(await request.body())
     if request.headers.get("x-amzn-sagemaker-custom-attributes") == "raise":
         raise ValueError("as asked")
-    return Told(200, {"x-Amzn-Invoked-Production-Variant": f"{request.path}?{request.query}"}, f"{size}".encode())
+    return Response(f"{size}", headers={"x-Amzn-Invoked-Production-Variant": f"{request.path}?{request.query}"})
 
 
 async def main(data_dir: str, port: str, backend_url: str) -> None:
@@ -115,7 +109,7 @@ async def main(data_dir: str, port: str, backend_url: str) -> None:
     backend = Backend(settings)
     await backend.start()
     watch = asyncio.create_task(backend.watch())
-    app = make_app(settings, backend, {"sagemaker": tell_control, "sagemaker-runtime": tell_runtime})
+    app = Gateway(settings, backend, {"sagemaker": tell_control, "sagemaker-runtime": tell_runtime})
     with socket.create_server((settings.host, settings.port)) as sock:
         await make_server(app).serve(sockets=[sock])
     watch.cancel()

@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
-from endpoint.aws.service import Answer, Service
+from starlette.responses import Response
+
+from endpoint.aws.service import Service
 from endpoint.data_plane.container_client import ContainerClient
 from endpoint.data_plane.runtime import Runtime
 from endpoint.fleet.instance import Instance
@@ -138,8 +140,8 @@ class RuntimePort:
         self._invoker = ContainerClient(settings)
         self._runtime = Runtime(settings, self.catalog, Queue(self.database), self, self, self._invoker)
 
-    def _respond(self, method: str, path: str, headers: Mapping[str, str], query: str, body: bytes) -> Answer:
-        return self._run(SERVICE.respond(self._runtime.call, method, path, headers, query, body))
+    def _respond(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        return self._run(SERVICE.respond(self._runtime.call, method, path, headers, body))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)

@@ -10,7 +10,7 @@ from typing import Any
 
 from botocore.validate import ParamValidator
 
-from endpoint.aws.constraints import compile_check
+from endpoint.aws.constraints import violations
 from testing.endpoint.botocore_wire import client
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -73,9 +73,7 @@ def check_parsed(shape: Any, parsed: dict[str, Any]) -> None:
     """By botocore's own validator of parameters, and the constraints that it leaves out (patterns, enums, sizes)."""
     report = ParamValidator().validate(parsed, shape)
     assert not report.has_errors(), report.generate_report()
-    broken: list[str] = []
-    compile_check(shape)(parsed, "", broken)
-    assert broken == []
+    assert list(violations(shape, parsed)) == []
 
 
 def check_raw(shape: Any, value: Any, where: str) -> None:

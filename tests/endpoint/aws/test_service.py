@@ -13,9 +13,10 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from starlette.responses import Response
 
 from endpoint.aws.constraints import java_pattern
-from endpoint.aws.service import Answer, AwsError, Service, not_implemented
+from endpoint.aws.service import AwsError, Service, not_implemented
 from testing.endpoint.botocore_wire import client
 
 CONTROL = Service("sagemaker")
@@ -44,12 +45,12 @@ class Wire:
         self.seen: list[tuple[str, dict[str, Any]]] = []
         self.result: dict[str, Any] | AwsError = {}
 
-    def __call__(self, method: str, path: str, headers: Mapping[str, str], query: str, body: bytes) -> Answer:
+    def __call__(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         name, labels = self.service.operation(method, path, headers)
-        self.seen.append((name, self.service.parse(name, labels, headers, query, body)))
+        self.seen.append((name, self.service.parse(name, labels, headers, body)))
         if isinstance(self.result, AwsError):
-            return self.service.error(self.result)
-        return self.service.answer(name, self.result)
+            return self.service.error_response(self.result)
+        return self.service.response(name, self.result)
 
 
 WIRES = {"sagemaker": Wire(CONTROL), "sagemaker-runtime": Wire(RUNTIME)}
@@ -147,30 +148,30 @@ def test_an_asynchronous_invocation_is_answered_with_202_and_its_headers() -> No
 
 
 def test_an_empty_body_is_a_payload_only_where_one_is_required() -> None:
-    assert RUNTIME.parse("InvokeEndpoint", {"EndpointName": "e"}, {}, "", b"")["Body"] == b""
-    assert "Body" not in RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, {}, "", b"")
+    assert RUNTIME.parse("InvokeEndpoint", {"EndpointName": "e"}, {}, b"")["Body"] == b""
+    assert "Body" not in RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, {}, b"")
 
 
 def test_times_are_answered_in_milliseconds_since_the_epoch() -> None:
     summary = {"ModelName": "m", "ModelArn": "a", "CreationTime": 1529870369.98612}
-    answer = CONTROL.answer("ListModels", {"Models": [summary], "NextToken": None})
+    answer = CONTROL.response("ListModels", {"Models": [summary], "NextToken": None})
     assert json.loads(answer.body) == {"Models": [summary | {"CreationTime": 1529870369.986}]}
     assert answer.headers["content-type"] == "application/x-amz-json-1.1"
 
 
 def test_an_operation_without_output_is_answered_with_nothing() -> None:
-    answer = CONTROL.answer("DeleteModel", {})
-    assert (answer.status, answer.body) == (200, b"")
+    answer = CONTROL.response("DeleteModel", {})
+    assert (answer.status_code, answer.body) == (200, b"")
 
 
 def test_a_header_never_breaks_its_line() -> None:
     with pytest.raises(ValueError, match="line break"):
-        RUNTIME.answer("InvokeEndpoint", {"Body": b"", "CustomAttributes": "a\r\nset-cookie: b"})
+        RUNTIME.response("InvokeEndpoint", {"Body": b"", "CustomAttributes": "a\r\nset-cookie: b"})
 
 
 def test_a_member_that_the_model_lacks_is_not_answered() -> None:
     with pytest.raises(KeyError):
-        CONTROL.answer("CreateModel", {"ModelArn": "a", "ModelName": "m"})
+        CONTROL.response("CreateModel", {"ModelArn": "a", "ModelName": "m"})
 
 
 # Errors
@@ -183,7 +184,7 @@ def test_errors_reach_control_clients_with_code_message_and_status() -> None:
         client("sagemaker", wire).describe_model(ModelName="m")
     assert refused.value.response["Error"] == {"Code": "ValidationException", "Message": "no"}
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
-    answer = CONTROL.error(wire.result)
+    answer = CONTROL.error_response(wire.result)
     assert json.loads(answer.body) == {"__type": "ValidationException", "message": "no"}
     assert answer.headers["x-amzn-errortype"] == "ValidationException"
 
@@ -220,7 +221,7 @@ def test_a_model_error_has_its_members() -> None:
 
 
 def test_a_framework_error_of_the_runtime_has_a_message_in_upper_case() -> None:
-    answer = RUNTIME.error(AwsError("SerializationException", "no"))
+    answer = RUNTIME.error_response(AwsError("SerializationException", "no"))
     assert json.loads(answer.body) == {"Message": "no"}
 
 
@@ -288,44 +289,42 @@ def test_other_targets_are_unknown(target: str) -> None:
 )
 def test_a_value_of_the_wrong_type_is_a_serialization_exception(body: bytes) -> None:
     with pytest.raises(AwsError) as refused:
-        CONTROL.parse("CreateModel", {}, {}, "", body)
+        CONTROL.parse("CreateModel", {}, {}, body)
     assert (refused.value.code, refused.value.status) == ("SerializationException", 400)
 
 
 @pytest.mark.parametrize("number", ["1.5", "true", '"1"', "2147483648", "1e999", "-2147483649"])
 def test_what_is_no_32_bit_integer_is_refused(number: str) -> None:
     with pytest.raises(AwsError, match="SerializationException"):
-        CONTROL.parse("ListModels", {}, {}, "", f'{{"MaxResults": {number}}}'.encode())
+        CONTROL.parse("ListModels", {}, {}, f'{{"MaxResults": {number}}}'.encode())
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", "99999999999999999999999", "٣", "2147483648"])
 def test_a_header_that_is_no_integer_is_refused(text: str) -> None:
     headers = {"x-amzn-sagemaker-requestttlseconds": text}
     with pytest.raises(AwsError, match="SerializationException"):
-        RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, headers, "", b"")
+        RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, headers, b"")
 
 
 @pytest.mark.parametrize("number", ["1e999", "true", '"1"'])
 def test_what_is_no_number_is_no_weight(number: str) -> None:
     body = f'{{"DesiredWeightsAndCapacities": [{{"VariantName": "v", "DesiredWeight": {number}}}]}}'
     with pytest.raises(AwsError, match="SerializationException"):
-        CONTROL.parse("UpdateEndpointWeightsAndCapacities", {}, {}, "", body.encode())
+        CONTROL.parse("UpdateEndpointWeightsAndCapacities", {}, {}, body.encode())
 
 
 def test_nulls_and_nothing_are_absent() -> None:
-    assert CONTROL.parse("ListModels", {}, {}, "", b'{"MaxResults": null, "NameContains": "m"}') == {
-        "NameContains": "m"
-    }
-    assert CONTROL.parse("ListModels", {}, {}, "", b"") == {}
+    assert CONTROL.parse("ListModels", {}, {}, b'{"MaxResults": null, "NameContains": "m"}') == {"NameContains": "m"}
+    assert CONTROL.parse("ListModels", {}, {}, b"") == {}
 
 
 def test_a_whole_number_may_be_written_as_a_fraction() -> None:
-    assert CONTROL.parse("ListModels", {}, {}, "", b'{"MaxResults": 5.0}') == {"MaxResults": 5}
+    assert CONTROL.parse("ListModels", {}, {}, b'{"MaxResults": 5.0}') == {"MaxResults": 5}
 
 
 def test_a_parameter_that_a_newer_client_knows_is_refused_and_not_dropped() -> None:
     with pytest.raises(AwsError, match=r'Unknown parameter "Turbo" in PrimaryContainer.*botocore') as refused:
-        CONTROL.parse("CreateModel", {}, {}, "", b'{"PrimaryContainer": {"Turbo": 1}}')
+        CONTROL.parse("CreateModel", {}, {}, b'{"PrimaryContainer": {"Turbo": 1}}')
     assert refused.value.code == "ValidationException"
 
 
@@ -451,10 +450,10 @@ def test_environments_have_keys_values_and_a_size() -> None:
 
 
 def test_a_null_in_a_list_or_a_map_is_refused() -> None:
-    parsed = CONTROL.parse("DeleteTags", {}, {}, "", b'{"ResourceArn": "a", "TagKeys": [null]}')
+    parsed = CONTROL.parse("DeleteTags", {}, {}, b'{"ResourceArn": "a", "TagKeys": [null]}')
     assert any("Member must not be null" in each for each in errors_of(CONTROL, "DeleteTags", parsed))
     body = b'{"ModelName": "m", "Tags": [null], "PrimaryContainer": {"Environment": {"a": null}}}'
-    parsed = CONTROL.parse("CreateModel", {}, {}, "", body)
+    parsed = CONTROL.parse("CreateModel", {}, {}, body)
     sentences = errors_of(CONTROL, "CreateModel", parsed)
     assert sum("Member must not be null" in each for each in sentences) == 2
 
@@ -534,7 +533,7 @@ def test_every_pattern_of_the_models_compiles(service: Service) -> None:
 
 def test_what_streams_its_answer_is_parsed_and_validated_all_the_same() -> None:
     name, labels = RUNTIME.operation("POST", "/endpoints/e/invocations-response-stream", {})
-    parameters = RUNTIME.parse(name, labels, {"x-amzn-sagemaker-accept": "text/plain"}, "", b"x")
+    parameters = RUNTIME.parse(name, labels, {"x-amzn-sagemaker-accept": "text/plain"}, b"x")
     RUNTIME.validate(name, parameters)
     assert parameters == {"EndpointName": "e", "Accept": "text/plain", "Body": b"x"}
 
@@ -556,9 +555,9 @@ def test_accepting_an_invocation_is_cheap() -> None:
 
     def accept() -> None:
         name, labels = RUNTIME.operation("POST", "/endpoints/my-endpoint/async-invocations", headers)
-        parameters = RUNTIME.parse(name, labels, headers, "", b"")
+        parameters = RUNTIME.parse(name, labels, headers, b"")
         RUNTIME.validate(name, parameters)
-        RUNTIME.answer(name, {"InferenceId": parameters["InferenceId"], "OutputLocation": "s3://b/o.out"})
+        RUNTIME.response(name, {"InferenceId": parameters["InferenceId"], "OutputLocation": "s3://b/o.out"})
 
     accept()
     best_s = math.inf
