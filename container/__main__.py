@@ -1,4 +1,4 @@
-"""`python -m container`: the first lines answer signals, the rest is the edge process."""
+"""`python -m container`: the first lines answer signals, the rest is the server process."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def main(root: str = "/") -> int:
 
     import uvloop
 
-    from container.server.server import serve
+    from container.server.serve import serve
     from container.startup.gpu_driver import UnfitDriver, check
     from container.startup.model_source import find_model
     from container.telemetry.json_logs import configure_logging

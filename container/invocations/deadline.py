@@ -17,12 +17,12 @@ OnDeadline = Literal["partial", "error"]
 
 MARGIN_S = 1.0
 MARGIN_S_PER_MIB = 0.05
-"""Of body and answer: what is left of a body is still read, and the answer goes over the wire."""
+"""Seconds for a MiB of body or answer: what is left of a body is still read, and the answer goes over the wire."""
 MARGIN_S_PER_ITEM = 0.0001
-"""A text to decode or an error to write for each of them."""
-LARGEST_SHARE = 0.5
-"""Of the timeout that the margin takes at most."""
-_NAMES: dict[Source, str] = {"attribute": "timeout=", "setting": "LONGHAUL_INVOCATION_TIMEOUT_S"}
+"""Seconds for each item, whose text is to be decoded or whose error is to be written."""
+MAX_MARGIN_SHARE = 0.5
+"""Largest share of the timeout that the margin takes."""
+_SOURCE_NAMES: dict[Source, str] = {"attribute": "timeout=", "setting": "LONGHAUL_INVOCATION_TIMEOUT_S"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +45,20 @@ class Deadline:
         )
 
     def __str__(self) -> str:
-        return f"{self.timeout_s:g} s by {_NAMES[self.source]}"
+        return f"{self.timeout_s:g} s by {_SOURCE_NAMES[self.source]}"
 
     @property
     def header(self) -> str:
-        """As answers tell it."""
+        """Value of the answer's header."""
         return f"timeout={self.timeout_s:g};source={self.source}"
 
     def left_s(self, *, size: int = 0, items: int = 0) -> float:
-        """Seconds until work must end, so that `size` bytes of body and answer and so many items are done in time."""
+        """Return the seconds until work must end, so that `size` bytes of body and answer and `items` are in time."""
         margin_s = MARGIN_S + MARGIN_S_PER_MIB * size / (1 << 20) + MARGIN_S_PER_ITEM * items
-        margin_s = min(margin_s, LARGEST_SHARE * self.timeout_s)
+        margin_s = min(margin_s, MAX_MARGIN_SHARE * self.timeout_s)
         return self.arrived + self.timeout_s - margin_s - time.monotonic()
 
     def exceeded(self) -> DeadlineExceeded:
+        """Return the error of a request that the deadline leaves without an answer."""
         what = "before the first token" if self.on_deadline == "partial" else "before the end"
         return DeadlineExceeded(f"the deadline ({self}) came {what}")

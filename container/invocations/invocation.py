@@ -3,66 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
 
-from container.core import Completion, Result
-from container.engine.messages import EngineInfo
+from container.core import Completion, Result, Seeds
 from container.engine.sequence import Sampling
-from container.engine.supervisor.admission import Admission
 from container.errors import DeadlineExceeded
+from container.invocations.concurrency import gather_bounded, run_in_thread
 from container.invocations.deadline import Deadline
+from container.invocations.service import Service
 from container.jobs.attachment import Attachment
 from container.jobs.generation import Waiter
-from container.jobs.registry import JobRegistry
-from container.reader.client import Reader, Readers
+from container.reader.client import Reader
 from container.telemetry.json_logs import invocation_id
-from container.telemetry.metrics import Metrics
-from container.telemetry.progress import Progress, Snapshot
+from container.telemetry.progress import Snapshot
 from container.tokenization import logprobs
-from container.tokenization.preparer import Prepared, Preparer, seed_of, unstarted
-from container.tokenization.tokenizer import Tokenizer
+from container.tokenization.preparer import Prepared, seed_of, unstarted
 
-T = TypeVar("T")
 _AHEAD = 2
 _BYTES_PER_TOKEN = 6
 _BYTES_PER_LOGPROB = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """What every invocation works with once the model is ready. Shared, and changed by none of them."""
-
-    tokenizer: Tokenizer
-    preparer: Preparer
-    readers: Readers
-    info: EngineInfo
-    admission: Admission
-    jobs: JobRegistry
-    progress: Progress
-    metrics: Metrics
-    workers: ThreadPoolExecutor
-    """Parses and tokenizes, so that the event loop never waits for a large document."""
-    writers: ThreadPoolExecutor
-    """Writes answers: at a deadline nobody has the time to wait behind documents that are read."""
-    name: str
-    """The served model's."""
-    identity: str
-    """What decides, beside the request, what is generated."""
-
-
 @dataclass(slots=True)
 class Tally:
-    """What there is to show for a document, whose results are not all in memory."""
+    """Counts what a document has to show, as its results are not all in memory."""
 
     has_unfinished: bool = False
     has_tokens: bool = False
-    """What is finished has at least one, that which ended it."""
+    """True once there is a token; a finished text has at least the one that ended it."""
 
     def add(self, result: Result) -> None:
         self.has_unfinished |= any(completion.finish_reason == "deadline" for completion in result.completions)
@@ -72,7 +42,7 @@ class Tally:
 class Invocation:
     """Owns the generations of one request; `close` frees them, however the request ended.
 
-    Before anything is generated it is attached to the request's job.
+    Before anything is generated it is attached to the request's job, of which it stays a part until `release`.
     """
 
     def __init__(self, service: Service, deadline: Deadline) -> None:
@@ -80,48 +50,43 @@ class Invocation:
         self._service = service
         self._deadline = deadline
         self._waiters: set[Waiter] = set()
-        self._limits: set[asyncio.Timeout] = set()
+        self._timeouts: set[asyncio.Timeout] = set()
         self._answer_bytes = 0
         self.id = invocation_id.get() or ""
         self.prompt_tokens = 0
         self.done_tokens = 0
-        """Of the texts that have ended."""
+        """Completion tokens of finished texts."""
         self.max_completion_tokens: int | None = None
-        """What all items may generate, where it is known."""
+        """Sum of what all items may generate, where it is known."""
         self.unfinished = 0
-        """Texts that the deadline cut or never let begin, and lines of a batch that were not even read."""
+        """Number of texts that the deadline cut or never let begin, and of a batch's lines that were not even read."""
         self.body_bytes = 0
         self.items = 0
-        """As far as they are known: they, too, tell how long the answer takes."""
+        """Number of items known so far: they, too, tell how long the answer takes."""
         self.items_done = 0
         self.is_cut = False
-        """The deadline has come: nothing is generated any more. Any thread may ask."""
-        self._clock = asyncio.get_running_loop().call_soon(self._look_at_clock)
+        """True once the deadline has come: nothing is generated any more. Any thread may read it."""
+        self._clock = asyncio.get_running_loop().call_soon(self._check_deadline)
         service.progress.open(self.snapshot)
 
-    def _look_at_clock(self) -> None:
-        """Once a second, because an answer that grows needs more time."""
-        left_s = self._deadline.left_s(size=self.body_bytes + self._bytes_of_answer(), items=self.items)
-        if left_s > 0:
-            self._clock = asyncio.get_running_loop().call_later(min(left_s, 1.0), self._look_at_clock)
-        else:
-            self._cut()
-
-    def _bytes_of_answer(self) -> int:
-        running = (one.generation.sequence for one in self._waiters)
-        return self._answer_bytes + sum(_size(len(one.output_ids), one.sampling) for one in running)
-
-    def _cut(self) -> None:
+    def _check_deadline(self) -> None:
+        running = [waiter.generation.sequence for waiter in self._waiters]
+        answer_bytes = self._answer_bytes + sum(_size(len(one.output_ids), one.sampling) for one in running)
+        left_s = self._deadline.left_s(size=self.body_bytes + answer_bytes, items=self.items)
+        loop = asyncio.get_running_loop()
+        if left_s > 0:  # once a second, because an answer that grows needs more time
+            self._clock = loop.call_later(min(left_s, 1.0), self._check_deadline)
+            return
         self.is_cut = True
         for waiter in self._waiters:
             waiter.cut()
-        for limit in self._limits:
-            limit.reschedule(asyncio.get_running_loop().time())
+        for timeout in self._timeouts:
+            timeout.reschedule(loop.time())
 
     def snapshot(self) -> Snapshot:
         """Describe how far the invocation is. All items are known once the body has come, from which the job is made."""
         job = None if self.attachment is None else self.attachment.job
-        running = sum(len(one.generation.sequence.output_ids) for one in self._waiters)
+        running = sum(len(waiter.generation.sequence.output_ids) for waiter in self._waiters)
         return Snapshot(
             id=self.id,
             job=None if job is None else job.name,
@@ -146,66 +111,61 @@ class Invocation:
 
     @asynccontextmanager
     async def before_deadline(self) -> AsyncIterator[None]:
-        """For what comes before generation: ended by the deadline. Raises DeadlineExceeded."""
+        """Let the deadline end what comes before generation. Raises DeadlineExceeded."""
         if self.is_cut:
             raise self.exceeded()
         try:
-            async with asyncio.timeout(None) as limit:
-                self._limits.add(limit)
+            async with asyncio.timeout(None) as timeout:
+                self._timeouts.add(timeout)
                 try:
                     yield
                 finally:
-                    self._limits.discard(limit)
+                    self._timeouts.discard(timeout)
         except TimeoutError:
-            if limit.expired():
+            if timeout.expired():
                 raise self.exceeded() from None
             raise
 
-    async def attach(self, name: str | None, digest: str) -> Attachment:
-        """Take part in the request's job; who owns the invocation gives the attachment back.
+    async def attach(self, job_name: str | None, digest: str) -> Seeds:
+        """Take part in the request's job and return its seeds. Raises Conflict."""
+        self.attachment = await self._service.jobs.attach(job_name, digest)
+        return self.attachment.seeds
 
-        Raises Conflict, DeadlineExceeded.
-        """
-        async with self.before_deadline():
-            self.attachment = await self._service.jobs.attach(name, digest)
-        return self.attachment
-
-    async def in_worker(self, function: Callable[[], T]) -> T:
-        return await _in_thread(self._service.workers, function)
-
-    async def in_writer(self, function: Callable[[], T]) -> T:
-        return await _in_thread(self._service.writers, function)
+    def count_body(self, chunk: bytes) -> None:
+        """Count a piece of a batch's body: how large it is tells how long its answer takes."""
+        self.body_bytes += len(chunk)
+        self.items += chunk.count(b"\n")
 
     @property
     def work_ahead(self) -> int:
-        """How many items to have under way: enough that the engine never waits for one."""
+        """Number of items to have under way: enough that the engine never waits for one."""
         return _AHEAD * self._service.info.max_running
 
-    async def run_all(self, prepared: Sequence[Prepared], place: int | None = None) -> list[Result]:
-        """Results in the items' order. If one fails, the others are ended and its error is raised.
+    async def run_all(self, prepared: Sequence[Prepared], line: int | None = None) -> list[Result]:
+        """Return results in the items' order. If one fails, the others are ended and its error is raised.
 
-        `place` is their line in a batch, counted from 0; without one they are a document's. DeadlineExceeded where it
-        leaves nothing worth to be shown.
+        `line` is their line in a batch, counted from 0; without one they are a document's. Raises DeadlineExceeded
+        where the deadline leaves nothing worth showing.
         """
-        work = (self.run(one, place, item) for item, one in enumerate(prepared))
+        work = (self.run(item, line, index) for index, item in enumerate(prepared))
         results = await gather_bounded(work, self.work_ahead)
         tally = Tally()
         for result in results:
             tally.add(result)
-        self._judge(tally)
+        self._check(tally)
         return results
 
-    def _judge(self, tally: Tally) -> None:
+    def _check(self, tally: Tally) -> None:
         if tally.has_unfinished and (not tally.has_tokens or self._deadline.on_deadline == "error"):
             raise self.exceeded()
 
-    async def run_read(self, reader: Reader, place: int | None = None) -> None:
-        """Every item of a large document, each result back to its reader. The first error ends the others.
+    async def run_read(self, reader: Reader, line: int | None = None) -> None:
+        """Generate every item of a large document, and give each result to its reader. The first error ends the others.
 
-        Of items that the deadline leaves no time for, the reader hears nothing. DeadlineExceeded as in `run_all`.
+        The reader gets no result of items that the deadline leaves no time for. Raises DeadlineExceeded as `run_all`.
         """
         tally = Tally()
-        work = (self._run_one_read(reader, place, index, tally) for index in range(reader.opened.items))
+        work = (self._run_one_read(reader, line, index, tally) for index in range(reader.opened.items))
         running = asyncio.create_task(gather_bounded(work, self.work_ahead))
         checking = asyncio.create_task(reader.check())
         try:
@@ -213,39 +173,37 @@ class Invocation:
             if not running.done():
                 await checking
             await running
-            self._judge(tally)
+            self._check(tally)
         finally:
             running.cancel()
             checking.cancel()
             await asyncio.gather(running, checking, return_exceptions=True)
 
-    async def _run_one_read(self, reader: Reader, place: int | None, index: int, tally: Tally) -> None:
+    async def _run_one_read(self, reader: Reader, line: int | None, index: int, tally: Tally) -> None:
         if self.is_cut:
             self.unfinished += 1
             tally.has_unfinished = True
             return
-        result = await self.run(await reader.item(index), place, index)
+        result = await self.run(await reader.item(index), line, index)
         tally.add(result)
         await reader.put(index, result.completions)
 
-    async def run(self, prepared: Prepared, place: int | None, item: int) -> Result:
+    async def run(self, prepared: Prepared, line: int | None, item: int) -> Result:
         """Generate one item's choices. Raises RequestError. After the deadline nothing begins."""
         if self.is_cut:
             self.unfinished += len(prepared.samplings)
             completions = unstarted(prepared.samplings)
-            return Result(
-                prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions
-            )
-        self.prompt_tokens += len(prepared.prompt_ids)
-        choices = range(len(prepared.samplings))
-        work = (self._generate(prepared, place or 0, item, choice) for choice in choices)
-        completions = tuple(await gather_bounded(work, len(prepared.samplings)))
-        self.items_done += place is None
+        else:
+            self.prompt_tokens += len(prepared.prompt_ids)
+            choices = range(len(prepared.samplings))
+            work = (self._generate(prepared, line or 0, item, choice) for choice in choices)
+            completions = tuple(await gather_bounded(work, len(prepared.samplings)))
+            self.items_done += line is None
         return Result(prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions)
 
-    async def _generate(self, prepared: Prepared, place: int, item: int, choice: int) -> Completion:
+    async def _generate(self, prepared: Prepared, line: int, item: int, choice: int) -> Completion:
         assert self.attachment is not None, "a job comes first"
-        waiter = self.attachment.generate(self._service, prepared, place, item, choice)
+        waiter = self.attachment.generate(self._service, prepared, line, item, choice)
         self._waiters.add(waiter)
         if self.is_cut:  # since this item's first sampling began
             waiter.cut()
@@ -260,10 +218,9 @@ class Invocation:
         if waiter.finish_reason == "deadline":
             self.unfinished += 1
             self._service.metrics.sequences.labels("deadline").inc()
-        return await self.in_writer(lambda: self._told(waiter, sampling))
+        return await run_in_thread(self._service.writers, lambda: self._completion(waiter, sampling))
 
-    def _told(self, waiter: Waiter, sampling: Sampling) -> Completion:
-        """For a writer."""
+    def _completion(self, waiter: Waiter, sampling: Sampling) -> Completion:
         tokenizer, generation = self._service.tokenizer, waiter.generation
         output_ids = generation.sequence.output_ids[: waiter.tokens]
         is_cut = waiter.finish_reason == "deadline"
@@ -288,6 +245,7 @@ class Invocation:
         )
 
     def counts(self) -> dict[str, object]:
+        """Return what the request's log line says of the work."""
         counts: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.done_tokens,
@@ -298,8 +256,13 @@ class Invocation:
             counts |= {"job": self.attachment.job.label, "resumed_tokens": self.resumed_tokens}
         return counts
 
+    @property
+    def is_resumable(self) -> bool:
+        """True if the journal has all that was generated, and outlives this container."""
+        return self.attachment is not None and self._service.jobs.is_saved(self.attachment)
+
     def close(self) -> None:
-        """Free whatever is still queued or running."""
+        """Free what is still queued or running."""
         self._clock.cancel()
         self._service.progress.close(self.snapshot)
         waiters, self._waiters = self._waiters, set()
@@ -310,42 +273,13 @@ class Invocation:
         if self.unfinished:
             self._service.jobs.save_soon(self.attachment)
 
+    def release(self, *, is_answered: bool) -> None:
+        """Leave the job. `is_answered`: the client has taken the answer."""
+        if self.attachment is not None:
+            self._service.jobs.release(self.attachment, is_complete=is_answered and not self.unfinished)
+
 
 def _size(tokens: int, sampling: Sampling) -> int:
-    """About what they take in an answer."""
+    """Return about how many bytes the tokens take in an answer."""
     scored = 0 if sampling.logprobs is None else 1 + sampling.logprobs
     return tokens * (_BYTES_PER_TOKEN + _BYTES_PER_LOGPROB * scored)
-
-
-async def _in_thread(threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-    context = contextvars.copy_context()  # log lines from there carry the invocation's id, too
-    work = partial(context.run, _without_panics, function)
-    return await asyncio.get_running_loop().run_in_executor(threads, work)
-
-
-def _without_panics(function: Callable[[], T]) -> T:
-    """A panic of native code is no Exception to Python, and its words may quote a prompt."""
-    try:
-        return function()
-    except Exception:
-        raise
-    except BaseException as panic:
-        name = type(panic).__name__
-    raise RuntimeError(f"{name} in native code")
-
-
-async def gather_bounded(work: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:
-    """Results in order, at most `limit` at work at once. The first error ends the others and is raised."""
-    room = asyncio.Semaphore(limit)
-    tasks: list[asyncio.Task[T]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            await room.acquire()
-            for one in work:
-                task = group.create_task(one)
-                task.add_done_callback(lambda _: room.release())
-                tasks.append(task)
-                await room.acquire()
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -11,7 +11,7 @@ from container.journal.segment import GenerationKey
 from container.tokenization.preparer import Prepared
 
 if TYPE_CHECKING:
-    from container.invocations.invocation import Service
+    from container.invocations.service import Service
     from container.jobs.job import Job
 
 

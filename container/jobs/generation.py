@@ -21,7 +21,7 @@ from container.tokenization.preparer import Prepared
 from container.tokenization.stop_strings import UNFINISHED, StopStrings
 
 if TYPE_CHECKING:
-    from container.invocations.invocation import Service
+    from container.invocations.service import Service
     from container.journal.output_table import Saved
     from container.tokenization.tokenizer import Tokenizer
 

@@ -1,6 +1,7 @@
 """A connection: HTTP/1.1 as uvicorn speaks it, with bounds on what a client may send and how long we wait for it.
 
-It knows nothing of what is asked: it refuses in our form what never becomes a request, and cuts off who stands still.
+It knows nothing of what is asked. What never becomes a request it answers with an error of our form, and it cuts off a
+client that stands still.
 """
 
 from __future__ import annotations
@@ -9,67 +10,61 @@ import logging
 import socket
 import time
 from asyncio import TimerHandle, Transport
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from container.errors import ClientTimeout, HeadTooLarge, InvalidRequest, RequestError, URLTooLong
-from container.server.exchange import error_response
+from container.server.responses import error_response
+from container.server.stall import Phase, Stall
+from container.server.state import ServerState
 from container.telemetry.metrics import outcome_of
-
-if TYPE_CHECKING:
-    from container.server.server import Edge
 
 logger = logging.getLogger(__name__)
 
-MOST_URL_BYTES = 8 << 10
-MOST_HEAD_BYTES = 64 << 10
-"""Of URL and headers together; trailers count, too."""
-MOST_PIPELINED = 32
+MAX_URL_BYTES = 8 << 10
+MAX_HEAD_BYTES = 64 << 10
+"""Size of URL and headers together; trailers count, too."""
+MAX_PIPELINED = 32
 """Requests that wait on one connection, sent before the answers of those before them."""
 SEND_AHEAD_BYTES = 128 << 10
-"""Handed to the kernel before it is on its way: with more, a slow reader's progress would not show for megabytes."""
+"""Bytes in the kernel that are not on their way yet: with more, a slow reader's progress would not show for
+megabytes."""
 LINGER_S = 5.0
 LINGER_BYTES = 64 << 20
-"""What a refused client may still send, and for how long: with less it would see a reset instead of its answer."""
-
-Phase = Literal["new", "head", "body", "whole"]
-"""Of the request that comes in: nothing yet, begun, its body on the way, all here."""
+"""Bytes and time that a refused client has to finish sending: with less it would see a reset in place of its answer."""
 
 
 class Connection(HttpToolsProtocol):
     """Owns its clock, and what it has counted of the request that is coming in."""
 
-    def __init__(self, edge: Edge, **uvicorns: Any) -> None:
-        super().__init__(**uvicorns)
-        self._edge = edge
+    def __init__(self, state: ServerState, **options: Any) -> None:
+        """`options` are uvicorn's."""
+        super().__init__(**options)
+        self._state = state
         self._phase: Phase = "new"
-        self._upgrading = False
-        self._refused = self._closes = False
-        self._at_work: RequestResponseCycle | None = None
+        self._is_upgrading = False
+        self._is_refused = self._is_closing = False
+        self._cycle_at_work: RequestResponseCycle | None = None
         self._url_bytes = self._head_bytes = 0
         self._gap_bytes = 0
-        """Received since the parser last got anywhere: it keeps an unfinished line, however long."""
+        """Bytes received since the parser last got anywhere: it keeps an unfinished line, however long."""
         self._dropped_bytes = 0
         self._clock: TimerHandle | None = None
-        self._every_s = min(edge.settings.client_timeout_s / 8, 1.0)
-        self._patience_s = edge.client_patience_s
-        self._waited_s = self._idle_s = 0.0
-        self._unsent = 0
-        self._received = self._taken = False
-        """Since the last look."""
-        self._answer_lost = False
+        self._stall = Stall(min(state.settings.client_timeout_s / 8, 1.0), state.client_timeout_s)
+        self._idle_s = 0.0
+        self._is_answer_lost = False
 
     @property
-    def _answering(self) -> bool:
-        return self._at_work is not None and not self._at_work.response_complete
+    def _is_answering(self) -> bool:
+        return self._cycle_at_work is not None and not self._cycle_at_work.response_complete
 
     async def took_answer(self) -> bool:
-        """Waits until the client has taken its answer, but for what buffers hold, or never will: then it is False."""
+        """Wait until the client has taken its answer, but for what buffers hold. False if it never will."""
         await self.flow.drain()
-        return not self._answer_lost
+        return not self._is_answer_lost
 
     # The socket
 
@@ -77,25 +72,25 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, SEND_AHEAD_BYTES)
-        self._look()
+        self._clock = self.loop.call_later(self._stall.interval_s, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._clock is not None:
             self._clock.cancel()
-        if self._phase == "head" and not self._refused and not self._answering:
+        if self._phase == "head" and not self._is_refused and not self._is_answering:
             self._log("a client went away before its request was whole", 499, "abandoned")
-        self._answer_lost |= exc is not None or self._answering
-        if self._at_work is not None:
+        self._is_answer_lost |= exc is not None or self._is_answering
+        if self._cycle_at_work is not None:
             # uvicorn tells only the request that came last; of several sent at once it may be an earlier one's turn.
-            _disconnect(self._at_work)
+            _disconnect(self._cycle_at_work)
         self.pipeline.clear()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """In place of uvicorn's, which loses what comes with an upgrade and answers malformed requests in text."""
-        self._received = True
-        if self._refused:
+        """Replaces uvicorn's, which loses what comes with an upgrade and answers malformed requests in text."""
+        self._stall.has_received = True
+        if self._is_refused:
             self._drop(len(data), LINGER_BYTES)
             return
         if self._phase == "whole":
@@ -107,7 +102,7 @@ class Connection(HttpToolsProtocol):
         self._gap_bytes += len(data)
         try:
             self._feed(data)
-            if self._gap_bytes > MOST_HEAD_BYTES and self._phase in ("head", "body"):
+            if self._gap_bytes > MAX_HEAD_BYTES and self._phase in ("head", "body"):
                 raise _too_large()
         except httptools.HttpParserError as error:
             cause = error.__context__
@@ -116,7 +111,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(error)
 
     def resume_writing(self) -> None:
-        self._taken = True
+        self._stall.has_sent = True
         super().resume_writing()
 
     # The parser
@@ -144,19 +139,19 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["state"] |= {"connection": self, "arrived": time.monotonic()}
         self._phase = "head"
-        self._upgrading = False
+        self._is_upgrading = False
         self._url_bytes = self._head_bytes = self._gap_bytes = self._dropped_bytes = 0
-        self._waited_s = 0.0
+        self._stall.waited_s = 0.0
 
     def on_url(self, url: bytes) -> None:
         self._url_bytes += len(url)
-        if self._url_bytes > MOST_URL_BYTES:
-            raise URLTooLong(f"the URL is longer than {MOST_URL_BYTES} bytes")
+        if self._url_bytes > MAX_URL_BYTES:
+            raise URLTooLong(f"the URL is longer than {MAX_URL_BYTES} bytes")
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value) + 4
-        if self._url_bytes + self._head_bytes > MOST_HEAD_BYTES:
+        if self._url_bytes + self._head_bytes > MAX_HEAD_BYTES:
             raise _too_large()
         if self._phase == "head":  # else a trailer, which uvicorn would put into the headers of a request at work
             super().on_header(name, value)
@@ -167,10 +162,10 @@ class Connection(HttpToolsProtocol):
             if method == b"CONNECT":
                 raise InvalidRequest("this is no proxy", code="malformed_request")
             self.scope["method"] = method.decode("ascii")
-            self._upgrading = True
+            self._is_upgrading = True
             return
-        if len(self.pipeline) >= MOST_PIPELINED:
-            reason = f"more than {MOST_PIPELINED} requests wait on this connection"
+        if len(self.pipeline) >= MAX_PIPELINED:
+            reason = f"more than {MAX_PIPELINED} requests wait on this connection"
             raise InvalidRequest(reason, code="too_many_requests")
         super().on_headers_complete()
         self.cycle.transport = cast(Transport, _Outlet(self))
@@ -180,38 +175,38 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._gap_bytes = 0
         super().on_body(body)
-        if not self._answering:
-            self._drop(len(body), self._edge.settings.max_body_bytes)
+        if not self._is_answering:
+            self._drop(len(body), self._state.settings.max_body_bytes)
 
     def on_message_complete(self) -> None:
-        if not self._upgrading:
+        if not self._is_upgrading:
             self._phase = "whole"
             super().on_message_complete()
-            if self.cycle.response_complete and not self._closes:  # it was answered early: from now on it is idle
+            if self.cycle.response_complete and not self._is_closing:  # it was answered early: from now on it is idle
                 self._unset_keepalive_if_required()
                 wait = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
                 self.timeout_keep_alive_task = wait
-        if self._closes:
+        if self._is_closing:
             self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._at_work = cycle
+        self._cycle_at_work = cycle
         super()._start_asgi_task(cycle, app)
 
     # Refusals and time
 
     def _refuse(self, error: RequestError) -> None:
         """The last answer on this connection. What is at work on it ends: the framing can't be trusted any more."""
-        self._refused = True
+        self._is_refused = True
         self._log(error.message, error.status, outcome_of(error.status))
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         self.flow.resume_reading()
         may_answer = self._phase in ("new", "head")
-        if self._answering:
-            assert self._at_work is not None
-            may_answer = not self._at_work.response_started
-            _disconnect(self._at_work)
+        if self._is_answering:
+            assert self._cycle_at_work is not None
+            may_answer = not self._cycle_at_work.response_started
+            _disconnect(self._cycle_at_work)
         if may_answer:
             self.transport.write(_written(error, self.server_state.default_headers))
             self._hang_up()
@@ -225,7 +220,7 @@ class Connection(HttpToolsProtocol):
         """
         self.pipeline.clear()
         if self._phase == "body" and not self.transport.is_closing():
-            self._closes = True
+            self._is_closing = True
             self.transport.write_eof()
         else:
             self.transport.close()
@@ -244,33 +239,28 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def _look(self) -> None:
-        """Now and then: is it the client that keeps us waiting, and for how long? A late server blames nobody."""
-        self._clock = self.loop.call_later(self._every_s, self._look)
-        unsent = self.transport.get_write_buffer_size()
-        stuck = unsent > 0 and not self._taken and unsent >= self._unsent
-        silent = self._phase == "body" and not self._answering and not self._received
-        sends_head = self._phase == "head" and not self._answering and not unsent
-        self._unsent, self._received, self._taken = unsent, False, False
-        if self._patience_s != self._edge.client_patience_s:
-            self._patience_s, self._waited_s = self._edge.client_patience_s, 0.0
-        self._waited_s = self._waited_s + self._every_s if sends_head or stuck or silent else 0.0
-        self._idle_s = self._idle_s + self._every_s if self._phase == "new" else 0.0
+        """Cut off the client if it has kept us waiting for too long."""
+        self._clock = self.loop.call_later(self._stall.interval_s, self._look)
+        self._idle_s = self._idle_s + self._stall.interval_s if self._phase == "new" else 0.0
         if self._idle_s >= self.timeout_keep_alive:  # a pool's that was opened ahead; uvicorn counts only used ones
             self.transport.close()
-        if self._waited_s < self._patience_s:
-            return
-        limit = f"{self._patience_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)"
-        if sends_head:
+        timeout_s = self._state.client_timeout_s
+        unsent_bytes = self.transport.get_write_buffer_size()
+        missing = self._stall.look(
+            self._phase, is_answering=self._is_answering, unsent_bytes=unsent_bytes, timeout_s=timeout_s
+        )
+        limit = f"{timeout_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)"
+        if missing == "head":
             self._refuse(ClientTimeout(f"the request's head did not come within {limit}"))
-        else:
-            self._answer_lost = True
-            what = f"took nothing of its answer for {limit}" if stuck else f"sent no more of its body for {limit}"
-            self._log(f"a client {what}", 499, "abandoned")
+        elif missing is not None:
+            self._is_answer_lost = True
+            what = "took nothing of its answer" if missing == "answer" else "sent no more of its body"
+            self._log(f"a client {what} for {limit}", 499, "abandoned")
             self.transport.abort()
 
     def _log(self, message: str, status: int, outcome: str) -> None:
         """For what no exchange tells of, because it never became one or has ended."""
-        self._edge.metrics.requests.labels("unread", outcome).inc()
+        self._state.metrics.requests.labels("unread", outcome).inc()
         logger.info(message, extra={"action": "connection_end", "status": status, "outcome": outcome})
 
 
@@ -291,7 +281,7 @@ def _disconnect(cycle: RequestResponseCycle) -> None:
 
 
 def _too_large() -> HeadTooLarge:
-    return HeadTooLarge(f"the head, or what frames the body, is larger than {MOST_HEAD_BYTES} bytes")
+    return HeadTooLarge(f"the head, or what frames the body, is larger than {MAX_HEAD_BYTES} bytes")
 
 
 def _malformed(error: httptools.HttpParserError) -> InvalidRequest:

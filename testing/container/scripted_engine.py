@@ -9,7 +9,7 @@ from typing import Any, cast
 from container.engine.messages import EngineInfo
 from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
 from container.engine.supervisor.admission import Admission
-from container.invocations.invocation import Service
+from container.invocations.service import Service
 from container.jobs.registry import JobRegistry
 from container.journal.stores.directory import DirectoryStore
 from container.telemetry.metrics import Metrics

@@ -1,0 +1,212 @@
+"""What runs behind the HTTP server: the journal, the model's tokenizer and the engine, loaded and put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from container.engine.messages import EngineConfig, EngineInfo, Step
+from container.engine.sequence import EngineError
+from container.engine.supervisor.admission import Admission
+from container.engine.supervisor.engine_client import EngineClient
+from container.invocations.model_digest import model_digest
+from container.invocations.service import Service
+from container.jobs.registry import JobRegistry
+from container.journal.stores.store import Store, open_store
+from container.reader.client import ReaderLimits, Readers
+from container.reader.messages import ReaderConfig
+from container.server.state import ServerState
+from container.settings import BadSetting, Settings
+from container.startup.gpu_driver import Decision
+from container.telemetry.progress import Progress
+from container.tokenization.model_defaults import Defaults
+from container.tokenization.preparer import Preparer
+from container.tokenization.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 2
+_SAGEMAKER_VARIABLES = ("SAGEMAKER_SAFE_PORT_RANGE", "SAGEMAKER_BIND_TO_PORT")
+"""Variables that only SageMaker's own containers have."""
+
+
+async def open_journal(settings: Settings) -> Store:
+    """Open the journal's store. Raises BadSetting if the URI can never work."""
+    try:
+        return await asyncio.to_thread(
+            partial(open_store, settings.checkpoint_uri, kms_key=settings.checkpoint_kms_key)
+        )
+    except ValueError as error:
+        raise BadSetting(f"LONGHAUL_CHECKPOINT_URI is {settings.checkpoint_uri!r}: {error}") from None
+
+
+def start_jobs(store: Store, state: ServerState) -> JobRegistry:
+    """Return the registry of jobs, at work on the journal in `store`."""
+    settings = state.settings
+    ends_with_container = store.is_local and any(name in os.environ for name in _SAGEMAKER_VARIABLES)
+    if ends_with_container:
+        logger.warning(
+            "the journal is a directory of this container and ends with it; give an s3:// address as"
+            " LONGHAUL_CHECKPOINT_URI to go on after the container's death",
+            extra={"action": "journal_is_local"},
+        )
+    jobs = JobRegistry(
+        store,
+        state.metrics,
+        interval_s=settings.checkpoint_interval_s,
+        lifetime_s=settings.checkpoint_days * 86_400,
+        max_bytes=settings.checkpoint_max_bytes,
+        spool_dir=settings.spool_dir,
+        ends_with_container=ends_with_container,
+    )
+    jobs.start()
+    return jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What the server process knows of the model: all but its weights."""
+
+    digest: str
+    defaults: Defaults
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(cls, directory: str, *, trust_remote_code: bool) -> Model:
+        """Read the model's files, which takes seconds. Raises OSError, ValueError."""
+        digest = model_digest(directory)
+        defaults = Defaults.load(directory)
+        tokenizer = Tokenizer.load(directory, trust_remote_code=trust_remote_code, vocab_size=defaults.vocab_size)
+        return cls(digest=digest, defaults=defaults, tokenizer=tokenizer)
+
+
+class Backend:
+    """Owns the jobs, the engine and the threads. Each time that the engine gets ready, `state` gets a new service."""
+
+    def __init__(
+        self, state: ServerState, store: Store, directory: str, driver: Decision, on_failure: Callable[[str], None]
+    ) -> None:
+        """Start them all. `directory` is the model's; `on_failure` is called once the engine can't go on."""
+        settings, metrics = state.settings, state.metrics
+        self._state = state
+        self._directory = directory
+        self._on_failure = on_failure
+        self._model: Model | None = None
+        self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="text")
+        self._writers = ThreadPoolExecutor(_THREADS, thread_name_prefix="answer")
+        self._reader_limits = ReaderLimits()
+        self._jobs = start_jobs(store, state)
+        self._progress = Progress.of(settings, metrics, self._jobs.write_beside)
+        self._progress.start()
+        self._engine = EngineClient(
+            _engine_config(settings, directory, needs_gpu=driver.needs_gpu),
+            stall_timeout_s=settings.stall_timeout_s,
+            library_path=driver.library_path,
+            on_change=self._update,
+            on_step=self._take_step,
+            on_restart=metrics.engine_restarts.inc,
+            on_resubmit=metrics.resubmitted.inc,
+        )
+        self._admission = Admission(self._engine)
+        metrics.sequences_running.set_function(lambda: len(self._engine.sequences))
+        metrics.sequences_waiting.set_function(lambda: len(self._admission))
+        metrics.kv_cache_usage.set_function(lambda: self._engine.cache_use)
+        self._engine.start()
+
+    @property
+    def child_pids(self) -> set[int]:
+        """Children whose exit status is waited for."""
+        engine = self._engine.pid
+        return self._reader_limits.pids | ({engine} if engine is not None else set())
+
+    async def load_model(self) -> None:
+        """Load the tokenizer while the engine loads the weights. Raises OSError, ValueError."""
+        trust_remote_code = self._state.settings.trust_remote_code
+        model = await asyncio.to_thread(partial(Model.load, self._directory, trust_remote_code=trust_remote_code))
+        for warning in model.defaults.warnings:
+            logger.warning(warning)
+        self._model = model
+        self._update()
+
+    async def save_jobs(self, timeout_s: float) -> None:
+        """End all generation and save what there is, so that it can go on later."""
+        self._jobs.freeze()
+        # Not cancelled at its end: a thread may be writing.
+        await asyncio.wait([asyncio.create_task(self._jobs.save_all())], timeout=timeout_s)
+
+    async def stop(self, *, save_timeout_s: float) -> None:
+        await asyncio.gather(self.save_jobs(save_timeout_s), self._engine.stop())
+        await self._progress.stop()
+        self._jobs.close()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._writers.shutdown(wait=False, cancel_futures=True)
+
+    def _update(self) -> None:
+        """Tell the state how the engine is."""
+        engine, state = self._engine, self._state
+        state.is_engine_ready = engine.state == "ready"
+        if engine.state == "failed":
+            reason = engine.reason or "the engine failed"
+            self._admission.fail_all(EngineError("engine_failed", reason))
+            self._on_failure(reason)
+        elif engine.state == "ready" and engine.info is not None and self._model is not None:
+            logger.info("ready", extra={"action": "ready", "engine": msgspec.structs.asdict(engine.info)})
+            state.service = self._service(self._model, engine.info)
+            self._admission.pump()
+        state.metrics.ready.set(state.takes_work)
+
+    def _service(self, model: Model, info: EngineInfo) -> Service:
+        settings = self._state.settings
+        reader_config = ReaderConfig(
+            model_dir=self._directory,
+            trust_remote_code=settings.trust_remote_code,
+            max_sequence_tokens=info.max_sequence_tokens,
+            default_max_new_tokens=settings.max_new_tokens,
+            name=settings.name,
+        )
+        return Service(
+            tokenizer=model.tokenizer,
+            preparer=Preparer(
+                tokenizer=model.tokenizer,
+                defaults=model.defaults,
+                max_sequence_tokens=info.max_sequence_tokens,
+                default_max_new_tokens=settings.max_new_tokens,
+            ),
+            readers=Readers(reader_config, self._reader_limits),
+            info=info,
+            admission=self._admission,
+            jobs=self._jobs,
+            progress=self._progress,
+            metrics=self._state.metrics,
+            workers=self._workers,
+            writers=self._writers,
+            name=settings.name,
+            identity=f"{model.digest} {info.dtype} {settings.max_new_tokens}",
+        )
+
+    def _take_step(self, step: Step) -> None:
+        self._admission.pump()
+        self._state.metrics.preemptions.inc(step.preemptions)
+
+
+def _engine_config(settings: Settings, directory: str, *, needs_gpu: bool) -> EngineConfig:
+    return EngineConfig(
+        model_dir=directory,
+        device=settings.device,
+        needs_gpu=needs_gpu,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        max_model_len=settings.max_model_len,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        trust_remote_code=settings.trust_remote_code,
+        allow_pickle=settings.allow_pickle,
+        log_level=settings.log_level,
+    )
