@@ -11,7 +11,8 @@ from container.dialects.batch import read_line
 from container.dialects.document import JSON_LINES
 from container.engine.worker.model import SUPPORTED
 from container.server.app import create_app
-from container.server.server import Edge
+from container.server.exchange import Exchanges
+from container.server.state import ServerState
 from container.settings import Settings, settings_table
 from testing import ROOT
 from testing.container.documents import read_document
@@ -62,7 +63,7 @@ def test_a_batchs_line_is_accepted(line: str) -> None:
 
 
 def routes() -> set[str]:
-    app = create_app(Edge(Settings(), "unused"))
+    app = create_app(ServerState(Settings()), Exchanges())
     return {getattr(route, "path", "") for route in app.routes}
 
 

@@ -27,7 +27,7 @@ def test_the_edges_side_of_the_engine_pulls_in_nothing_else_of_the_container_and
 
 
 def test_the_edge_imports_no_torch() -> None:
-    loaded = modules_after("import container.server.server, container.server.app")
+    loaded = modules_after("import container.server.serve")
     assert "torch" not in loaded and "transformers" not in loaded
 
 

@@ -112,7 +112,7 @@ class BatchRunner:
                 if entry.line is not None:
                     await under_way.acquire(entry.weight)
                     task = group.create_task(self._answer(entry, entry.line))
-                    task.add_done_callback(lambda _, weight=entry.weight: under_way.release(weight))
+                    task.add_done_callback(partial(under_way.release, entry.weight))
                 else:
                     await readers.acquire()
                     opened = asyncio.Event()
@@ -162,7 +162,7 @@ class BatchRunner:
                 self._check_name(line)
                 preparer = self._present_service().preparer
                 items = () if line.call is None else line.call.items
-                prepared = tuple(preparer.prepare(item, seeds.of(index, number)) for number, item in enumerate(items))
+                prepared = tuple(preparer.prepare(item, seeds.seed(index, number)) for number, item in enumerate(items))
             except InvalidRequest as error:
                 line = line.failed(error)
         return _Entry(index=index, spooled=spooled, line=line, prepared=prepared)

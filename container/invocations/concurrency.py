@@ -65,7 +65,7 @@ class WeightedSemaphore:
         self._count += 1
         self._weight += weight
 
-    def release(self, weight: int) -> None:
+    def release(self, weight: int, _task: object = None) -> None:
         self._count -= 1
         self._weight -= weight
         self._released.set()

@@ -24,7 +24,7 @@ async def answer_small(
         def read() -> tuple[Call, list[Prepared]]:
             call = read_call(head, body)
             # All items are checked before any runs: a bad one must not cost the others' work.
-            return call, [service.preparer.prepare(item, seeds.of(0, index)) for index, item in enumerate(call.items)]
+            return call, [service.preparer.prepare(item, seeds.seed(0, index)) for index, item in enumerate(call.items)]
 
         call, prepared = await run_in_thread(service.workers, read)
     invocation.items = len(prepared)

@@ -13,17 +13,16 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from starlette.requests import Request
 
-from container.core import Item, Seeds
+from container.core import Item
 from container.disk.spool import OrderedSpool, Spool
 from container.engine.sequence import Sequence
-from container.invocations.batch_runner import BatchRun
+from container.invocations.batch_runner import BatchRunner
 from container.invocations.deadline import Deadline
-from container.invocations.invocation import Invocation, Service
-from container.server.app import _answer
-from container.server.exchange import Exchange
-from container.server.server import Edge
+from container.invocations.invocation import Invocation
+from container.invocations.service import Service
+from container.server.exchange import Endpoint, Exchanges
+from container.server.state import ServerState
 from container.settings import Settings
 from container.telemetry.progress import Progress, TakeSnapshot
 from container.tokenization.preparer import Prepared
@@ -67,17 +66,17 @@ class Answers(OrderedSpool):
         self._on_answer()
 
 
-async def run_batch(present: Callable[[], Service], lines: list[Any], answers: Answers, directory: Path) -> BatchRun:
+async def run_batch(present: Callable[[], Service], lines: list[Any], answers: Answers, directory: Path) -> BatchRunner:
     service = present()
     body = Spool(str(directory))
     body.append("".join(json.dumps(line) + "\n" for line in lines).encode())
     body.flush()
     invocation = Invocation(service, Deadline(arrived=time.monotonic(), timeout_s=900, source="setting"))
-    attachment = await invocation.attach(None, "digest")
-    batch = BatchRun(present, invocation, answers=answers, spool_dir=str(directory), longest_line=1 << 20)
-    await batch.run(body, Seeds.random())
+    seeds = await invocation.attach(None, "digest")
+    batch = BatchRunner(present, invocation, answers=answers, spool_dir=str(directory), max_line_bytes=1 << 20)
+    await batch.run(body, seeds)
     invocation.close()
-    service.jobs.release(attachment, is_complete=True)
+    invocation.release(is_answered=True)
     service.jobs.close()
     body.close()
     answers.close()
@@ -141,12 +140,20 @@ def test_a_batch_that_gets_no_spool_leaves_no_open_invocation(
     async def run() -> None:
         service = scripted_service(ScriptedEngine([], None), tokenizer, workers, tmp_path)
         service = dataclasses.replace(service, progress=Opened(None, service.metrics, dimensions={}))
-        edge = Edge(Settings(spool_dir=str(tmp_path / "missing")), "unused")
-        edge.service = service
+        state = ServerState(Settings(spool_dir=str(tmp_path / "missing")))
+        state.service, state.is_engine_ready = service, True
         headers = [(b"content-type", b"application/jsonlines")]
-        request = Request({"type": "http", "headers": headers, "state": {}})
-        with pytest.raises(FileNotFoundError):
-            await _answer(edge, Exchange(edge, request, cast(Any, None)), "invocations")
+        scope = {"type": "http", "path": "/invocations", "headers": headers, "state": {}}
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            raise AssertionError("the body is not read")
+
+        await Endpoint(state, Exchanges(), "invocations")(scope, receive, send)
+        assert sent[0]["status"] == 500
         service.jobs.close()
         assert not opened
 

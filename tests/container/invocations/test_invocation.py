@@ -41,11 +41,11 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) 
         deadline = Deadline(arrived=time.monotonic(), timeout_s=900, source="setting")
         invocation = Invocation(service, deadline)
         item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
-        attachment = await invocation.attach(None, "digest")
-        prepared = service.preparer.prepare(item, attachment.seeds.seed(0, 0))
+        seeds = await invocation.attach(None, "digest")
+        prepared = service.preparer.prepare(item, seeds.seed(0, 0))
         (completion,) = (await invocation.run(prepared, 0, 0)).completions
         invocation.close()
-        service.jobs.release(attachment, is_complete=True)
+        invocation.release(is_answered=True)
         service.jobs.close()
         return completion
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from container.dialects.document import RequestHead, Route
-from container.invocations.request_digest import Fingerprint, model_identity
+from container.invocations.request_digest import RequestDigest
 
 JSON = "application/json"
 
@@ -22,16 +18,16 @@ def digest(
     content_type: str | None = JSON,
     attributes: str | None = None,
 ) -> str:
-    fingerprint = Fingerprint(identity, RequestHead.parse(route, content_type, attributes))
-    fingerprint.add(body)
-    return fingerprint.hexdigest()
+    request = RequestDigest(identity, RequestHead.parse(route, content_type, attributes))
+    request.add(body)
+    return request.hexdigest()
 
 
 def test_the_same_is_the_same_in_whatever_pieces_it_comes() -> None:
-    fingerprint = Fingerprint("a model", RequestHead.parse("invocations", JSON, None))
+    request = RequestDigest("a model", RequestHead.parse("invocations", JSON, None))
     for byte in b'{"inputs": "a"}':
-        fingerprint.add(bytes([byte]))
-    assert fingerprint.hexdigest() == digest(b'{"inputs": "a"}')
+        request.add(bytes([byte]))
+    assert request.hexdigest() == digest(b'{"inputs": "a"}')
 
 
 @pytest.mark.parametrize(
@@ -60,37 +56,3 @@ def test_of_a_text_the_parameters_in_the_attributes_are() -> None:
     assert text("job=a;timeout=5;trace=abc;max_new_tokens=5") == text("max_new_tokens=5;job=b")
     assert text("max_new_tokens=5") != text("max_new_tokens=6")
     assert text("stop=a;stop=b") != text("stop=a")
-
-
-def test_a_models_identity_is_its_files(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
-        (tmp_path / name / "model.safetensors").write_bytes(bytes(1000))
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert model_identity(str(one)) == model_identity(str(two))
-    (one / ".cache").write_text("of no meaning")
-    assert model_identity(str(one)) == model_identity(str(two))
-    (one / "model.safetensors").write_bytes(bytes(999) + b"a")
-    assert model_identity(str(one)) != model_identity(str(two))
-
-
-@pytest.mark.parametrize("name", ["first", "second", "last"])
-def test_of_large_weights_every_tensor_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("container.invocations.request_digest._WHOLE_BYTES", 1 << 10)
-    tensors = {"first": torch.zeros(100_000), "second": torch.zeros(3), "last": torch.zeros(50_000)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    before = model_identity(str(tmp_path))
-    save_file(tensors | {name: tensors[name] + 1}, tmp_path / "model.safetensors")
-    assert model_identity(str(tmp_path)) != before
-
-
-def test_of_other_large_files_pieces_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("container.invocations.request_digest._WHOLE_BYTES", 1 << 20)
-    path = tmp_path / "weights.bin"
-    path.write_bytes(bytes(4 << 20))
-    before = model_identity(str(tmp_path))
-    path.write_bytes(bytes((4 << 20) - 1) + b"a")
-    assert model_identity(str(tmp_path)) != before
-    path.write_bytes(bytes((4 << 20) + 1))
-    assert model_identity(str(tmp_path)) != before

@@ -15,7 +15,6 @@ import pytest
 
 from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.errors import Conflict
-from container.invocations.request_digest import model_identity
 from container.jobs import registry as jobs_module
 from container.jobs.attachment import Attachment
 from container.jobs.generation import Generation, Waiter
@@ -26,7 +25,8 @@ from container.journal.output_table import OutputTable
 from container.journal.segment import GenerationKey, Record, packed
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
-from container.server.server import Edge
+from container.server.bootstrap import open_journal, start_jobs
+from container.server.state import ServerState
 from container.settings import Settings
 from container.telemetry.metrics import Metrics
 from container.tokenization.preparer import Prepared
@@ -564,30 +564,16 @@ def test_on_sagemaker_a_journal_that_ends_with_the_container_is_not_resumable(
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "8080")
 
     async def test() -> None:
-        edge = Edge(Settings(checkpoint_uri=str(tmp_path / "journal"), spool_dir=str(tmp_path)), "model")
-        await edge._open_journal()
-        assert edge._jobs is not None
-        attachment = await edge._jobs.attach("a-job", DIGEST)
+        settings = Settings(checkpoint_uri=str(tmp_path / "journal"), spool_dir=str(tmp_path))
+        jobs = start_jobs(await open_journal(settings), ServerState(settings))
+        attachment = await jobs.attach("a-job", DIGEST)
         engine.generate(attachment, 0)
         engine.say(1)
-        await edge._save_jobs(10)
-        verdict = edge._verdict_of(cast(Any, SimpleNamespace(attachment=attachment, job_name="a-job")))
-        edge._jobs.close()
-        assert verdict.facts["resumable"] is False
+        await jobs.save_all()
+        assert attachment.job.is_saved(attachment) and not jobs.is_saved(attachment)
+        jobs.close()
 
     run(test())
-
-
-def test_a_model_that_differs_anywhere_is_another_model(tmp_path: Path) -> None:
-    """A merged adapter changes a few matrices of a file and not its size: the journal has the former model's tokens."""
-    identities = set()
-    for byte in (b"\1", b"\2"):
-        with (tmp_path / "model.safetensors").open("wb") as file:
-            file.truncate(256 << 20)
-            file.seek(10 << 20)
-            file.write(byte * (4 << 20))
-        identities.add(model_identity(str(tmp_path)))
-    assert len(identities) == 2
 
 
 # Costs
