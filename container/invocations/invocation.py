@@ -84,7 +84,7 @@ class Invocation:
             timeout.reschedule(loop.time())
 
     def snapshot(self) -> Snapshot:
-        """Describe how far the invocation is. All items are known once the body has come, from which the job is made."""
+        """Describe how far the invocation is. All items are known once there is a job, which is made of the body."""
         job = None if self.attachment is None else self.attachment.job
         running = sum(len(waiter.generation.sequence.output_ids) for waiter in self._waiters)
         return Snapshot(
