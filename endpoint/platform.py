@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -16,7 +17,9 @@ from endpoint.backend.backend import Backend
 from endpoint.cloudwatch.data_log import DataLog
 from endpoint.cloudwatch.metrics import Metrics
 from endpoint.control_plane.control import ControlPlane
+from endpoint.data_plane.attempt import Attempt
 from endpoint.data_plane.container_client import ContainerClient
+from endpoint.data_plane.delivery import Delivery
 from endpoint.data_plane.dispatcher import Dispatcher
 from endpoint.data_plane.notifications import Notifications
 from endpoint.data_plane.runtime import Runtime
@@ -27,6 +30,7 @@ from endpoint.gateway.request import Request
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
+from endpoint.state.outbox import Outbox
 from endpoint.state.queue import Queue
 from endpoint.terminal import Terminal
 
@@ -47,24 +51,20 @@ class Platform:
         self._catalog = Catalog(database)
         self._queue = Queue(database)
         self._fleet = Fleet(settings, database, self._catalog, backend, echo=terminal.put)
-        self._metrics = Metrics(settings, backend, self._catalog, self._queue, self._fleet)
-        self._notifications = Notifications(settings, database, self._catalog, backend, self._metrics)
-        self._data_log = DataLog(settings, backend)
-        container_client = ContainerClient(settings)
-        self._dispatcher = Dispatcher(
-            settings,
-            self._catalog,
-            self._queue,
-            self._fleet,
-            Storage(settings, backend),
-            container_client,
-            self._notifications,
-            self._metrics,
-            self._data_log,
+        self._metrics = Metrics(
+            settings, backend, self._catalog, self._queue, lambda endpoint: len(self._fleet.healthy(endpoint))
         )
-        self._fleet.busy = self._dispatcher.busy
+        self._notifications = Notifications(settings, Outbox(database), self._catalog, backend, self._metrics)
+        self._data_log = DataLog(backend)
+        self._containers = ContainerClient()
+        storage = Storage(backend)
+        delivery = Delivery(settings, self._queue, storage, self._notifications, self._metrics, self._data_log)
+        make_attempt = partial(
+            Attempt, settings, storage, self._containers, self._metrics, self._data_log, delivery.answers
+        )
+        self._dispatcher = Dispatcher(settings, self._catalog, self._queue, self._fleet, make_attempt, delivery)
         control = ControlPlane(settings, self._catalog, self._fleet, self._changed)
-        runtime = Runtime(settings, self._catalog, self._queue, self._fleet, self._dispatcher, container_client)
+        runtime = Runtime(settings, self._catalog, self._queue, self._fleet, self._dispatcher, self._containers)
         routes = {
             "sagemaker": _handler(Service("sagemaker"), control.call),
             "sagemaker-runtime": _handler(Service("sagemaker-runtime"), runtime.call),
@@ -103,10 +103,11 @@ class Platform:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._metrics.flush(), _CLOSE_TIMEOUT_S)
         await _cancel(self._tasks.values())
+        await self._containers.close()
         await self._backend.stop()
 
     async def _changed(self, endpoint: str) -> None:
-        await self._notifications.test(endpoint)
+        await self._notifications.send_test(endpoint)
         self._dispatcher.wake()
 
 

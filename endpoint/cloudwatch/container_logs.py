@@ -1,8 +1,9 @@
-"""What containers print: to CloudWatch Logs under SageMaker's names, and to the terminal.
+"""The output of containers: to CloudWatch Logs under SageMaker's names, and to the terminal.
 
 Each line is sent at least once: what a killed gateway had sent but not yet written down is sent again. A log file is
-emptied from its beginning (a hole in the file) as its lines are sent, so that the container can go on appending to it;
-where the file system can't do that (Linux's can), it grows.
+emptied from its beginning (a hole in the file) as its lines are sent. It can't be rotated, because the container holds
+it open and outlives the gateway, and truncating it would lose what is appended just then. Where the file system can't
+make holes (Linux's can), the file grows.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ import ctypes
 import logging
 import os
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from endpoint.backend.clients import Clients
-from endpoint.cloudwatch.log_events import EVENT_BYTES, MOST_BYTES, MOST_EVENTS, MOST_LINE, put_log_events
+from endpoint.cloudwatch.batches import batches
+from endpoint.cloudwatch.log_events import EVENT_BYTES, MAX_BYTES, MAX_EVENTS, MAX_LINE_BYTES, put_log_events
 from endpoint.state.database import Database
 
 SCHEMA = """
@@ -37,10 +37,10 @@ CREATE TABLE IF NOT EXISTS container_logs (
 
 _LOG = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 0.3
-_READ = 1 << 20
-_PATIENCE_S = 600.0
-"""For a backend that doesn't take the last lines of an ended container."""
+_READ_INTERVAL_S = 0.3
+_READ_BYTES = 1 << 20
+_LAST_LINES_TIMEOUT_S = 600.0
+"""Seconds that the last lines of an ended container wait for a backend that doesn't take them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,23 +54,23 @@ class Log:
 
 
 class ContainerLogs:
-    """Owns the log files, from `follow` on, and the directories that they are in, which are removed after the end."""
+    """Owns the log files, from `follow` on, and their directories, which are removed when the last line is sent."""
 
     def __init__(
-        self, database: Database, backend: Clients, most_bytes: int, echo: Callable[[str], None] | None = None
+        self, database: Database, backend: Clients, max_bytes: int, echo: Callable[[str], None] | None = None
     ) -> None:
-        """`echo` gets each line, behind its endpoint and instance."""
-        self.echo = echo
+        """`max_bytes` of a log are kept while it can't be sent; `echo` gets each line, behind the instance's name."""
+        self._echo = echo
         self._database = database
         self._backend = backend
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._logs: dict[str, Log] = {}
         self._shown: dict[str, int] = {}
         self._failing_since: dict[str, float] = {}
-        self._one_round = asyncio.Lock()
+        self._send_lock = asyncio.Lock()
 
     async def load(self, living: Iterable[str]) -> None:
-        """What an earlier gateway followed; of instances that don't live any more, the rest."""
+        """Go on with the logs that an earlier gateway followed. Those of instances not in `living` have ended."""
         rows = await self._database.read(lambda db: db.execute("SELECT * FROM container_logs").fetchall())
         alive = set(living)
         for row in rows:
@@ -89,64 +89,66 @@ class ContainerLogs:
         self._logs[instance] = log
 
     async def end(self, instance: str) -> None:
-        """Nothing will be added to its file."""
-
-        def change(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE container_logs SET ended = 1 WHERE instance = ?", (instance,))
-
-        await self._database.write(change)
+        """Say that nothing will be added to the instance's log."""
+        await self._database.write(
+            lambda db: db.execute("UPDATE container_logs SET ended = 1 WHERE instance = ?", (instance,))
+        )
         if log := self._logs.get(instance):
             self._logs[instance] = replace(log, ended=True)
 
     async def run(self) -> None:
-        """Until cancelled; never raises."""
+        """Send what containers print, until cancelled. Never raises."""
         while True:
             try:
                 await self.send_all()
             except Exception:
                 _LOG.exception("The containers' logs could not be read")
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_READ_INTERVAL_S)
 
     async def send_all(self) -> None:
-        """One round: what all files hold now."""
-        async with self._one_round:
+        """Make one attempt at all that the files hold now."""
+        async with self._send_lock:
             for log in list(self._logs.values()):
                 await self._send(log)
 
     async def _send(self, log: Log) -> None:
-        while (found := await asyncio.to_thread(_read_lines, log.path, log.sent, log.ended)).end > log.sent:
-            self._show(log, found)
+        while (lines := await asyncio.to_thread(_read_lines, log.path, log.sent, log.ended)).end > log.sent:
+            self._show(log, lines)
             try:
-                await asyncio.to_thread(self._put, log, found.texts)
+                await asyncio.to_thread(self._put, log, lines)
             except (BotoCoreError, ClientError) as error:
-                await self._not_sent(log, error)
+                await self._keep_unsent(log, error)
                 return
             self._failing_since.pop(log.instance, None)
-            log = await self._advance(log, found.end)
+            log = await self._advance(log, lines.end)
         if log.ended:
             await self._forget(log)
 
-    def _show(self, log: Log, found: _Lines) -> None:
+    def _show(self, log: Log, lines: _Lines) -> None:
         shown = self._shown.get(log.instance, 0)
-        if found.end > shown:
-            for end, text in found.lines:
-                if end > shown and self.echo is not None:
-                    self.echo(f"[{log.endpoint} {log.instance}] {text}")
-            self._shown[log.instance] = found.end
+        for end, text in lines.texts:
+            if end > shown and self._echo is not None:
+                self._echo(f"[{log.endpoint} {log.instance}] {text}")
+        self._shown[log.instance] = max(shown, lines.end)
 
-    def _put(self, log: Log, texts: list[str]) -> None:
-        for batch in batches(texts, round(time.time() * 1000)):
-            put_log_events(self._backend, log.endpoint, log.stream, batch)
+    def _put(self, log: Log, lines: _Lines) -> None:
+        now_ms = round(time.time() * 1000)
+        texts = [text for _, text in lines.texts if text]  # PutLogEvents refuses empty messages
+        for batch in batches(
+            texts, size=lambda text: len(text.encode()) + EVENT_BYTES, max_items=MAX_EVENTS, max_size=MAX_BYTES
+        ):
+            events = [{"timestamp": now_ms, "message": text} for text in batch]
+            put_log_events(self._backend, log.endpoint, log.stream, events)
 
-    async def _not_sent(self, log: Log, error: Exception) -> None:
+    async def _keep_unsent(self, log: Log, error: Exception) -> None:
         if log.instance not in self._failing_since:
             _LOG.warning("CloudWatch Logs does not take what %s prints: %s", log.instance, error)
         since = self._failing_since.setdefault(log.instance, time.monotonic())
-        size = log.path.stat().st_size
-        if size - log.sent > self._most_bytes:
-            _LOG.warning("Dropped %d bytes of %s's log that were not sent", size - self._most_bytes, log.instance)
-            await self._advance(log, size - self._most_bytes)
-        if log.ended and time.monotonic() - since > _PATIENCE_S:
+        begin = log.path.stat().st_size - self._max_bytes
+        if begin > log.sent:
+            _LOG.warning("Dropped %d bytes of %s's log that were not sent", begin - log.sent, log.instance)
+            await self._advance(log, begin)
+        if log.ended and time.monotonic() - since > _LAST_LINES_TIMEOUT_S:
             _LOG.warning("Gave up sending the last lines of %s", log.instance)
             await self._forget(log)
 
@@ -156,7 +158,7 @@ class ContainerLogs:
         )
         log = replace(self._logs[log.instance], sent=sent)
         self._logs[log.instance] = log
-        await asyncio.to_thread(_punch, log.path, sent)
+        await asyncio.to_thread(_punch_hole, log.path, sent)
         return log
 
     async def _forget(self, log: Log) -> None:
@@ -168,57 +170,37 @@ class ContainerLogs:
             known.pop(log.instance, None)
 
 
-def batches(texts: Iterable[str], timestamp_ms: int) -> Iterable[list[dict[str, Any]]]:
-    """Events within PutLogEvents' limits. It refuses empty messages, so empty lines are left out."""
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for text in texts:
-        cost = len(text.encode()) + EVENT_BYTES
-        if batch and (len(batch) == MOST_EVENTS or size + cost > MOST_BYTES):
-            yield batch
-            batch, size = [], 0
-        if text:
-            batch.append({"timestamp": timestamp_ms, "message": text})
-            size += cost
-    if batch:
-        yield batch
-
-
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    lines: list[tuple[int, str]]
-    """Each with the offset of its end in the file."""
+    texts: list[tuple[int, str]]
+    """The lines, each with the offset of its end in the file."""
     end: int
 
-    @property
-    def texts(self) -> list[str]:
-        return [text for _, text in self.lines]
 
-
-def _read_lines(path: Path, start: int, to_the_end: bool) -> _Lines:
-    """Whole lines, and pieces of those that no event could hold. `to_the_end`: an unfinished last line as well."""
+def _read_lines(path: Path, start: int, has_ended: bool) -> _Lines:
+    """Read whole lines, and pieces of those that no event could hold; an unfinished last line only if `has_ended`."""
     try:
         with path.open("rb") as file:
             file.seek(start)
-            data = file.read(_READ)
+            data = file.read(_READ_BYTES)
     except FileNotFoundError:
         return _Lines([], start)
-    lines: list[tuple[int, str]] = []
+    texts: list[tuple[int, str]] = []
     begin = 0
     while begin < len(data):
-        end = data.find(b"\n", begin, begin + MOST_LINE) + 1
+        end = data.find(b"\n", begin, begin + MAX_LINE_BYTES) + 1
         if end == 0:
-            end = min(begin + MOST_LINE // 3, len(data))  # invalid bytes become three each
-            if len(data) - begin < MOST_LINE and not to_the_end:
+            end = min(begin + MAX_LINE_BYTES // 3, len(data))  # invalid bytes become three each
+            if len(data) - begin < MAX_LINE_BYTES and not has_ended:
                 break
         text = data[begin:end].decode(errors="replace").rstrip("\r\n").replace("\0", "")
-        lines.append((start + end, text))
+        texts.append((start + end, text))
         begin = end
-    return _Lines(lines, start + begin)
+    return _Lines(texts, start + begin)
 
 
-def _punch(path: Path, length: int) -> None:
-    """Gives the disk back what is before `length`, while others append."""
+def _punch_hole(path: Path, length: int) -> None:
+    """Give the disk back what is before `length`, while others append."""
     length -= length % 4096
     fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
     if length == 0 or fallocate is None:

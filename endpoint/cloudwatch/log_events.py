@@ -7,25 +7,25 @@ from typing import Any
 
 from endpoint.backend.clients import Clients
 
-MOST_EVENTS = 10_000
-MOST_BYTES = 1_048_576
-"""In a batch, where each event counts `EVENT_BYTES` more than its text."""
-MOST_MS = 24 * 3600 * 1000
-"""Between a batch's first event and its last."""
+MAX_EVENTS = 10_000
+MAX_BYTES = 1_048_576
+"""Bytes of a batch, where each event counts `EVENT_BYTES` more than its text."""
+MAX_SPAN_MS = 24 * 3600 * 1000
+"""Milliseconds between a batch's first event and its last."""
 EVENT_BYTES = 26
-MOST_LINE = 262_144 - EVENT_BYTES
+MAX_LINE_BYTES = 262_144 - EVENT_BYTES
 
 
 def put_log_events(backend: Clients, endpoint: str, stream: str, events: list[dict[str, Any]]) -> None:
-    """To the stream of SageMaker's group for the endpoint. Raises what botocore raises."""
+    """Send events to a stream of SageMaker's log group for the endpoint. Raises what botocore raises."""
     client = backend.client("logs")
     group = {"logGroupName": f"/aws/sagemaker/Endpoints/{endpoint}"}
-    place = {**group, "logStreamName": stream}
+    names = {**group, "logStreamName": stream}
     try:
-        client.put_log_events(**place, logEvents=events)
+        client.put_log_events(**names, logEvents=events)
     except client.exceptions.ResourceNotFoundException:  # the first lines, or the backend lost its state
         with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
             client.create_log_group(**group)
         with contextlib.suppress(client.exceptions.ResourceAlreadyExistsException):
-            client.create_log_stream(**place)
-        client.put_log_events(**place, logEvents=events)
+            client.create_log_stream(**names)
+        client.put_log_events(**names, logEvents=events)

@@ -1,8 +1,8 @@
-"""What asynchronous endpoints publish to CloudWatch, in the namespace AWS/SageMaker: names, units, dimensions, values.
+"""Metrics that asynchronous endpoints publish to CloudWatch, in the namespace AWS/SageMaker.
 
-Times in them are seconds on the wall however quick the platform's clock; only how often they are sent follows it. What
-is counted while the backend is down is sent when it is back, as of then. An answer that is lost on its way back can
-make a batch count twice, as with any client of CloudWatch.
+Times in them are seconds on the wall however quick the platform's clock; only how often they are sent follows it.
+Counts that the backend does not take are sent when it is back, with the time of then. A lost answer can make a batch
+count twice, as with any client of CloudWatch.
 
 With no instance, ApproximateBacklogSizePerInstance is the backlog itself, so that a target-tracking policy alone leaves
 zero when the backlog is over its target, and HasBacklogWithoutCapacity has data only while there is a backlog.
@@ -14,13 +14,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from endpoint.backend.clients import Clients, is_refusal
+from endpoint.backend.clients import Clients
+from endpoint.cloudwatch.batches import batches
+from endpoint.cloudwatch.sender import Sender
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, Endpoint, NotFound
 from endpoint.state.queue import Queue
@@ -34,9 +35,9 @@ GAUGES = {
     "ApproximateAgeOfOldestRequest": "Seconds",
     "HasBacklogWithoutCapacity": "Count",
 }
-"""Units; the dimension is EndpointName."""
+"""Units of the gauges; their dimension is EndpointName."""
 
-COUNTED = {
+COUNTERS = {
     "InvocationsProcessed": "Count",
     "InvocationFailures": "Count",
     "ExpiredRequests": "Count",
@@ -51,30 +52,27 @@ COUNTED = {
     "Invocation5XXErrors": "None",
     "ModelLatency": "Microseconds",
 }
-"""Units; the dimensions are EndpointName and VariantName."""
+"""Units of the counters; their dimensions are EndpointName and VariantName."""
 
-# PutMetricData: at most 1,000 data and 1 MB, with 150 values each.
-_MOST_DATA = 1000
-_MOST_BYTES = 900_000
-_MOST_VALUES = 150
+# Limits of PutMetricData: 1,000 data and 1 MB, with 150 values each.
+_MAX_DATA = 1000
+_MAX_BYTES = 900_000
+_MAX_VALUES = 150
 
 _LOG = logging.getLogger(__name__)
 
 
-class Fleet(Protocol):
-    def healthy(self, endpoint: str) -> Sequence[Any]: ...
-
-
 @dataclass(slots=True)
 class Tally:
-    """Values of one metric since it was sent last: the first 150 as they are, of others what a statistic set says."""
+    """Values of one metric since it was last sent: up to 150 different ones as they are, a statistic set of others."""
 
     values: dict[float, float] = field(default_factory=dict)
-    """How often each."""
+    """Number of times that each value was counted."""
     rest: dict[str, float] = field(default_factory=dict)
+    """StatisticValues of the other values; empty if there are none."""
 
     def add(self, value: float, times: float = 1.0) -> None:
-        if value in self.values or len(self.values) < _MOST_VALUES:
+        if value in self.values or len(self.values) < _MAX_VALUES:
             self.values[value] = self.values.get(value, 0.0) + times
         else:
             self._add_rest({"SampleCount": times, "Sum": value * times, "Minimum": value, "Maximum": value})
@@ -102,39 +100,42 @@ _Key = tuple[str, str, str]  # endpoint, variant, name
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    data: list[dict[str, Any]]
-    counted: tuple[_Key, Tally] | None = None
-    """What to keep if it isn't sent."""
+    datum: dict[str, Any]
+    unsent: tuple[_Key, Tally] | None = None
+    """The counts that are kept if the datum isn't sent; None for a gauge, which is its period's alone."""
 
 
 class Metrics:
-    """Owns what was counted and isn't sent."""
+    """Owns the counts that are not sent yet."""
 
-    def __init__(self, settings: Settings, backend: Clients, catalog: Catalog, queue: Queue, fleet: Fleet) -> None:
+    def __init__(
+        self, settings: Settings, backend: Clients, catalog: Catalog, queue: Queue, healthy: Callable[[str], int]
+    ) -> None:
+        """`healthy` returns the number of healthy instances of an endpoint."""
         self._settings = settings
         self._backend = backend
         self._catalog = catalog
         self._queue = queue
-        self._fleet = fleet
+        self._healthy = healthy
         self._tallies: dict[_Key, Tally] = {}
-        self._one_round = asyncio.Lock()
-        self._is_failing = False
+        self._sender = Sender("CloudWatch")
+        self._send_lock = asyncio.Lock()
 
     def count(self, endpoint: str, variant: str, name: str, value: float = 1.0) -> None:
-        """Raises ValueError for a name that isn't in COUNTED."""
-        if name not in COUNTED:
-            raise ValueError(f"{name} is no metric of an invocation")
+        """Add a value to a counter. Raises ValueError for a name that isn't in COUNTERS."""
+        if name not in COUNTERS:
+            raise ValueError(f"{name} is not a metric of an invocation")
         self._tallies.setdefault((endpoint, variant, name), Tally()).add(float(value))
 
     async def run(self) -> None:
-        """Counts and gauges at the end of each period, until cancelled; never raises."""
+        """Send counts and gauges at the end of each period, until cancelled. Never raises."""
         while True:
             await asyncio.sleep(self._settings.real_s(PERIOD_S))
-            # What is being sent when it is cancelled is sent to its end.
+            # What is being sent when this is cancelled is sent to its end.
             await asyncio.shield(asyncio.create_task(self._end_period()))
 
     async def flush(self) -> None:
-        """The counts, one attempt. Gauges are their period's alone."""
+        """Make one attempt at sending the counts."""
         await self._send([])
 
     async def _end_period(self) -> None:
@@ -148,12 +149,12 @@ class Metrics:
         except Exception:
             _LOG.exception("The metrics could not be sent")
 
-    async def _gauges(self, now: float) -> AsyncIterator[dict[str, Any]]:
+    async def _gauges(self, now: float) -> AsyncIterator[_Entry]:
         for endpoint in await self._catalog.endpoints():
-            if not await self._is_async(endpoint):
+            if not await self._takes_async_requests(endpoint):
                 continue
             backlog = await self._queue.backlog(endpoint.name)
-            instances = len(self._fleet.healthy(endpoint.name))
+            instances = self._healthy(endpoint.name)
             values = {
                 "ApproximateBacklogSize": backlog.size,
                 "ApproximateBacklogSizePerInstance": backlog.size / max(instances, 1),
@@ -162,10 +163,10 @@ class Metrics:
             if backlog.size or instances:
                 values["HasBacklogWithoutCapacity"] = int(instances == 0)
             for name, value in values.items():
-                yield _datum(name, GAUGES[name], now, {"EndpointName": endpoint.name}) | {"Value": float(value)}
+                datum = _datum(name, GAUGES[name], now, {"EndpointName": endpoint.name})
+                yield _Entry(datum | {"Value": float(value)})
 
-    async def _is_async(self, endpoint: Endpoint) -> bool:
-        """And takes requests."""
+    async def _takes_async_requests(self, endpoint: Endpoint) -> bool:
         if endpoint.status in ("Creating", "Failed", "Deleting"):
             return False
         try:
@@ -174,69 +175,34 @@ class Metrics:
             return False
         return bool(deployment.config.get("AsyncInferenceConfig"))
 
-    async def _send(self, gauges: list[dict[str, Any]]) -> None:
-        async with self._one_round:
+    async def _send(self, gauges: list[_Entry]) -> None:
+        async with self._send_lock:
             tallies, self._tallies = self._tallies, {}
-            entries = [_Entry([gauge]) for gauge in gauges]
-            entries += [_entry(key, tally, time.time()) for key, tally in tallies.items()]
+            now = time.time()
+            entries = gauges + [entry for key, tally in tallies.items() for entry in _entries(key, tally, now)]
             is_down = False
-            for batch in _batches(entries):
-                if is_down or not await self._put(batch):
+            for batch in batches(
+                entries, size=lambda entry: len(json.dumps(entry.datum)), max_items=_MAX_DATA, max_size=_MAX_BYTES
+            ):
+                data = [entry.datum for entry in batch]
+                if is_down or not await self._sender.send(partial(self._put, data), f"{len(data)} metrics"):
                     is_down = True
-                    self._keep(batch)
+                    for key, tally in (entry.unsent for entry in batch if entry.unsent is not None):
+                        self._tallies.setdefault(key, Tally()).merge(tally)
 
-    async def _put(self, batch: list[_Entry]) -> bool:
-        """Whether it is over with: taken, or refused for good."""
-        data = [datum for entry in batch for datum in entry.data]
-        try:
-            await asyncio.to_thread(self._put_data, data)
-        except Exception as error:
-            if is_refusal(error):
-                _LOG.warning("CloudWatch refuses %d data: %s", len(data), error)
-                return True
-            if not self._is_failing:
-                is_known = isinstance(error, BotoCoreError | ClientError)
-                _LOG.warning("CloudWatch does not take metrics; counts wait: %s", error, exc_info=not is_known)
-            self._is_failing = True
-            return False
-        self._is_failing = False
-        return True
-
-    def _put_data(self, data: list[dict[str, Any]]) -> None:
+    def _put(self, data: list[dict[str, Any]]) -> None:
         self._backend.client("cloudwatch").put_metric_data(Namespace=NAMESPACE, MetricData=data)
 
-    def _keep(self, batch: list[_Entry]) -> None:
-        for entry in batch:
-            if entry.counted is not None:
-                key, tally = entry.counted
-                self._tallies.setdefault(key, Tally()).merge(tally)
 
-
-def _entry(key: _Key, tally: Tally, now: float) -> _Entry:
+def _entries(key: _Key, tally: Tally, now: float) -> Iterator[_Entry]:
     endpoint, variant, name = key
-    datum = _datum(name, COUNTED[name], now, {"EndpointName": endpoint, "VariantName": variant})
-    data = [datum | {"Values": list(tally.values), "Counts": list(tally.values.values())}]
+    datum = _datum(name, COUNTERS[name], now, {"EndpointName": endpoint, "VariantName": variant})
+    values = {"Values": list(tally.values), "Counts": list(tally.values.values())}
+    yield _Entry(datum | values, (key, Tally(values=tally.values)))
     if tally.rest:
-        data.append(datum | {"StatisticValues": tally.rest})
-    return _Entry(data, (key, tally))
+        yield _Entry(datum | {"StatisticValues": tally.rest}, (key, Tally(rest=tally.rest)))
 
 
 def _datum(name: str, unit: str, now: float, dimensions: dict[str, str]) -> dict[str, Any]:
     named = [{"Name": name, "Value": value} for name, value in dimensions.items()]
     return {"MetricName": name, "Dimensions": named, "Timestamp": now, "Unit": unit}
-
-
-def _batches(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
-    """Within PutMetricData's limits."""
-    batch: list[_Entry] = []
-    count = size = 0
-    for entry in entries:
-        cost = len(json.dumps(entry.data))
-        if batch and (count + len(entry.data) > _MOST_DATA or size + cost > _MOST_BYTES):
-            yield batch
-            batch, count, size = [], 0, 0
-        batch.append(entry)
-        count += len(entry.data)
-        size += cost
-    if batch:
-        yield batch

@@ -1,167 +1,154 @@
-"""What was decided of a job, brought to S3 and into the outbox: as often as it takes, and the same each time."""
+"""The end of a job: decided once, then brought to S3 and into the outbox as often as it takes, the same each time."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
 
-from endpoint.data_plane.notifications import MOST_ANSWER_BYTES
-from endpoint.data_plane.outcomes import failure
-from endpoint.data_plane.storage import UploadFailed
+from endpoint.backoff import Backoff
+from endpoint.cloudwatch.data_log import DataLog
+from endpoint.cloudwatch.metrics import Metrics
+from endpoint.data_plane.notifications import MAX_INCLUDED_BYTES, Notifications
+from endpoint.data_plane.outcomes import FAILURES, failure
+from endpoint.data_plane.storage import Storage, UploadFailed
 from endpoint.settings import Settings
-from endpoint.state.queue import Job, Notification, Outcome, Queue
+from endpoint.state.outbox import Notification
+from endpoint.state.queue import Job, Outcome, Queue
 
-T = TypeVar("T")
-
-_FIRST_WAIT_S = 0.5
-"""Of the platform's clock, between two attempts; doubled each time."""
-_LONGEST_WAIT_S = 30.0
-_DATABASE_WAIT_S = 1.0
-
-Config = dict[str, Any]
-"""Parameters of CreateEndpointConfig."""
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
+"""Seconds of the platform's clock between two attempts at an upload."""
 
 _LOG = logging.getLogger(__name__)
 
 
-class Writes(Protocol):
-    async def put(
-        self, location: str, source: Path | bytes, content_type: str | None, kms_key_id: str | None = None
-    ) -> None: ...
-
-
-class Notifications(Protocol):
-    def wants_answer(self, outcome: Outcome, config: Config) -> bool: ...
-    def of(self, job: Job, outcome: Outcome, config: Config, *, answer: bytes | None) -> Notification | None: ...
-    def wake(self) -> None: ...
-
-
-class Counts(Protocol):
-    def count(self, endpoint: str, variant: str, name: str, value: float = 1.0) -> None: ...
-
-
 class Delivery:
-    """Owns the files of answers once they are decided, and removes them."""
+    """Owns the directory `answers`, and removes what is delivered from it."""
 
     def __init__(
-        self, settings: Settings, queue: Queue, storage: Writes, notices: Notifications, metrics: Counts, answers: Path
+        self,
+        settings: Settings,
+        queue: Queue,
+        storage: Storage,
+        notifications: Notifications,
+        metrics: Metrics,
+        data_log: DataLog,
     ) -> None:
+        self.answers = settings.data_dir / "answers"
+        self.undelivered = 0
+        """Number of jobs that are decided by `end` and not delivered yet."""
         self._settings = settings
         self._queue = queue
         self._storage = storage
-        self._notices = notices
+        self._notifications = notifications
         self._metrics = metrics
-        self._answers = answers
+        self._data_log = data_log
 
-    async def deliver(self, job: Job, outcome: Outcome) -> Outcome:
-        """Ends a decided job, and says how: an output that can't be written makes it a failure. Raises nothing."""
-        spool = None if outcome.file is None else self._answers / outcome.file
-        outcome = await self._write(job, outcome, _kms_key(job.config))
-        notice = await self._notice(job, outcome, job.config)
-        await until_written(lambda: self._queue.finish(job, notice))
-        if spool is not None:
-            spool.unlink(missing_ok=True)
-        self._notices.wake()
-        self._count(job, outcome)
-        return outcome
+    async def recover(self) -> list[tuple[Job, Outcome]]:
+        """Return what an earlier gateway decided and did not deliver, and remove the files of undecided answers."""
+        self.answers.mkdir(parents=True, exist_ok=True)
+        decided = await self._queue.recover()
+        kept = {outcome.file for _, outcome in decided}
+        for path in self.answers.iterdir():
+            if path.name not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        return decided
 
-    async def _write(self, job: Job, outcome: Outcome, kms_key_id: str | None) -> Outcome:
+    async def end(self, job: Job, outcome: Outcome, instance_id: str | None = None) -> None:
+        """Decide how a leased job ends, and deliver that. Does nothing if another gateway holds the job now."""
+        if not await self._queue.decide(job, outcome):
+            _LOG.warning("%s is held by another gateway", job.inference_id)
+            self._remove_file(outcome)
+            return
+        self.undelivered += 1
+        try:
+            await self.deliver(replace(job, body=None), outcome, instance_id)
+        finally:
+            self.undelivered -= 1
+
+    async def deliver(self, job: Job, outcome: Outcome, instance_id: str | None = None) -> None:
+        """Write a decided job's object, and end the job. Raises nothing.
+
+        An output that can't be written makes the job a failure, which the data log of `instance_id` tells.
+        """
+        delivered = await self._write(job, outcome)
+        if delivered != outcome and instance_id is not None:
+            reason = delivered.reason or delivered.kind
+            self._data_log.write(job.endpoint, job.variant, instance_id, job.inference_id, reason)
+        await self._queue.finish(job, await self._notification(job, delivered))
+        self._remove_file(outcome)
+        self._notifications.wake()
+        self._count_end(job, delivered)
+
+    async def _write(self, job: Job, outcome: Outcome) -> Outcome:
+        """Write the output or the failure object; return the outcome that it tells."""
         if outcome.succeeded:
             try:
-                await self._upload(job, job.output_location, outcome, kms_key_id)
+                await self._upload(job, job.output_location, outcome)
                 return outcome
             except UploadFailed as error:
-                self._metrics.count(job.endpoint, job.variant, "ResponseUploadFailures")
+                self._count(job, "ResponseUploadFailures")
                 outcome = failure(job, "upload", str(error))
-                undelivered = outcome
-                await until_written(lambda: self._queue.redecide(job, undelivered))
+                await self._queue.redecide(job, outcome)
         if job.failure_location is not None:
             try:
-                await self._upload(job, job.failure_location, outcome, kms_key_id)
+                await self._upload(job, job.failure_location, outcome)
             except UploadFailed as error:
                 _LOG.error("The failure object of %s could not be written: %s", job.inference_id, error)
                 if outcome.kind != "upload":
-                    self._metrics.count(job.endpoint, job.variant, "ResponseUploadFailures")
+                    self._count(job, "ResponseUploadFailures")
         return outcome
 
-    async def _upload(self, job: Job, location: str, outcome: Outcome, kms_key_id: str | None) -> None:
-        """As long as it takes: a store that is down decides nothing. Raises UploadFailed where it refuses for good."""
+    async def _upload(self, job: Job, location: str, outcome: Outcome) -> None:
+        """Write an object, for as long as it takes. Raises UploadFailed if S3 refuses it for good."""
         begin = time.monotonic()
-        wait_s = self._settings.real_s(_FIRST_WAIT_S)
-        source = (outcome.text or "").encode() if outcome.file is None else self._answers / outcome.file
+        backoff = Backoff(self._settings.real_s(_MIN_PAUSE_S), self._settings.real_s(_MAX_PAUSE_S))
+        source = (outcome.text or "").encode() if outcome.file is None else self.answers / outcome.file
         while True:
             try:
-                await self._put(location, source, outcome.content_type, kms_key_id)
+                await self._storage.put(location, source, outcome.content_type, job.output_options.get("KmsKeyId"))
                 break
             except UploadFailed as error:
                 if not error.may_pass:
                     raise
-                _LOG.warning("%s can't be written yet; next attempt in %g s: %s", location, wait_s, error)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, self._settings.real_s(_LONGEST_WAIT_S))
-        micros = (time.monotonic() - begin) * 1e6
-        self._metrics.count(job.endpoint, job.variant, "ResponseUploadLatency", micros)
+                pause_s = backoff.next_s()
+                _LOG.warning("%s can't be written yet; next attempt in %g s: %s", location, pause_s, error)
+                await asyncio.sleep(pause_s)
+        self._count(job, "ResponseUploadLatency", (time.monotonic() - begin) * 1e6)
 
-    async def _put(self, location: str, source: Path | bytes, content_type: str | None, key: str | None) -> None:
+    async def _notification(self, job: Job, outcome: Outcome) -> Notification | None:
         try:
-            await self._storage.put(location, source, content_type, key)
-        except UploadFailed:
-            raise
-        except Exception as error:
-            _LOG.exception("An object could not be written")
-            raise UploadFailed(type(error).__name__, may_pass=False) from error
-
-    async def _notice(self, job: Job, outcome: Outcome, config: Config) -> Notification | None:
-        try:
-            answer = await self._answer(outcome) if self._notices.wants_answer(outcome, config) else None
-            return self._notices.of(job, outcome, config, answer=answer)
+            answer = None
+            if self._notifications.wants_answer(job, outcome):
+                answer = await asyncio.to_thread(self._read_answer, outcome)
+            return self._notifications.make(job, outcome, answer)
         except Exception:
-            _LOG.exception("There is no notice of %s", job.inference_id)
+            _LOG.exception("There is no notification of %s", job.inference_id)
             return None
 
-    async def _answer(self, outcome: Outcome) -> bytes | None:
-        """None if it is too long for a notice."""
+    def _read_answer(self, outcome: Outcome) -> bytes | None:
+        """Return the object's bytes, or None if they are too many for a notification."""
         if outcome.file is None:
             return (outcome.text or "").encode()
-        path = self._answers / outcome.file
-        if path.stat().st_size > MOST_ANSWER_BYTES:
-            return None
-        return await asyncio.to_thread(path.read_bytes)
+        path = self.answers / outcome.file
+        return path.read_bytes() if path.stat().st_size <= MAX_INCLUDED_BYTES else None
 
-    def _count(self, job: Job, outcome: Outcome) -> None:
-        def count(name: str, value: float = 1.0) -> None:
-            self._metrics.count(job.endpoint, job.variant, name, value)
+    def _remove_file(self, outcome: Outcome) -> None:
+        if outcome.file is not None:
+            (self.answers / outcome.file).unlink(missing_ok=True)
 
-        if outcome.kind not in ("expired", "deleted"):
-            count("InvocationsProcessed")
-            count("TotalProcessingTime", (time.time() - job.accepted_at) * 1e3)
-        if not outcome.succeeded:
-            count("InvocationFailures")
-        if outcome.kind == "expired":
-            count("ExpiredRequests")
-        elif outcome.kind == "input":
-            count("RequestDownloadFailures")
-        elif outcome.kind == "client_error":
-            count("Invocation4XXErrors")
-        elif outcome.kind == "server_error":
-            count("Invocation5XXErrors")
+    def _count_end(self, job: Job, outcome: Outcome) -> None:
+        failed = None if outcome.succeeded else FAILURES[outcome.kind]
+        if failed is None or failed.was_processed:
+            self._count(job, "InvocationsProcessed")
+            self._count(job, "TotalProcessingTime", (time.time() - job.accepted_at) * 1e3)
+        if failed is not None:
+            self._count(job, "InvocationFailures")
+            if failed.metric is not None:
+                self._count(job, failed.metric)
 
-
-async def until_written(work: Callable[[], Awaitable[T]]) -> T:
-    """Again while the database can't: a full disk, say, ends no request."""
-    while True:
-        try:
-            return await work()
-        except sqlite3.Error as error:
-            _LOG.error("The database does not answer; next attempt in %g s: %s", _DATABASE_WAIT_S, error)
-            await asyncio.sleep(_DATABASE_WAIT_S)
-
-
-def _kms_key(config: Config) -> str | None:
-    found: str | None = config["AsyncInferenceConfig"]["OutputConfig"].get("KmsKeyId")
-    return found
+    def _count(self, job: Job, name: str, value: float = 1.0) -> None:
+        self._metrics.count(job.endpoint, job.variant, name, value)

@@ -1,77 +1,77 @@
-"""What became of an invocation, told to the SNS topics of its endpoint's config, in SageMaker's words.
+"""Notifications to the SNS topics of an endpoint's config of what became of its invocations, in SageMaker's words.
 
-They wait in the table `outbox`, where the transaction that ends a job puts them. Each is published at least once, in
-order per topic, however long the backend is down. A topic that doesn't exist, or refuses, gets nothing and is
-counted in NotificationFailures; the invocation stays what it was.
+They wait in the outbox, where the transaction that ends a job puts them. Each is published at least once, in order per
+topic, however long the backend is down. A topic that doesn't exist, or refuses, gets nothing and is counted in
+NotificationFailures; the invocation stays what it was.
 
-AWS documents no `inputLocation` of a request whose body came inline: here such a notice has none, as it has no `accept`
-of a caller that sent none. Whether a failure's notice has `responseParameters` is `Settings.failed_notice_location`.
+AWS documents no `inputLocation` of a request whose body came inline: here such a notification has none, as it has no
+`accept` of a caller that sent none. Whether a failure's has `responseParameters` is `Settings.failed_notice_location`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import sqlite3
 import time
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from endpoint.backend.clients import Clients, is_refusal
+from endpoint.backoff import Backoff
+from endpoint.cloudwatch.metrics import Metrics
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, NotFound
-from endpoint.state.database import Database
-from endpoint.state.queue import Job, Notification, Outcome, put_notification
+from endpoint.state.outbox import Notification, Outbox
+from endpoint.state.queue import Job, Outcome
 
-MOST_ANSWER_BYTES = 128 * 1024
-"""Of an output that is in its notice."""
+MAX_INCLUDED_BYTES = 128 * 1024
+"""Bytes of an object that its notification includes."""
 
 _EVENT = {"eventVersion": "1.0", "eventSource": "aws:sagemaker"}
 _TEST = _EVENT | {"eventName": "TestNotification"}
 _BODY_MESSAGE = "Check S3 path location(if configured) or Cloudwatch for additional details."
 
-_AT_ONCE = 4
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
+_MAX_PUBLISHING = 4
+_RETRY_INTERVAL_S = 30.0
 
 _LOG = logging.getLogger(__name__)
 
 
-class Metrics(Protocol):
-    def count(self, endpoint: str, variant: str, name: str, value: float = 1.0) -> None: ...
-
-
 class Notifications:
-    """Owns what is in the outbox, once it is there."""
+    """Makes notifications, and publishes what is in the outbox."""
 
     def __init__(
-        self, settings: Settings, database: Database, catalog: Catalog, backend: Clients, metrics: Metrics
+        self, settings: Settings, outbox: Outbox, catalog: Catalog, backend: Clients, metrics: Metrics
     ) -> None:
         self._settings = settings
-        self._database = database
+        self._outbox = outbox
         self._catalog = catalog
         self._backend = backend
         self._metrics = metrics
         self._woken = asyncio.Event()
         self._ending = asyncio.Event()
-        self._few = asyncio.Semaphore(_AT_ONCE)
-        self._topics: dict[str, asyncio.Task[None]] = {}
+        self._publish_limit = asyncio.Semaphore(_MAX_PUBLISHING)
+        self._publishers: dict[str, asyncio.Task[None]] = {}
+        """Tasks that publish what waits for a topic, by its ARN."""
 
-    def wants_answer(self, outcome: Outcome, config: dict[str, Any]) -> bool:
-        """Whether `of` would use the output's bytes, if they aren't too many."""
+    def wants_answer(self, job: Job, outcome: Outcome) -> bool:
+        """Return whether a notification includes the object's bytes, if they aren't too many."""
         wanted = "SUCCESS_NOTIFICATION_TOPIC" if outcome.succeeded else "ERROR_NOTIFICATION_TOPIC"
-        included = _notification_config(config).get("IncludeInferenceResponseIn") or []
-        return _topic(outcome, config) is not None and wanted in included
+        included = _notification_config(job.output_options).get("IncludeInferenceResponseIn") or []
+        return _topic(job, outcome) is not None and wanted in included
 
-    def of(self, job: Job, outcome: Outcome, config: dict[str, Any], *, answer: bytes | None) -> Notification | None:
-        """For the topic of the endpoint config that wants to know; None if there is none.
+    def make(self, job: Job, outcome: Outcome, answer: bytes | None) -> Notification | None:
+        """Return the notification of a job's end, or None if its endpoint's config has no topic for it.
 
-        `answer`: the bytes of the object that says what became of the job.
+        `answer` has the bytes of the output or the failure object, if they are wanted.
         """
-        topic = _topic(outcome, config)
+        topic = _topic(job, outcome)
         if topic is None:
             return None
         message: dict[str, Any] = {
@@ -80,7 +80,7 @@ class Notifications:
             "receivedTime": _iso(job.accepted_at),
             "invocationStatus": "Completed" if outcome.succeeded else "Failed",
             "failureReason": None if outcome.succeeded else outcome.reason,
-            "requestParameters": _given(
+            "requestParameters": _without_none(
                 accept=job.accept,
                 contentType=job.content_type,
                 customAttributes=job.custom_attributes,
@@ -88,132 +88,117 @@ class Notifications:
                 inputLocation=job.input_location,
             ),
             "responseParameters": self._response_parameters(job, outcome),
-            "responseBody": self._response_body(outcome, config, answer),
+            "responseBody": self._response_body(job, outcome, answer),
             "inferenceId": job.inference_id,
             **_EVENT,
             "eventName": "InferenceResult",
         }
-        return Notification(topic=topic, message=_compact(_given(**message)))
+        message = _without_none(**message)
+        return Notification(endpoint=job.endpoint, variant=job.variant, topic=topic, message=_compact(message))
 
-    async def test(self, endpoint: str) -> None:
-        """To the topics of the config that serves, or shall, as on each change of an endpoint."""
+    async def send_test(self, endpoint: str) -> None:
+        """Notify the topics of the config that serves, or will serve, as AWS does on each change of an endpoint."""
         try:
-            found = await self._catalog.endpoint(endpoint)
-            deployment = await self._catalog.deployment(found, found.target_config_name or found.config_name)
+            row = await self._catalog.endpoint(endpoint)
+            deployment = await self._catalog.deployment(row, row.target_config_name or row.config_name)
         except NotFound:
             return
-        to = _notification_config(deployment.config)
-        topics = dict.fromkeys(topic for topic in (to.get("SuccessTopic"), to.get("ErrorTopic")) if topic)
-        if not topics:
-            return
-
-        def change(db: sqlite3.Connection) -> None:
-            for topic in topics:
-                notice = Notification(topic=topic, message=_compact(_TEST))
-                put_notification(db, endpoint, deployment.variant["VariantName"], notice)
-
-        await self._database.write(change)
+        output_options = (deployment.config.get("AsyncInferenceConfig") or {}).get("OutputConfig") or {}
+        topics = _notification_config(output_options)
+        variant = deployment.variant["VariantName"]
+        await self._outbox.put(
+            [
+                Notification(endpoint=endpoint, variant=variant, topic=topic, message=_compact(_TEST))
+                for topic in dict.fromkeys([topics.get("SuccessTopic"), topics.get("ErrorTopic")])
+                if topic
+            ]
+        )
         self.wake()
 
     def wake(self) -> None:
-        """Something is in the outbox."""
+        """Publish soon: something is in the outbox."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Until cancelled; never raises. What is being published then is seen to its end."""
+        """Publish until cancelled; what is being published then is seen to its end. Never raises."""
         self._ending.clear()
         try:
             while True:
                 self._woken.clear()
-                await self._start()
+                try:
+                    for topic in set(await self._outbox.topics()) - self._publishers.keys():
+                        self._publishers[topic] = asyncio.create_task(self._publish_all(topic))
+                except sqlite3.Error:
+                    _LOG.exception("The outbox could not be read")
+                    asyncio.get_running_loop().call_later(_RETRY_INTERVAL_S, self.wake)
                 await self._woken.wait()
         finally:
             self._ending.set()
-            await asyncio.gather(*self._topics.values(), return_exceptions=True)
+            await asyncio.gather(*self._publishers.values(), return_exceptions=True)
 
-    async def _start(self) -> None:
-        try:
-            rows = await self._database.read(lambda db: db.execute("SELECT DISTINCT topic FROM outbox").fetchall())
-        except sqlite3.Error:
-            _LOG.exception("The outbox could not be read")
-            asyncio.get_running_loop().call_later(_LAST_RETRY_S, self.wake)
-            return
-        for row in rows:
-            if (topic := row["topic"]) not in self._topics:
-                self._topics[topic] = asyncio.create_task(self._empty(topic))
-
-    async def _empty(self, topic: str) -> None:
-        """Publishes what waits for that topic, in order."""
-        retry_s = _FIRST_RETRY_S
+    async def _publish_all(self, topic: str) -> None:
+        """Publish what waits for a topic, in order."""
+        backoff = Backoff()
         try:
             while not self._ending.is_set():
                 try:
                     if not await self._publish_first(topic):
                         return
+                    backoff.reset()
                 except Exception as error:
-                    if retry_s == _FIRST_RETRY_S:
+                    if backoff.is_first:
                         is_known = isinstance(error, BotoCoreError | ClientError)
                         _LOG.warning("Notifications for %s wait: %s", topic, error, exc_info=not is_known)
-                    await self._pause(retry_s)
-                    retry_s = min(2 * retry_s, _LAST_RETRY_S)
-                else:
-                    retry_s = _FIRST_RETRY_S
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._ending.wait(), backoff.next_s())
         finally:
-            del self._topics[topic]
+            del self._publishers[topic]
             self.wake()  # one may have come since the last look
 
     async def _publish_first(self, topic: str) -> bool:
-        """Whether there was one. Raises what may be over next time."""
-        row = await self._database.read(
-            lambda db: db.execute("SELECT * FROM outbox WHERE topic = ? ORDER BY seq LIMIT 1", (topic,)).fetchone()
-        )
-        if row is None:
+        """Publish the oldest notification for a topic, and return whether there was one. Raises what may pass."""
+        if (first := await self._outbox.first(topic)) is None:
             return False
+        seq, notification = first
         try:
-            async with self._few:
-                await asyncio.to_thread(self._publish, topic, row["message"])
+            async with self._publish_limit:
+                await asyncio.to_thread(self._publish, notification)
         except (BotoCoreError, ClientError) as error:
             if not is_refusal(error):
                 raise
-            _LOG.warning("A notice of endpoint %s is dropped, %s does not take it: %s", row["endpoint"], topic, error)
-            self._metrics.count(row["endpoint"], row["variant"], "NotificationFailures")
-        await self._database.write(lambda db: db.execute("DELETE FROM outbox WHERE seq = ?", (row["seq"],)))
+            endpoint = notification.endpoint
+            _LOG.warning("A notification of endpoint %s is dropped, %s does not take it: %s", endpoint, topic, error)
+            self._metrics.count(endpoint, notification.variant, "NotificationFailures")
+        await self._outbox.remove(seq)
         return True
 
-    def _publish(self, topic: str, message: str) -> None:
-        self._backend.client("sns").publish(TopicArn=topic, Message=message)
-
-    async def _pause(self, for_s: float) -> None:
-        try:
-            await asyncio.wait_for(self._ending.wait(), for_s)
-        except TimeoutError:
-            return
+    def _publish(self, notification: Notification) -> None:
+        self._backend.client("sns").publish(TopicArn=notification.topic, Message=notification.message)
 
     def _response_parameters(self, job: Job, outcome: Outcome) -> dict[str, Any] | None:
         if outcome.succeeded:
-            return _given(contentType=outcome.content_type, outputLocation=job.output_location)
+            return _without_none(contentType=outcome.content_type, outputLocation=job.output_location)
         if job.failure_location is None or not self._settings.failed_notice_location:
             return None
-        return _given(contentType=outcome.content_type, outputLocation=job.failure_location)
+        return _without_none(contentType=outcome.content_type, outputLocation=job.failure_location)
 
-    def _response_body(self, outcome: Outcome, config: dict[str, Any], answer: bytes | None) -> dict[str, Any] | None:
-        if answer is None or len(answer) > MOST_ANSWER_BYTES or not self.wants_answer(outcome, config):
+    def _response_body(self, job: Job, outcome: Outcome, answer: bytes | None) -> dict[str, Any] | None:
+        if answer is None or len(answer) > MAX_INCLUDED_BYTES or not self.wants_answer(job, outcome):
             return None
         content = base64.b64encode(answer).decode()
         return {"content": content, "message": _BODY_MESSAGE, "encoding": "BASE64"}
 
 
-def _notification_config(config: dict[str, Any]) -> dict[str, Any]:
-    asynchronous = config.get("AsyncInferenceConfig") or {}
-    return (asynchronous.get("OutputConfig") or {}).get("NotificationConfig") or {}
+def _notification_config(output_options: dict[str, Any]) -> dict[str, Any]:
+    return output_options.get("NotificationConfig") or {}
 
 
-def _topic(outcome: Outcome, config: dict[str, Any]) -> str | None:
-    topic: str | None = _notification_config(config).get("SuccessTopic" if outcome.succeeded else "ErrorTopic")
-    return topic or None
+def _topic(job: Job, outcome: Outcome) -> str | None:
+    topics = _notification_config(job.output_options)
+    return topics.get("SuccessTopic" if outcome.succeeded else "ErrorTopic") or None
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

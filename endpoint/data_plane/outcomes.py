@@ -1,40 +1,46 @@
-"""What became of a job, as SageMaker would say it: in the failure object, in the notice and in the data log."""
+"""How a job can end, in SageMaker's words: in the failure object, the notification, the data log and the metrics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from endpoint.data_plane.container_client import Answer
-from endpoint.state.queue import Job, Kind, Outcome
+from endpoint.state.queue import Job, Outcome, OutcomeKind
 
 _SEE_LOGS = "See the SageMaker Endpoint logs in your account for more information."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailureTexts:
-    """Templates, of what `failure` is given."""
+class Failure:
+    """One way to fail. The texts are templates of `endpoint`, `timeout_s`, `detail` and `status`."""
 
     reason: str
-    """failureReason of the notice."""
+    """The failureReason of the notification."""
     text: str | None = None
     """The failure object; None: the reason."""
     log: str | None = None
-    """The line of the data log; None: as the reason."""
+    """The line of the data log; None: the reason."""
+    metric: str | None = None
+    """Counter that the failure raises, besides InvocationFailures."""
+    was_processed: bool = True
+    """Whether the job counts as processed: it got as far as an instance."""
 
 
 # SageMaker's own, seen in the field: the reasons of 4xx and 5xx, the beginning of the text without an answer (the rest
-# is from memory), the data log's lines of 4xx, 5xx, long headers and a missing Content-Length. Seen once, in somebody's
-# test: that no answer is "server error (0)". All else is ours: that there is such a failure is known, not its words.
-FAILURE_TEXTS: dict[Kind, FailureTexts] = {
-    "client_error": FailureTexts(
+# is from memory), the data log's lines of 4xx, 5xx, long headers and a missing Content-Length. Seen once, in a test:
+# that no answer is "server error (0)". All else is ours: that there is such a failure is known, not its words.
+FAILURES: dict[OutcomeKind, Failure] = {
+    "client_error": Failure(
         reason=f"ClientError: Received client error ({{status}}) from model. {_SEE_LOGS}",
         log='Received client error ({status}) from primary with message "{detail}"',
+        metric="Invocation4XXErrors",
     ),
-    "server_error": FailureTexts(
+    "server_error": Failure(
         reason=f"ClientError: Received server error ({{status}}) from model. {_SEE_LOGS}",
         log='Received server error ({status}) from primary with message "{detail}"',
+        metric="Invocation5XXErrors",
     ),
-    "no_answer": FailureTexts(
+    "no_answer": Failure(
         reason=f"ClientError: Received server error (0) from model. {_SEE_LOGS}",
         text="Amazon SageMaker could not get a response from the {endpoint} endpoint. "
         "This can occur when CPU or memory utilization is high. "
@@ -42,67 +48,61 @@ FAILURE_TEXTS: dict[Kind, FailureTexts] = {
         "To fix this problem, use an instance type with more CPU capacity or memory.",
         log="Received no response from primary: {detail}",
     ),
-    "timeout": FailureTexts(
+    "timeout": Failure(
         reason=f"ClientError: The model did not respond within {{timeout_s:g}} seconds. {_SEE_LOGS}",
         text="Amazon SageMaker did not get a response from the {endpoint} endpoint within the "
         "InvocationTimeoutSeconds of the request ({timeout_s:g}).",
         log="Received no response from primary within {timeout_s:g} seconds",
     ),
-    "bad_answer": FailureTexts(reason=f"ClientError: {{detail}}. {_SEE_LOGS}", log="{detail}"),
-    "input": FailureTexts(
+    "bad_answer": Failure(reason=f"ClientError: {{detail}}. {_SEE_LOGS}", log="{detail}"),
+    "input": Failure(
         reason="ClientError: Unable to read the input of the request: {detail}",
         log="Unable to read the input of the request: {detail}",
+        metric="RequestDownloadFailures",
     ),
-    "expired": FailureTexts(
+    "expired": Failure(
         reason="ClientError: The request expired: it waited longer than its RequestTTLSeconds.",
+        metric="ExpiredRequests",
+        was_processed=False,
     ),
-    "deleted": FailureTexts(
-        reason="ClientError: The endpoint was deleted before the request was processed.",
+    "deleted": Failure(
+        reason="ClientError: The endpoint was deleted before the request was processed.", was_processed=False
     ),
-    "upload": FailureTexts(
-        reason="ClientError: Unable to write the output of the request: {detail}",
-    ),
+    "upload": Failure(reason="ClientError: Unable to write the output of the request: {detail}"),
 }
 
 
-def failure(job: Job, kind: Kind, detail: str = "", status: int = 0) -> Outcome:
-    """Whose object is the platform's text."""
-    words = FAILURE_TEXTS[kind]
-    values = _values(job, detail, status)
-    return Outcome(
-        kind=kind,
-        reason=words.reason.format(**values),
-        content_type="text/plain",
-        text=(words.text or words.reason).format(**values),
-    )
+def failure(job: Job, kind: OutcomeKind, detail: str = "") -> Outcome:
+    """Return an outcome whose object is the platform's own message."""
+    texts = FAILURES[kind]
+    reason = _fill(texts.reason, job, detail)
+    text = reason if texts.text is None else _fill(texts.text, job, detail)
+    return Outcome(kind=kind, reason=reason, content_type="text/plain", text=text)
 
 
-def answered(job: Job, answer: Answer) -> Outcome:
-    """The container's own words are the object, whatever its status.
+def answer_outcome(job: Job, answer: Answer) -> Outcome:
+    """Return an outcome whose object is the container's own words.
 
     Any 2xx is the output, as InvokeEndpoint takes it for an answer. A container that says 202 and works on has made a
-    mistake: AWS says that the first answer must be final. 1xx is no answer, and 3xx isn't followed: a server error.
+    mistake: AWS says that the first answer must be final. 1xx is not an answer, and 3xx isn't followed: a server error.
     """
-    content_type = _storable(answer.content_type)
+    content_type = answer.content_type
+    try:
+        (content_type or "").encode()
+    except UnicodeEncodeError:  # bytes that are not text: no store could take them, and the answer must not be lost
+        content_type = None
     if 200 <= answer.status < 300:
         return Outcome(kind="completed", content_type=content_type, file=answer.file.name)
-    kind: Kind = "client_error" if 400 <= answer.status < 500 else "server_error"
-    reason = FAILURE_TEXTS[kind].reason.format(**_values(job, "", answer.status))
+    kind: OutcomeKind = "client_error" if 400 <= answer.status < 500 else "server_error"
+    reason = _fill(FAILURES[kind].reason, job, "", answer.status)
     return Outcome(kind=kind, reason=reason, content_type=content_type, file=answer.file.name)
 
 
-def _storable(content_type: str | None) -> str | None:
-    """None for bytes that are no text: no store could take them, and the answer shall not be lost for that."""
-    try:
-        return content_type if content_type is None or content_type.encode() else None
-    except UnicodeEncodeError:
-        return None
+def log_line(job: Job, kind: OutcomeKind, detail: str = "", status: int = 0) -> str:
+    """Return the data log's line of a failure."""
+    texts = FAILURES[kind]
+    return _fill(texts.log or texts.reason, job, detail, status)
 
 
-def log_line(job: Job, kind: Kind, detail: str = "", status: int = 0) -> str:
-    words = FAILURE_TEXTS[kind]
-    return (words.log or words.reason).format(**_values(job, detail, status))
-
-
-def _values(job: Job, detail: str, status: int) -> dict[str, object]:
-    return {"endpoint": job.endpoint, "timeout_s": job.timeout_s, "detail": detail, "status": status}
+def _fill(template: str, job: Job, detail: str, status: int = 0) -> str:
+    return template.format(endpoint=job.endpoint, timeout_s=job.timeout_s, detail=detail, status=status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,24 +17,25 @@ from s3transfer.manager import TransferManager
 
 from endpoint.aws.s3_location import parse_location
 from endpoint.backend.clients import Clients
-from endpoint.settings import Settings
 
-MOST_INPUT_BYTES = 1 << 30
-_CHUNK = 1 << 20
-_PART = 8 << 20
-_READS_AT_ONCE, _WRITES_AT_ONCE = 16, 8
+MAX_INPUT_BYTES = 1 << 30
+_CHUNK_BYTES = 1 << 20
+_PART_BYTES = 8 << 20
+_READERS, _WRITERS = 16, 8
 
-_TRANSFER = TransferConfig(multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=2)
+_TRANSFER = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=2)
 _MAY_PASS = (408, 409, 429)
 """HTTP statuses below 500 after which another attempt may succeed."""
 
+_LOG = logging.getLogger(__name__)
+
 
 class InputUnreadable(Exception):
-    """An input isn't there, can't be got, or is too big. The message says which."""
+    """Raised if an input isn't there, can't be read, or is too large. The message says which."""
 
 
 class UploadFailed(Exception):
-    """An object was not written."""
+    """Raised if an object was not written; `may_pass` tells whether another attempt may succeed."""
 
     def __init__(self, message: str, *, may_pass: bool) -> None:
         super().__init__(message)
@@ -42,55 +44,54 @@ class UploadFailed(Exception):
 
 
 class Source:
-    """An object that is being read. `close` it."""
+    """An object that is being read. Must be closed."""
 
     def __init__(self, found: Any, threads: ThreadPoolExecutor, seconds: float) -> None:
         self.content_type: str | None = found.get("ContentType")
         self.size: int = found["ContentLength"]
         self.seconds = seconds
-        """Spent waiting for S3 until now."""
+        """Seconds spent waiting for S3 until now."""
         self._body = found["Body"]
         self._threads = threads
         self._ahead: Future[bytes] | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """One is read ahead. Raises InputUnreadable."""
-        self._ahead = self._threads.submit(self._read)
-        while chunk := await self._next():
-            self._ahead = self._threads.submit(self._read)
+        """Yield the object's bytes, a chunk read ahead. Raises InputUnreadable."""
+        self._ahead = ahead = self._threads.submit(self._read)
+        while True:
+            try:
+                chunk = await asyncio.wrap_future(ahead)
+            except Exception as error:  # of botocore or urllib3, or of the socket
+                raise InputUnreadable(f"the object could not be read to its end: {type(error).__name__}") from error
+            if not chunk:
+                return
+            self._ahead = ahead = self._threads.submit(self._read)
             yield chunk
 
     async def close(self) -> None:
-        """Does not wait for a read that hangs."""
+        """Close the object, without waiting for a read that hangs."""
         if self._ahead is None or self._ahead.cancel():
             self._threads.submit(self._body.close)
         else:
             self._ahead.add_done_callback(lambda _: self._body.close())
 
-    async def _next(self) -> bytes:
-        assert self._ahead is not None
-        try:
-            return await asyncio.wrap_future(self._ahead)
-        except Exception as error:  # of botocore or urllib3, or of the socket
-            raise InputUnreadable(f"the object could not be read to its end: {type(error).__name__}") from error
-
     def _read(self) -> bytes:
         begin = time.monotonic()
-        data: bytes = self._body.read(_CHUNK)
+        data: bytes = self._body.read(_CHUNK_BYTES)
         self.seconds += time.monotonic() - begin
         return data
 
 
 class Storage:
-    """Owns the threads that speak with S3: others' waiting must not be ours."""
+    """Owns the threads that wait for S3: the waiting of other parts must not delay them."""
 
-    def __init__(self, settings: Settings, backend: Clients) -> None:
+    def __init__(self, backend: Clients) -> None:
         self._backend = backend
-        self._readers = ThreadPoolExecutor(_READS_AT_ONCE, "s3 reader")
-        self._writers = ThreadPoolExecutor(_WRITES_AT_ONCE, "s3 writer")
+        self._readers = ThreadPoolExecutor(_READERS, "s3 reader")
+        self._writers = ThreadPoolExecutor(_WRITERS, "s3 writer")
 
     async def open(self, location: str) -> Source:
-        """Raises InputUnreadable."""
+        """Open an object for reading. Raises InputUnreadable."""
         try:
             bucket, key = parse_location(location)
         except ValueError as error:
@@ -103,21 +104,21 @@ class Storage:
             opening.add_done_callback(_close)
             raise
         except ClientError as error:
-            raise InputUnreadable(f"{_said(error)} ({location})") from error
+            raise InputUnreadable(f"{_s3_message(error)} ({location})") from error
         except ParamValidationError as error:
-            raise InputUnreadable(f"{location} is no place in S3: {_one_line(error)}") from error
+            raise InputUnreadable(f"{location} is not a valid S3 location: {_one_line(error)}") from error
         except Exception as error:
             raise InputUnreadable(f"S3 gave no answer: {type(error).__name__} ({location})") from error
         source = Source(found, self._readers, time.monotonic() - begin)
-        if source.size > MOST_INPUT_BYTES:
+        if source.size > MAX_INPUT_BYTES:
             await source.close()
-            raise InputUnreadable(f"{location} has {source.size} bytes; an input has {MOST_INPUT_BYTES} at most")
+            raise InputUnreadable(f"{location} has {source.size} bytes; an input has {MAX_INPUT_BYTES} at most")
         return source
 
     async def put(
         self, location: str, source: Path | bytes, content_type: str | None, kms_key_id: str | None = None
     ) -> None:
-        """It is there as a whole, or not at all. Raises UploadFailed."""
+        """Write an object: it is there as a whole, or not at all. Raises UploadFailed and nothing else."""
         try:
             bucket, key = parse_location(location)
         except ValueError as error:
@@ -130,13 +131,16 @@ class Storage:
             await loop.run_in_executor(self._writers, self._put, bucket, key, source, extra)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            raise UploadFailed(_said(error), may_pass=status >= 500 or status in _MAY_PASS) from error
+            raise UploadFailed(_s3_message(error), may_pass=status >= 500 or status in _MAY_PASS) from error
         except ParamValidationError as error:
-            raise UploadFailed(f"{location} is no place in S3: {_one_line(error)}", may_pass=False) from error
+            raise UploadFailed(f"{location} is not a valid S3 location: {_one_line(error)}", may_pass=False) from error
         except FileNotFoundError as error:
             raise UploadFailed("the answer is not on the disk any more", may_pass=False) from error
         except (BotoCoreError, S3UploadFailedError, OSError) as error:
             raise UploadFailed(f"S3 gave no answer: {type(error).__name__}", may_pass=True) from error
+        except Exception as error:
+            _LOG.exception("An object could not be written")
+            raise UploadFailed(type(error).__name__, may_pass=False) from error
 
     def _get(self, bucket: str, key: str) -> Any:
         return self._backend.client("s3").get_object(Bucket=bucket, Key=key)
@@ -145,7 +149,7 @@ class Storage:
         client = self._backend.client("s3")
         if isinstance(source, bytes):
             client.put_object(Bucket=bucket, Key=key, Body=source, **extra)
-        elif source.stat().st_size <= _PART:
+        elif source.stat().st_size <= _PART_BYTES:
             with source.open("rb") as file:
                 client.put_object(Bucket=bucket, Key=key, Body=file, **extra)
         else:
@@ -162,7 +166,6 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _said(error: ClientError) -> str:
-    """S3's own words."""
-    said = error.response.get("Error", {})
-    return f"{said.get('Code', 'Unknown')}: {said.get('Message', 'no message')}"
+def _s3_message(error: ClientError) -> str:
+    details = error.response.get("Error", {})
+    return f"{details.get('Code', 'Unknown')}: {details.get('Message', 'no message')}"

@@ -1,4 +1,4 @@
-"""One endpoint's instances, brought to what its row in the catalog wants, and the row to what has become of them."""
+"""Brings one endpoint's instances to what its row in the catalog wants, and the row to what has become of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from endpoint.fleet.instance import Instance, Record, given_by
-from endpoint.fleet.instance_supervisor import FleetContext, InstanceSupervisor, no_ping
+from endpoint.backoff import Backoff
+from endpoint.fleet.instance import Instance, Record, settings_digest
+from endpoint.fleet.instance_supervisor import FleetContext, InstanceSupervisor, ping_failure
 from endpoint.process import Process
-from endpoint.state.catalog import Catalog, Endpoint, NotFound
-from endpoint.state.database import Database
+from endpoint.state.catalog import Endpoint, NotFound
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS fleets (
@@ -24,108 +24,119 @@ CREATE TABLE IF NOT EXISTS fleets (
 
 _LOG = logging.getLogger(__name__)
 
-_LONGEST_REASON = 1024
-_CALM_S = 60.0
-"""An instance that was healthy for so long is replaced at once; others with pauses that double."""
-_LONGEST_PAUSE_S = 60.0
+_MAX_REASON_LENGTH = 1024
+_RETRY_INTERVAL_S = 1.0
+_STABLE_AFTER_S = 60.0
+"""Seconds for which an instance must have been healthy to be replaced at once; others are, with pauses that double."""
+_MIN_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
 
 
 class EndpointReconciler:
-    """Owns the lives of one endpoint's instances. `reconcile` is called whenever anything may have changed."""
+    """Owns the instances of one endpoint."""
 
     def __init__(
-        self,
-        name: str,
-        around: FleetContext,
-        database: Database,
-        catalog: Catalog,
-        busy: Callable[[str], int],
-        on_change: Callable[[], None],
-        on_over: Callable[[], None],
+        self, name: str, context: FleetContext, on_change: Callable[[], None], on_end: Callable[[], None]
     ) -> None:
-        """`on_change`: other instances may be given work, or none ever; `on_over`: one is gone."""
+        """`on_change` is called when `healthy` may answer otherwise, `on_end` when an instance or all of it is gone."""
         self.name = name
-        self.lives: dict[str, InstanceSupervisor] = {}
-        self.gone = False
-        """Neither the endpoint nor an instance of it is left."""
-        self.runs = False
-        """Not before all instances of an earlier gateway are adopted: it would start others in their place."""
-        self.stopping = False
-        self.woken = asyncio.Event()
-        self._around = around
-        self._given = given_by(around.settings)
-        self._database = database
-        self._catalog = catalog
-        self._busy = busy
+        self.instances: dict[str, InstanceSupervisor] = {}
+        self.is_gone = False
+        """Whether neither the endpoint nor an instance of it is left."""
+        self._context = context
+        self._settings_digest = settings_digest(context.settings)
         self._on_change = on_change
-        self._on_over = on_over
+        self._on_end = on_end
+        self._task: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
         self._serving: str | None = None
+        """Name of the config whose instances may be given work."""
         self._failures: dict[str, str] = {}
-        """By config's name: why an instance of it could not start."""
-        self._strikes = 0
-        self._not_before = 0.0
+        """Reasons why an instance could not start, by its config's name."""
+        self._failures_in_row = 0
+        self._backoff = Backoff(_MIN_PAUSE_S, _MAX_PAUSE_S)
+        self._next_start_at = 0.0
         self._own_reason: str | None = None
+        """FailureReason of the row that was written here, and is removed when the instances are well."""
 
     def healthy(self) -> list[Instance]:
+        """Return the instances that may be given work."""
         return [
-            life.record.instance
-            for life in self.lives.values()
-            if life.healthy and life.record.config_name == self._serving
+            supervisor.record.instance
+            for supervisor in self.instances.values()
+            if supervisor.is_healthy and supervisor.record.config_name == self._serving
         ]
 
     async def adopt(self, record: Record, process: Process) -> None:
-        """One that an earlier gateway started. Ends it if the endpoint doesn't want it any more, or not as it is."""
+        """Take over an instance that an earlier gateway started, or end it if it isn't wanted as it is."""
         deployment = None
         try:
-            endpoint = await self._catalog.endpoint(self.name)
+            endpoint = await self._context.catalog.endpoint(self.name)
             wanted = (endpoint.config_name, endpoint.target_config_name)
-            is_current = record.config_name in wanted and record.given == self._given
+            is_current = record.config_name in wanted and record.settings_digest == self._settings_digest
             if endpoint.status not in ("Deleting", "Failed") and is_current:
-                deployment = await self._catalog.deployment(endpoint, record.config_name)
+                deployment = await self._context.catalog.deployment(endpoint, record.config_name)
             self._serving = endpoint.config_name
         except NotFound:
             pass
-        self.lives[record.id] = InstanceSupervisor(self._around, record, deployment, self._changed, process)
+        self.instances[record.id] = InstanceSupervisor(self._context, record, deployment, self._note_change, process)
         self._on_change()
 
-    async def run(self) -> None:
-        """Until `gone` or cancelled; never raises."""
-        while not self.gone:
-            self.woken.clear()
+    def start(self) -> None:
+        """Begin to reconcile, unless begun.
+
+        All instances of an earlier gateway must have been adopted: others would be started in their place.
+        """
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def wake(self) -> None:
+        """Reconcile soon: something may have changed."""
+        self._woken.set()
+
+    async def end_all(self) -> None:
+        """End all instances; with `FleetContext.stopping`, no more are started."""
+        while running := [supervisor for supervisor in self.instances.values() if not supervisor.task.done()]:
+            self._end(running)
+            await asyncio.wait({supervisor.task for supervisor in running})
+
+    async def close(self) -> None:
+        """Stop reconciling and supervising. The instances live on."""
+        tasks = [supervisor.task for supervisor in self.instances.values()]
+        if self._task is not None:
+            tasks.append(self._task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while not self.is_gone:
+            self._woken.clear()
             try:
                 await self._reconcile()
             except Exception:
-                _LOG.exception("The instances of %s could not be looked after", self.name)
-                self._wake_in(1.0)
-            if not self.gone:
-                await self.woken.wait()
-
-    async def stop(self) -> None:
-        """Ends all instances and starts no more."""
-        self.stopping = True
-        while lives := [life for life in self.lives.values() if not life.task.done()]:
-            self._end(lives)
-            await asyncio.wait({life.task for life in lives})
+                _LOG.exception("The instances of %s could not be reconciled", self.name)
+                self._wake_in(_RETRY_INTERVAL_S)
+            if not self.is_gone:
+                await self._woken.wait()
 
     # What the row wants
 
     async def _reconcile(self) -> None:
-        if self.stopping:
+        if self._context.stopping.is_set():
             return
         try:
-            endpoint = await self._catalog.endpoint(self.name)
+            endpoint = await self._context.catalog.endpoint(self.name)
         except NotFound:
-            if self._all_ended():
-                await self._leave()
+            endpoint = None
+        if endpoint is None or endpoint.status == "Deleting":
+            self._end(self.instances.values())
+            if not self.instances:
+                await self._leave(endpoint)
             return
         self._serving = endpoint.config_name
         match endpoint.status:
-            case "Deleting":
-                if self._all_ended():
-                    await self._catalog.delete("endpoint", self.name)
-                    await self._leave()
             case "Failed":
-                self._end(self.lives.values())
+                self._end(self.instances.values())
             case "Creating":
                 await self._create(endpoint)
             case _ if endpoint.target_config_name is not None:
@@ -135,145 +146,157 @@ class EndpointReconciler:
             case _:
                 await self._maintain(endpoint)
 
-    def _all_ended(self) -> bool:
-        self._end(self.lives.values())
-        return not self.lives
-
-    async def _leave(self) -> None:
-        await self._database.write(lambda db: db.execute("DELETE FROM fleets WHERE endpoint = ?", (self.name,)))
-        self.gone = True
+    async def _leave(self, endpoint: Endpoint | None) -> None:
+        if endpoint is not None:
+            await self._context.catalog.delete("endpoint", self.name)
+        await self._context.database.write(lambda db: db.execute("DELETE FROM fleets WHERE endpoint = ?", (self.name,)))
+        self.is_gone = True
         self._on_change()
-        self._on_over()
+        self._on_end()
 
     async def _create(self, endpoint: Endpoint) -> None:
         config = endpoint.config_name
-        await self._size(endpoint, config, endpoint.desired)
+        await self._scale(endpoint, config, endpoint.desired)
         if reason := self._failures.pop(config, None):
-            self._end(self.lives.values())
+            self._end(self.instances.values())
             await self._change(status="Failed", failure_reason=reason, current=0)
-        elif self._count(config) >= endpoint.desired:
+        elif self._count_healthy(config) >= endpoint.desired:
             await self._settle(endpoint, status="InService")
 
     async def _replace(self, endpoint: Endpoint, target: str) -> None:
-        """Blue/green, all at once: the new ones beside the old, then only they."""
-        before = await self._settled()
-        await self._size(endpoint, target, endpoint.desired)
+        """Update blue/green, all at once: new instances beside the old, then only they."""
+        desired_before = await self._last_desired()
+        await self._scale(endpoint, target, endpoint.desired)
         if reason := self._failures.pop(target, None):
-            self._end(life for life in self.lives.values() if life.record.config_name == target)
+            self._end(self._of_config(target))
             await self._change(
                 status="InService",
                 failure_reason=reason,
                 target_config_name=None,
-                desired=before,
-                current=self._count(endpoint.config_name),
+                desired=desired_before,
+                current=self._count_healthy(endpoint.config_name),
             )
-        elif self._count(target) >= endpoint.desired:
+        elif self._count_healthy(target) >= endpoint.desired:
             await self._settle(endpoint, status="InService", config_name=target, target_config_name=None)
             self._serving = target
             self._on_change()
-            self._end(life for life in self.lives.values() if life.record.config_name != target)
+            self._end_other_than(target)
         else:
-            await self._keep(endpoint, before)
+            await self._keep(endpoint, desired_before)
 
     async def _resize(self, endpoint: Endpoint) -> None:
         config = endpoint.config_name
-        await self._size(endpoint, config, endpoint.desired)
+        await self._scale(endpoint, config, endpoint.desired)
         if reason := self._failures.pop(config, None):
-            await self._change(status="InService", failure_reason=reason, desired=await self._settled())
-        elif self._count(config) == endpoint.desired:
+            await self._change(status="InService", failure_reason=reason, desired=await self._last_desired())
+        elif self._count_healthy(config) == endpoint.desired:
             await self._settle(endpoint, status="InService")
         else:
-            await self._tell_count(endpoint)
+            await self._update_current(endpoint)
 
     async def _maintain(self, endpoint: Endpoint) -> None:
         await self._keep(endpoint, endpoint.desired)
-        self._end(life for life in self.lives.values() if life.record.config_name != endpoint.config_name)
-        if self._count(endpoint.config_name) == endpoint.desired:
+        self._end_other_than(endpoint.config_name)
+        if self._count_healthy(endpoint.config_name) == endpoint.desired:
             self._failures.clear()
             if self._own_reason is not None and endpoint.failure_reason == self._own_reason:
                 await self._change(failure_reason=None)
             self._own_reason = None
 
     async def _keep(self, endpoint: Endpoint, wanted: int) -> None:
-        """As many of those that serve, with pauses while they fail again and again."""
+        """Keep `wanted` instances of the config that serves, with pauses while they fail again and again."""
         config = endpoint.config_name
         if reason := self._failures.pop(config, None):
             self._own_reason = reason
             if endpoint.failure_reason != reason:
                 await self._change(failure_reason=reason)
-        pause_s = self._not_before - time.monotonic()
+        pause_s = self._next_start_at - time.monotonic()
         if pause_s <= 0:
-            await self._size(endpoint, config, wanted)
+            await self._scale(endpoint, config, wanted)
         else:
             self._wake_in(pause_s)
-        await self._tell_count(endpoint)
+        await self._update_current(endpoint)
 
-    # Lives
+    # Instances
 
-    async def _size(self, endpoint: Endpoint, config: str, wanted: int) -> None:
-        alive = [life for life in self.lives.values() if life.record.config_name == config and not life.ending]
+    async def _scale(self, endpoint: Endpoint, config: str, wanted: int) -> None:
+        """Start instances of a config, or end those that are least needed."""
         if config in self._failures:
             return
+        alive = [supervisor for supervisor in self._of_config(config) if not supervisor.is_ending]
         if len(alive) < wanted:
             try:
-                deployment = await self._catalog.deployment(endpoint, config)
+                deployment = await self._context.catalog.deployment(endpoint, config)
             except NotFound as error:
                 self._failures[config] = f'Could not find "{error}".'
                 return
+            variant = deployment.variant["VariantName"]
             for _ in range(wanted - len(alive)):
-                variant = deployment.variant["VariantName"]
-                record = await self._around.records.new(self.name, variant, config, self._given)
-                self.lives[record.id] = InstanceSupervisor(self._around, record, deployment, self._changed)
-        least_needed = sorted(alive, key=lambda life: (life.healthy, self._busy(life.id), _age(life)))
-        self._end(least_needed[: max(len(alive) - wanted, 0)])
+                record = await self._context.records.create(self.name, variant, config, self._settings_digest)
+                self.instances[record.id] = InstanceSupervisor(self._context, record, deployment, self._note_change)
 
-    def _end(self, lives: Iterable[InstanceSupervisor]) -> None:
-        asked = [life for life in lives if not life.ending]
-        for life in asked:
-            life.end()
-        if asked:
+        def need(supervisor: InstanceSupervisor) -> tuple[bool, int, float]:
+            age_s = time.time() - (supervisor.record.launched_at or time.time())
+            return supervisor.is_healthy, self._context.in_flight[supervisor.id], age_s
+
+        self._end(sorted(alive, key=need)[: max(len(alive) - wanted, 0)])
+
+    def _of_config(self, config: str) -> list[InstanceSupervisor]:
+        return [supervisor for supervisor in self.instances.values() if supervisor.record.config_name == config]
+
+    def _count_healthy(self, config: str) -> int:
+        return sum(supervisor.is_healthy for supervisor in self._of_config(config))
+
+    def _end_other_than(self, config: str) -> None:
+        self._end(supervisor for supervisor in self.instances.values() if supervisor.record.config_name != config)
+
+    def _end(self, supervisors: Iterable[InstanceSupervisor]) -> None:
+        ending = [supervisor for supervisor in supervisors if not supervisor.is_ending]
+        for supervisor in ending:
+            supervisor.request_end()
+        if ending:
             self._on_change()
 
-    def _changed(self, life: InstanceSupervisor) -> None:
-        if life.over:
-            del self.lives[life.id]
-            self._on_over()
-        elif life.record.state == "ending" and not life.end_asked:
-            self._strike(life)
+    def _note_change(self, supervisor: InstanceSupervisor) -> None:
+        if supervisor.has_ended:
+            del self.instances[supervisor.id]
+            self._on_end()
+        elif supervisor.record.state == "ending" and not supervisor.is_end_requested:
+            self._note_failure(supervisor)
         self._on_change()
-        self.woken.set()
+        self.wake()
 
-    def _strike(self, life: InstanceSupervisor) -> None:
-        """It ended by itself."""
-        calm = life.healthy_since is not None and time.monotonic() - life.healthy_since > _CALM_S
-        self._strikes = 1 if calm else self._strikes + 1
-        if self._strikes > 1:
-            self._not_before = time.monotonic() + min(_LONGEST_PAUSE_S, 2.0 ** (self._strikes - 2))
-        failure = life.failure
-        if failure is None and self._strikes >= self._around.settings.start_attempts:
-            failure = no_ping(life.record.variant)  # healthy for a moment each time
+    def _note_failure(self, supervisor: InstanceSupervisor) -> None:
+        healthy_since = supervisor.healthy_since
+        if healthy_since is not None and time.monotonic() - healthy_since > _STABLE_AFTER_S:
+            self._failures_in_row = 0
+            self._backoff.reset()
+        self._failures_in_row += 1
+        if self._failures_in_row > 1:
+            self._next_start_at = time.monotonic() + self._backoff.next_s()
+        failure = supervisor.failure
+        if failure is None and self._failures_in_row >= self._context.settings.start_attempts:
+            failure = ping_failure(supervisor.record.variant)  # healthy for a moment each time
         if failure is not None:
-            self._failures.setdefault(life.record.config_name, failure[:_LONGEST_REASON])
+            self._failures.setdefault(supervisor.record.config_name, failure[:_MAX_REASON_LENGTH])
 
     def _wake_in(self, seconds: float) -> None:
-        asyncio.get_running_loop().call_later(seconds, self.woken.set)
-
-    def _count(self, config: str) -> int:
-        return sum(life.healthy and life.record.config_name == config for life in self.lives.values())
+        asyncio.get_running_loop().call_later(seconds, self.wake)
 
     # The row
 
     async def _change(self, **changes: Any) -> None:
-        await self._catalog.change_endpoint(self.name, **changes)
+        await self._context.catalog.change_endpoint(self.name, **changes)
 
-    async def _tell_count(self, endpoint: Endpoint) -> None:
-        count = self._count(endpoint.config_name)
+    async def _update_current(self, endpoint: Endpoint) -> None:
+        count = self._count_healthy(endpoint.config_name)
         if count != endpoint.current:
             await self._change(current=count)
 
     async def _settle(self, endpoint: Endpoint, **changes: Any) -> None:
-        model_dirs = [life.record.model_dir for life in self.lives.values() if life.healthy]
-        await self._database.write(
+        """Write down that the endpoint has what it wants."""
+        model_dirs = [supervisor.record.model_dir for supervisor in self.instances.values() if supervisor.is_healthy]
+        await self._context.database.write(
             lambda db: db.execute(
                 "INSERT INTO fleets VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET desired = excluded.desired, "
                 "model_dir = coalesce(excluded.model_dir, model_dir)",
@@ -281,15 +304,13 @@ class EndpointReconciler:
             )
         )
         config = changes.get("config_name", endpoint.config_name)
-        await self._change(current=self._count(config), failure_reason=None, **changes)
-        self._strikes, self._not_before = 0, 0.0
+        await self._change(current=self._count_healthy(config), failure_reason=None, **changes)
+        self._failures_in_row, self._next_start_at = 0, 0.0
+        self._backoff.reset()
 
-    async def _settled(self) -> int:
-        row = await self._database.read(
+    async def _last_desired(self) -> int:
+        """Return the number of instances wanted when the endpoint was last InService."""
+        row = await self._context.database.read(
             lambda db: db.execute("SELECT desired FROM fleets WHERE endpoint = ?", (self.name,)).fetchone()
         )
         return int(row["desired"]) if row else 1
-
-
-def _age(life: InstanceSupervisor) -> float:
-    return time.time() - (life.record.launched_at or time.time())

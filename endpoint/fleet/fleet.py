@@ -1,16 +1,14 @@
-"""All instances of all endpoints. Knows no requests: who is given work is the dispatcher's to say."""
+"""All instances of all endpoints. Knows no requests: the dispatcher decides which instance is given work."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import aiohttp
 
 from endpoint.backend.clients import Clients
 from endpoint.cloudwatch import container_logs
@@ -29,7 +27,8 @@ SCHEMA = instance.SCHEMA + container_logs.SCHEMA + endpoint_reconciler.SCHEMA
 
 _LOG = logging.getLogger(__name__)
 
-_LAST_LOGS_S = 5.0
+_RETRY_INTERVAL_S = 1.0
+_LAST_LOGS_TIMEOUT_S = 5.0
 
 
 class Fleet:
@@ -44,185 +43,157 @@ class Fleet:
         echo: Callable[[str], None] | None = None,
     ) -> None:
         """`echo` gets what the containers print, a line at a time."""
-        self.busy: Callable[[str], int] = lambda instance_id: 0
-        """Requests in an instance: of those that may be spared, the least busy are ended."""
-        self._settings = settings = replace(settings, data_dir=settings.data_dir.absolute())
-        self._database = database
-        self._catalog = catalog
-        self._backend = backend
-        self._records = Records(database)
-        self._files = ModelCache(settings.data_dir / "models", backend)
-        self._logs = ContainerLogs(database, backend, settings.instance_log_bytes, echo)
-        self._around: FleetContext | None = None
-        self._beginning = asyncio.Lock()
-        self._begun = False
-        self._stopping = False
-        self._fleets: dict[str, EndpointReconciler] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        settings = replace(settings, data_dir=settings.data_dir.absolute())
+        self.in_flight: Counter[str] = Counter()
+        """Number of requests in each instance by its ID, counted by the dispatcher. The least busy are ended first."""
+        self._context = FleetContext(
+            settings=settings,
+            database=database,
+            catalog=catalog,
+            backend=backend,
+            records=Records(database),
+            models=ModelCache(settings.data_dir / "models", backend),
+            logs=ContainerLogs(database, backend, settings.instance_log_bytes, echo),
+            in_flight=self.in_flight,
+            stopping=asyncio.Event(),
+        )
+        self._reconcilers: dict[str, EndpointReconciler] = {}
+        self._adoption_lock = asyncio.Lock()
+        self._has_adopted = False
         self._woken = asyncio.Event()
         self._version = 0
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Adopts what an earlier gateway left, then looks after it all until cancelled; never raises."""
+        """Adopt what an earlier gateway left, then look after all endpoints until cancelled. Never raises."""
+        logs = asyncio.create_task(self._context.logs.run())
         try:
-            self._spawn(self._logs.run())
             while True:
                 self._woken.clear()
                 try:
-                    await self._begin()
-                    await self._look()
+                    await self._adopt()
+                    await self._follow_catalog()
                 except Exception:
                     _LOG.exception("The endpoints could not be looked at")
-                    asyncio.get_running_loop().call_later(1, self._woken.set)
+                    asyncio.get_running_loop().call_later(_RETRY_INTERVAL_S, self._woken.set)
                 await self._woken.wait()
         finally:
+            logs.cancel()
+            await asyncio.gather(logs, return_exceptions=True)
             await self.close()
 
     def wake(self) -> None:
-        """The catalog's endpoints may have changed."""
+        """Look at the catalog's endpoints, which may have changed."""
         self._woken.set()
-        for fleet in self._fleets.values():
-            fleet.woken.set()
+        for reconciler in self._reconcilers.values():
+            reconciler.wake()
 
     def healthy(self, endpoint: str) -> list[Instance]:
-        """Those of the config that serves, which may be given work."""
-        fleet = self._fleets.get(endpoint)
-        return [] if fleet is None else fleet.healthy()
+        """Return the instances of the config that serves, which may be given work."""
+        reconciler = self._reconcilers.get(endpoint)
+        return [] if reconciler is None else reconciler.healthy()
 
     @property
     def version(self) -> int:
-        """Another after each change of what `healthy` answers."""
+        """Number that is another after each change of what `healthy` returns."""
         return self._version
 
     async def wait_for_change(self, since: int | None = None) -> int:
-        """Returns the version when it is another than `since`, which without a word is the one now."""
+        """Return the version once it isn't `since`, by default the present one."""
         since = self._version if since is None else since
         while self._version == since:
             await self._changed.wait()
         return self._version
 
     async def stop_all(self) -> None:
-        """SIGTERM to all, SIGKILL after 30 s. Endpoints stay as they are: the next gateway starts their instances."""
-        runs = self._around is not None
+        """End all instances, with SIGKILL after 30 s, and send their last lines.
+
+        Endpoints stay as they are: the next gateway starts their instances.
+        """
         await self.end_all()
         await self.send_last_logs()
-        if not runs:
-            await self.close()
 
     async def end_all(self) -> None:
-        """`stop_all` of the instances alone, which needs no backend. After it, without `run`, comes `close`."""
-        self._stopping = True
-        await self._begin()
-        await asyncio.gather(*(fleet.stop() for fleet in self._fleets.values()))
+        """End all instances, for which no backend is needed, and start no more. Without `run`, `close` comes after."""
+        self._context.stopping.set()
+        await self._adopt()
+        await asyncio.gather(*(reconciler.end_all() for reconciler in self._reconcilers.values()))
 
     async def send_last_logs(self) -> None:
+        """Make one attempt at sending what the containers have printed."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._logs.send_all(), _LAST_LOGS_S)
-
-    async def _begin(self) -> None:
-        async with self._beginning:
-            if self._around is None:
-                self._files.start()
-                self._around = FleetContext(
-                    settings=self._settings,
-                    backend=self._backend,
-                    records=self._records,
-                    files=self._files,
-                    logs=self._logs,
-                    http=aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)),
-                )
-            if not self._begun:
-                await self._adopt()
-                self._begun = True
+            await asyncio.wait_for(self._context.logs.send_all(), _LAST_LOGS_TIMEOUT_S)
 
     async def close(self) -> None:
-        tasks = self._tasks | {life.task for fleet in self._fleets.values() for life in fleet.lives.values()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._around is not None:
-            await self._around.http.close()
+        """Stop looking after the instances, which live on."""
+        await asyncio.gather(*(reconciler.close() for reconciler in self._reconcilers.values()))
 
     async def _adopt(self) -> None:
-        records = await self._records.all()
-        await self._logs.load(record.id for record in records)
-        adopted = {life for fleet in self._fleets.values() for life in fleet.lives}
-        for record in records:
-            if record.id in adopted:  # the attempt before this one failed half-way
-                continue
-            if (process := await asyncio.to_thread(_find, record)) is not None:
-                await self._records.change(record, pid=process.pid, identity=process.identity)
-                await self._fleet(record.endpoint).adopt(record, process)
-            else:
-                await self._logs.end(record.id)
-                await self._records.remove(record)
+        """Take over what an earlier gateway left, once. If this raises, the next call goes on."""
+        async with self._adoption_lock:
+            if self._has_adopted:
+                return
+            records, logs = self._context.records, self._context.logs
+            self._context.models.remove_unfinished()
+            rows = await records.all()
+            await logs.load(record.id for record in rows)
+            adopted = {name for reconciler in self._reconcilers.values() for name in reconciler.instances}
+            for record in rows:
+                if record.id in adopted:
+                    continue
+                if (process := await _find_process(record)) is not None:
+                    await records.change(record, pid=process.pid, identity=process.identity)
+                    await self._reconciler(record.endpoint).adopt(record, process)
+                else:
+                    await logs.end(record.id)
+                    await records.remove(record)
+            self._has_adopted = True
 
-    async def _look(self) -> None:
-        for name, fleet in list(self._fleets.items()):
-            if fleet.gone:
-                del self._fleets[name]
-        for endpoint in await self._catalog.endpoints():
-            self._fleet(endpoint.name)
-        for fleet in self._fleets.values():
-            if not fleet.runs:
-                fleet.runs = True
-                self._spawn(fleet.run())
-        await self._files.keep_only(await self._used())
-
-    async def _used(self) -> set[Path]:
-        rows = await self._database.read(
+    async def _follow_catalog(self) -> None:
+        for name, reconciler in list(self._reconcilers.items()):
+            if reconciler.is_gone:
+                del self._reconcilers[name]
+        for endpoint in await self._context.catalog.endpoints():
+            self._reconciler(endpoint.name)
+        for reconciler in self._reconcilers.values():
+            reconciler.start()
+        rows = await self._context.database.read(
             lambda db: db.execute("SELECT model_dir FROM instances UNION SELECT model_dir FROM fleets").fetchall()
         )
-        return {Path(row["model_dir"]) for row in rows if row["model_dir"]}
+        await self._context.models.keep_only(Path(row["model_dir"]) for row in rows if row["model_dir"])
 
-    def _fleet(self, name: str) -> EndpointReconciler:
-        assert self._around is not None
-        if name not in self._fleets:
-            fleet = self._fleets[name] = EndpointReconciler(
-                name,
-                self._around,
-                self._database,
-                self._catalog,
-                lambda instance_id: self.busy(instance_id),
-                self._tell,
-                self._woken.set,
-            )
-            fleet.stopping = self._stopping
-        return self._fleets[name]
+    def _reconciler(self, name: str) -> EndpointReconciler:
+        if name not in self._reconcilers:
+            self._reconcilers[name] = EndpointReconciler(name, self._context, self._note_change, self._woken.set)
+        return self._reconcilers[name]
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _tell(self) -> None:
+    def _note_change(self) -> None:
         self._version += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
 
 async def end_unrecorded(settings: Settings) -> None:
-    """Instances of a data directory whose database can't be read: those that have a directory there."""
+    """End the instances of a data directory whose database can't be read: those that have a directory there."""
 
-    async def end(instance: str) -> None:
-        if (process := await asyncio.to_thread(find_session, MARKER, instance)) is not None:
+    async def end(instance_id: str) -> None:
+        if (process := await asyncio.to_thread(find_session, MARKER, instance_id)) is not None:
             await process.end(settings.stop_grace_s)
 
     await asyncio.gather(*(end(path.name) for path in (settings.data_dir / "instances").glob("*")))
 
 
-def _find(record: Record) -> Process | None:
-    """The living process of a record. Of a dead one, or if it can't be told which it is, all that is left is killed."""
+async def _find_process(record: Record) -> Process | None:
+    """Return a record's living process. If it is dead, or can't be told from others, kill all that is left of it."""
     if record.launched_at is None:
         return None
     if record.pid is None or record.identity is None:
-        process = find_session(MARKER, record.id)
+        process = await asyncio.to_thread(find_session, MARKER, record.id)
     else:
         process = Process(record.pid, record.identity)
-    if process is not None and process.is_alive:
-        return process
     if process is not None:
-        asyncio.run(process.kill())
-    asyncio.run(kill_marked(MARKER, record.id))
+        if process.is_alive:
+            return process
+        await process.kill()
+    await kill_marked(MARKER, record.id)
     return None

@@ -1,9 +1,9 @@
-"""An instance of an endpoint: what others see of it, what is written down of it, the environment of its process.
+"""An instance of an endpoint: what others see of it, its row in the database, the environment of its process.
 
-A process is no container; three things differ from SageMaker. The model directory is not /opt/ml/model: SM_MODEL_DIR
-and, if it holds anything, LONGHAUL_MODEL name it, and values in the model's Environment that are /opt/ml/model or below
-are moved there. EnableNetworkIsolation takes AWS away from the process but can't cut its network. The second ports of
-SAGEMAKER_SAFE_PORT_RANGE are ten of an instance's own.
+A process is not a container; three things differ from SageMaker. The model directory is not /opt/ml/model:
+SM_MODEL_DIR and, if it holds anything, LONGHAUL_MODEL name it, and values in the model's Environment that are
+/opt/ml/model or below name their place there. EnableNetworkIsolation takes AWS away from the process but can't cut its
+network. The second ports of SAGEMAKER_SAFE_PORT_RANGE are ten of an instance's own.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ CREATE TABLE IF NOT EXISTS instances (
     launched_at REAL,           -- the first process
     ending_at REAL,             -- SIGTERM
     model_dir TEXT,
-    given TEXT                  -- see given_by
+    given TEXT                  -- see settings_digest
 );
 """
 
 MARKER = "ENDPOINT_INSTANCE_ID"
-"""A variable in each instance's environment, by which a process is found whose pid nobody lived to write down."""
+"""Variable in each instance's environment, by which a process is found whose pid a killed gateway didn't write down."""
 
 _MODEL_MOUNT = "/opt/ml/model"
-_OWN = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 _FIRST_SAFE_PORT, _LAST_SAFE_PORT, _SAFE_PORTS = 23000, 23999, 10
 
 
@@ -53,15 +53,12 @@ class Instance:
     id: str
     endpoint: str
     variant: str
-    config_name: str
     url: str
-    pid: int
-    started_at: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """A row of `instances`. Changed by `Records.change` only."""
+    """A row of `instances`, changed by `Records.change` only."""
 
     id: str
     endpoint: str
@@ -75,7 +72,8 @@ class Record:
     launched_at: float | None = None
     ending_at: float | None = None
     model_dir: str | None = None
-    given: str | None = None
+    settings_digest: str | None = None
+    """Column `given`."""
 
     @property
     def url(self) -> str:
@@ -83,20 +81,11 @@ class Record:
 
     @property
     def instance(self) -> Instance:
-        assert self.pid is not None and self.launched_at is not None
-        return Instance(
-            id=self.id,
-            endpoint=self.endpoint,
-            variant=self.variant,
-            config_name=self.config_name,
-            url=self.url,
-            pid=self.pid,
-            started_at=self.launched_at,
-        )
+        return Instance(id=self.id, endpoint=self.endpoint, variant=self.variant, url=self.url)
 
 
 class Records:
-    """The table: each instance has a row before it has a process, and until no process of it is left."""
+    """Owns the table: each instance has a row before it has a process, and until no process of it is left."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -107,9 +96,9 @@ class Records:
         rows = await self._database.read(lambda db: db.execute("SELECT * FROM instances").fetchall())
         self._slots |= {row["slot"] for row in rows}
         self._ports |= {row["id"]: row["port"] for row in rows}
-        return [Record(**dict(row)) for row in rows]
+        return [Record(settings_digest=values.pop("given"), **values) for values in map(dict, rows)]
 
-    async def new(self, endpoint: str, variant: str, config_name: str, given: str) -> Record:
+    async def create(self, endpoint: str, variant: str, config_name: str, settings_digest: str) -> Record:
         slot = next(slot for slot in range(len(self._slots) + 1) if slot not in self._slots)
         self._slots.add(slot)
         record = Record(
@@ -119,13 +108,13 @@ class Records:
             config_name=config_name,
             state="starting",
             slot=slot,
-            given=given,
+            settings_digest=settings_digest,
         )
         await self._database.write(
             lambda db: db.execute(
                 "INSERT INTO instances (id, endpoint, variant, config_name, state, slot, given) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (record.id, endpoint, variant, config_name, record.state, slot, given),
+                (record.id, endpoint, variant, config_name, record.state, slot, settings_digest),
             )
         )
         return record
@@ -147,7 +136,7 @@ class Records:
         self._ports.pop(record.id, None)
 
     def free_port(self) -> int:
-        """One that nobody listens on and no instance is about to."""
+        """Return a port on which nothing listens, and on which no instance is about to."""
         while True:
             with socket.socket() as sock:
                 sock.bind(("127.0.0.1", 0))
@@ -156,8 +145,8 @@ class Records:
                 return port
 
 
-def given_by(settings: Settings) -> str:
-    """A digest of what a process keeps of its gateway's settings: under others, it must be replaced."""
+def settings_digest(settings: Settings) -> str:
+    """Return a digest of the settings that a process keeps from its start: under others, it must be replaced."""
     kept = json.dumps([settings.serve, settings.url, settings.account, settings.region])
     return hashlib.sha256(kept.encode()).hexdigest()
 
@@ -165,46 +154,38 @@ def given_by(settings: Settings) -> str:
 def environment(
     settings: Settings, record: Record, deployment: Deployment, model_dir: Path, own: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """All that the process gets. Of the developer's own environment (`own`) only what a program needs to run."""
-    given = {name: own[name] for name in (*_OWN, *settings.pass_environment) if name in own}
-    given |= _aws(settings, isolated=bool(deployment.model.get("EnableNetworkIsolation")))
+    """Return all variables of the process: of the developer's own (`own`) only what a program needs to run."""
+    variables = {name: own[name] for name in (*_INHERITED, *settings.pass_environment) if name in own}
+    variables |= _aws_variables(settings, is_isolated=bool(deployment.model.get("EnableNetworkIsolation")))
     if (journal := journal_bucket.uri(settings, deployment, record.endpoint)) is not None:
-        given[journal_bucket.VARIABLE] = journal
-    given["SM_MODEL_DIR"] = str(model_dir)
+        variables[journal_bucket.VARIABLE] = journal
+    variables["SM_MODEL_DIR"] = str(model_dir)
     if any(model_dir.iterdir()):
-        given["LONGHAUL_MODEL"] = str(model_dir)
+        variables["LONGHAUL_MODEL"] = str(model_dir)
     for name, value in deployment.container.get("Environment", {}).items():
-        given[name] = _moved(value, model_dir)
+        is_in_model = value == _MODEL_MOUNT or value.startswith(f"{_MODEL_MOUNT}/")
+        variables[name] = str(model_dir) + value.removeprefix(_MODEL_MOUNT) if is_in_model else value
     first = _FIRST_SAFE_PORT + record.slot * _SAFE_PORTS % (_LAST_SAFE_PORT + 1 - _FIRST_SAFE_PORT)
-    return given | {
+    return variables | {
         "SAGEMAKER_BIND_TO_PORT": str(record.port),
         "SAGEMAKER_SAFE_PORT_RANGE": f"{first}-{first + _SAFE_PORTS - 1}",
         MARKER: record.id,
     }
 
 
-def _aws(settings: Settings, *, isolated: bool) -> dict[str, str]:
-    """The emulated AWS; never the developer's own, whose files are under HOME."""
-    nowhere = {
+def _aws_variables(settings: Settings, *, is_isolated: bool) -> dict[str, str]:
+    """Return what leads to the emulated AWS, and never to the developer's own, whose files are under HOME."""
+    variables = {
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_REGION": settings.region,
+        "AWS_DEFAULT_REGION": settings.region,
     }
-    region = {"AWS_REGION": settings.region, "AWS_DEFAULT_REGION": settings.region}
-    if isolated:
-        return nowhere | region
-    return (
-        nowhere
-        | region
-        | {
+    if not is_isolated:
+        variables |= {
             "AWS_ENDPOINT_URL": settings.url,
             "AWS_ACCESS_KEY_ID": settings.account,  # the emulator takes an account's number from there
             "AWS_SECRET_ACCESS_KEY": "local",
         }
-    )
-
-
-def _moved(value: str, model_dir: Path) -> str:
-    if value == _MODEL_MOUNT or value.startswith(f"{_MODEL_MOUNT}/"):
-        return str(model_dir) + value.removeprefix(_MODEL_MOUNT)
-    return value
+    return variables

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,209 +21,212 @@ from endpoint.fleet.models.model_cache import ModelCache
 from endpoint.fleet.models.model_source import ModelDataError, ModelSource
 from endpoint.process import Process, kill_marked
 from endpoint.settings import Settings
-from endpoint.state.catalog import Deployment
+from endpoint.state.catalog import Catalog, Deployment
+from endpoint.state.database import Database
 
 _LOG = logging.getLogger(__name__)
 
 # https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
-_PING_S = 2.0
+_PING_TIMEOUT_S = 2.0
 _START_UP_S = 480.0
 _DOWNLOAD_S = 3600.0
-"""AWS names no default."""
-_PING_AT_START_S = 0.5
+"""Seconds for model data by default; AWS documents no default."""
+_MAX_PING_INTERVAL_AT_START_S = 0.5
 
 
 class StartFailed(Exception):
-    """Its text is the endpoint's FailureReason."""
+    """Raised if an instance can't start. Its text is the endpoint's FailureReason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetContext:
-    """What all instances share."""
+    """The parts that all endpoints and instances share."""
 
     settings: Settings
+    database: Database
+    catalog: Catalog
     backend: Clients
     records: Records
-    files: ModelCache
+    models: ModelCache
     logs: ContainerLogs
-    http: aiohttp.ClientSession
+    in_flight: Counter[str]
+    """Number of requests in each instance, by its ID."""
+    stopping: asyncio.Event
+    """Set when no more instances are to be started."""
 
 
 class InstanceSupervisor:
-    """Owns the record, the process and the task that leads its life. `on_change` is called when `state` has changed,
-    and last when `over` is true.
+    """Owns the record, the process and the task of one instance.
 
     A process that ends while it starts is started again, `start_attempts` times within the start-up window. One that
-    ends or misses pings later is at its life's end: another instance replaces it.
+    ends or misses pings later ends its instance, which another replaces.
     """
 
     def __init__(
         self,
-        around: FleetContext,
+        context: FleetContext,
         record: Record,
         deployment: Deployment | None,
         on_change: Callable[[InstanceSupervisor], None],
         process: Process | None = None,
     ) -> None:
-        """With a `process` of an earlier gateway, goes on from there. Without a `deployment`, all it can do is end."""
+        """Go on from the record and the process of an earlier gateway, if there is one. Without a deployment, end.
+
+        `on_change` is called when the record's `state` has changed, and last when `has_ended` is true.
+        """
         self.record = record
         self.failure: str | None = None
-        """Why it never became healthy."""
-        self.over = False
+        """Reason why the instance never became healthy."""
+        self.has_ended = False
         self.healthy_since: float | None = time.monotonic() if record.state == "healthy" else None
-        self._around = around
-        self._deployment = deployment
+        self._context = context
         self._on_change = on_change
         self._process = process
-        self._end_asked = asyncio.Event()
+        self._end_requested = asyncio.Event()
         if deployment is None or record.state == "ending":
-            self.end()
-        self.task = asyncio.create_task(self._lead(), name=record.id)
+            self.request_end()
+        self.task = asyncio.create_task(self._run(deployment), name=record.id)
 
     @property
     def id(self) -> str:
         return self.record.id
 
     @property
-    def ending(self) -> bool:
-        return self._end_asked.is_set() or self.record.state == "ending"
+    def is_end_requested(self) -> bool:
+        return self._end_requested.is_set()
 
     @property
-    def healthy(self) -> bool:
-        return self.record.state == "healthy" and not self.ending
+    def is_ending(self) -> bool:
+        return self.is_end_requested or self.record.state == "ending"
 
     @property
-    def end_asked(self) -> bool:
-        return self._end_asked.is_set()
+    def is_healthy(self) -> bool:
+        return self.record.state == "healthy" and not self.is_ending
 
-    def end(self) -> None:
-        """Asks; `over` says when it is done."""
-        self._end_asked.set()
+    def request_end(self) -> None:
+        """Have the instance end; `has_ended` tells when it is done."""
+        self._end_requested.set()
 
-    async def _lead(self) -> None:
-        life = asyncio.create_task(self._live())
-        asked = asyncio.create_task(self._end_asked.wait())
+    async def _run(self, deployment: Deployment | None) -> None:
+        serving = asyncio.create_task(self._serve(deployment))
+        end_requested = asyncio.create_task(self._end_requested.wait())
         try:
-            await asyncio.wait({life, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, end_requested}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (life, asked):
+            for task in (serving, end_requested):
                 task.cancel()
-            await asyncio.wait({life, asked})
-        if not life.cancelled() and (error := life.exception()) is not None:
+            await asyncio.wait({serving, end_requested})
+        if not serving.cancelled() and (error := serving.exception()) is not None:
             self.failure = str(error)
             if not isinstance(error, StartFailed):
                 self.failure = f"The local endpoint could not run the instance: {error!r}."
-                _LOG.error("The life of %s went wrong", self.id, exc_info=error)
-        while not self.over:
+                _LOG.error("%s could not be run", self.id, exc_info=error)
+        while not self.has_ended:
             try:
                 await self._end()
             except Exception:
                 _LOG.exception("%s could not be ended", self.id)
                 await asyncio.sleep(1)
 
-    async def _live(self) -> None:
-        if self.ending:
+    async def _serve(self, deployment: Deployment | None) -> None:
+        """Return when the process is dead or ill. Raises StartFailed."""
+        if deployment is None or self.is_ending:
             return
-        if self.record.state == "starting":
-            await self._start()
-        await self._stay_healthy()
+        process = await self._start(deployment) if self.record.state == "starting" else self._process
+        if process is not None:
+            await self._watch(process)
 
     # Start
 
-    async def _start(self) -> None:
-        window_s = self._window("ContainerStartupHealthCheckTimeoutInSeconds", _START_UP_S)
-        model_dir = None if self._process else await self._lay_out()
-        for attempt in range(self._around.settings.start_attempts):
-            if model_dir is not None:
-                if attempt:
-                    await asyncio.sleep(attempt)
-                await self._launch(model_dir)
-            assert self.record.launched_at is not None
-            if await self._becomes_healthy(self.record.launched_at + window_s):
-                await self._set_healthy()
-                return
-            model_dir = Path(self.record.model_dir or "")
-        raise StartFailed(no_ping(self.record.variant))
+    async def _start(self, deployment: Deployment) -> Process:
+        """Return the process once it answers pings. Raises StartFailed."""
+        window_s = self._window_s(deployment, "ContainerStartupHealthCheckTimeoutInSeconds", _START_UP_S)
+        process = self._process
+        model_dir = await self._lay_out_model(deployment) if process is None else Path(self.record.model_dir or "")
+        for attempt in range(self._context.settings.start_attempts):
+            if process is None:
+                await asyncio.sleep(attempt)
+                process = await self._launch(deployment, model_dir)
+            deadline = (self.record.launched_at or time.time()) + window_s
+            if await self._wait_until_healthy(process, deadline):
+                await self._context.records.change(self.record, state="healthy")
+                self.healthy_since = time.monotonic()
+                self._on_change(self)
+                return process
+            process = None
+        raise StartFailed(ping_failure(self.record.variant))
 
-    def _window(self, name: str, default_s: float) -> float:
-        assert self._deployment is not None
-        return self._around.settings.window_s(self._deployment.variant.get(name, default_s))
+    def _window_s(self, deployment: Deployment, name: str, default_s: float) -> float:
+        return self._context.settings.window_s(deployment.variant.get(name, default_s))
 
-    async def _lay_out(self) -> Path:
-        assert self._deployment is not None
-        within_s = self._window("ModelDataDownloadTimeoutInSeconds", _DOWNLOAD_S)
+    async def _lay_out_model(self, deployment: Deployment) -> Path:
+        timeout_s = self._window_s(deployment, "ModelDataDownloadTimeoutInSeconds", _DOWNLOAD_S)
         try:
-            source = ModelSource.of(self._deployment.container)
-            async with self._around.files.laid_out(source, within_s) as directory:
-                await self._around.records.change(self.record, model_dir=str(directory))
+            source = ModelSource.of(deployment.container)
+            async with self._context.models.hold(source, timeout_s) as directory:
+                await self._context.records.change(self.record, model_dir=str(directory))
         except ModelDataError as error:
             raise StartFailed(str(error)) from error
         return directory
 
-    async def _launch(self, model_dir: Path) -> None:
-        """Written down before it happens: a gateway that is killed anywhere in here leaves no unknown process."""
-        assert self._deployment is not None
-        settings = self._around.settings
-        if journal_bucket.uri(settings, self._deployment, self.record.endpoint) is not None:
-            await journal_bucket.make_bucket(settings, self._around.backend)
+    async def _launch(self, deployment: Deployment, model_dir: Path) -> Process:
+        """Start the process. Raises StartFailed.
+
+        It is written down before it happens: a gateway that is killed anywhere in here leaves no unknown process.
+        """
+        settings, records = self._context.settings, self._context.records
+        if journal_bucket.uri(settings, deployment, self.record.endpoint) is not None:
+            await journal_bucket.make_bucket(settings, self._context.backend)
         launched_at = self.record.launched_at or time.time()
         directory = settings.data_dir / "instances" / self.id
         if self.record.launched_at is None:
             directory.mkdir(parents=True, exist_ok=True)
-            await self._around.logs.follow(self.id, self.record.endpoint, self.record.variant, directory / "log")
-        await self._around.records.change(
-            self.record, port=self._around.records.free_port(), pid=None, identity=None, launched_at=launched_at
-        )
-        given = environment(settings, self.record, self._deployment, model_dir)
+            await self._context.logs.follow(self.id, self.record.endpoint, self.record.variant, directory / "log")
+        await records.change(self.record, port=records.free_port(), pid=None, identity=None, launched_at=launched_at)
+        variables = environment(settings, self.record, deployment, model_dir)
         try:
-            self._process = Process.start(settings.serve, given, directory / "log")
+            self._process = process = Process.start(settings.serve, variables, directory / "log")
         except (OSError, ValueError) as error:
             raise StartFailed(f"The container could not be started: {error}.") from error
-        await self._around.records.change(self.record, pid=self._process.pid, identity=self._process.identity)
+        await records.change(self.record, pid=process.pid, identity=process.identity)
+        return process
 
-    async def _becomes_healthy(self, deadline: float) -> bool:
-        """False if the process ended, with nothing left of it. Raises StartFailed when time is over."""
-        assert self._process is not None
-        every_s = min(self._around.settings.ping_every_s, _PING_AT_START_S)
-        async with _exit_of(self._process) as exited:
+    async def _wait_until_healthy(self, process: Process, deadline: float) -> bool:
+        """Return False if the process ended, with nothing left of it. Raises StartFailed when time is over."""
+        interval_s = min(self._context.settings.ping_every_s, _MAX_PING_INTERVAL_AT_START_S)
+        async with _exit_of(process) as exited:
             while not exited.done():
-                if await self._ping() and self._process.is_alive:
+                if await self._ping() and process.is_alive:
                     return True
                 if time.time() > deadline:
-                    raise StartFailed(no_ping(self.record.variant))
-                await asyncio.wait({exited}, timeout=every_s)
-        _LOG.warning("The container of %s ended as it started, with exit code %s", self.id, self._process.exit_code)
-        await self._process.kill()
+                    raise StartFailed(ping_failure(self.record.variant))
+                await asyncio.wait({exited}, timeout=interval_s)
+        _LOG.warning("The container of %s ended as it started, with exit code %s", self.id, process.exit_code)
+        await process.kill()
         if time.time() > deadline:
-            raise StartFailed(no_ping(self.record.variant))
+            raise StartFailed(ping_failure(self.record.variant))
         return False
-
-    async def _set_healthy(self) -> None:
-        await self._around.records.change(self.record, state="healthy")
-        self.healthy_since = time.monotonic()
-        self._on_change(self)
 
     # Life
 
-    async def _stay_healthy(self) -> None:
-        assert self._process is not None
-        settings = self._around.settings
+    async def _watch(self, process: Process) -> None:
+        """Return when the process has ended or missed too many pings."""
+        settings = self._context.settings
         missed = 0
-        async with _exit_of(self._process) as exited:
+        async with _exit_of(process) as exited:
             while missed < settings.unhealthy_pings:
                 await asyncio.wait({exited}, timeout=settings.ping_every_s)
                 if exited.done():
-                    _LOG.warning("The container of %s ended, with exit code %s", self.id, self._process.exit_code)
+                    _LOG.warning("The container of %s ended, with exit code %s", self.id, process.exit_code)
                     return
                 missed = 0 if await self._ping() else missed + 1
         _LOG.warning("%s missed %d pings in a row", self.id, missed)
 
     async def _ping(self) -> bool:
-        """Only the status counts."""
+        """Return whether the container answers with 200; only the status counts."""
+        url, timeout = f"{self.record.url}/ping", aiohttp.ClientTimeout(total=_PING_TIMEOUT_S)
         try:
-            async with self._around.http.get(
-                f"{self.record.url}/ping", allow_redirects=False, timeout=aiohttp.ClientTimeout(total=_PING_S)
-            ) as answer:
+            async with aiohttp.request("GET", url, allow_redirects=False, timeout=timeout) as answer:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
@@ -233,14 +237,14 @@ class InstanceSupervisor:
         ending_at = self.record.ending_at or time.time()
         self.record.state = "ending"
         self._on_change(self)
-        await self._around.records.change(self.record, state="ending", ending_at=ending_at)
+        await self._context.records.change(self.record, state="ending", ending_at=ending_at)
         if self._process is not None:
-            grace_s = self._around.settings.stop_grace_s
+            grace_s = self._context.settings.stop_grace_s
             await self._process.end(min(ending_at + grace_s - time.time(), grace_s))  # the clock may be set back
             await kill_marked(MARKER, self.id)
-        await self._around.logs.end(self.id)
-        await self._around.records.remove(self.record)
-        self.over = True
+        await self._context.logs.end(self.id)
+        await self._context.records.remove(self.record)
+        self.has_ended = True
         self._on_change(self)
 
 
@@ -254,8 +258,8 @@ async def _exit_of(process: Process) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.wait({exited})
 
 
-def no_ping(variant: str) -> str:
-    """What SageMaker says, word for word."""
+def ping_failure(variant: str) -> str:
+    """Return SageMaker's own FailureReason, word for word."""
     return (
         f"The primary container for production variant {variant} did not pass the ping health check. "
         "Please check CloudWatch logs for this endpoint."

@@ -1,7 +1,7 @@
-"""The journal of Longhaul's containers: a place in S3 for each variant, which outlives its instances.
+"""The journal of Longhaul's containers: a prefix in S3 for each variant, which outlives its instances.
 
 Every container is told of it, as nothing but Longhaul reads LONGHAUL_CHECKPOINT_URI. A model's Environment that sets
-it has the last word, and a container without AWS (EnableNetworkIsolation) is told nothing.
+the variable has the last word, and a container without AWS (EnableNetworkIsolation) is told nothing.
 """
 
 from __future__ import annotations
@@ -20,39 +20,33 @@ VARIABLE = "LONGHAUL_CHECKPOINT_URI"
 
 _LOG = logging.getLogger(__name__)
 
-_MAKE_S = 5.0
-"""A backend that hangs keeps no container from its start: its journal heals when its bucket is there."""
-_THERE_ALREADY = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
+_MAKE_TIMEOUT_S = 5.0
+"""Seconds after which a container starts without its bucket: its journal heals when the bucket is there."""
+_EXISTS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
 def uri(settings: Settings, deployment: Deployment, endpoint: str) -> str | None:
-    """None where it is not ours to say."""
+    """Return the journal's URI, or None if the endpoint doesn't set it."""
     if deployment.model.get("EnableNetworkIsolation") or VARIABLE in deployment.container.get("Environment", {}):
         return None
     return f"s3://{_bucket(settings)}/{endpoint}/{deployment.variant['VariantName']}"
 
 
 async def make_bucket(settings: Settings, backend: Clients) -> None:
-    """If it isn't there. Never raises."""
+    """Make the bucket if it isn't there. Never raises."""
     bucket = _bucket(settings)
+    options: dict[str, Any] = {"Bucket": bucket}
+    if settings.region != "us-east-1":  # S3 takes no constraint for this one
+        options["CreateBucketConfiguration"] = {"LocationConstraint": settings.region}
     try:
-        async with asyncio.timeout(_MAKE_S):
-            await asyncio.to_thread(_make, backend, bucket, settings.region)
+        async with asyncio.timeout(_MAKE_TIMEOUT_S):
+            await asyncio.to_thread(lambda: backend.client("s3").create_bucket(**options))
     except (BotoCoreError, ClientError, OSError) as error:  # a TimeoutError is an OSError
-        _LOG.warning("The bucket %s for journals could not be made: %s", bucket, str(error) or type(error).__name__)
+        if not isinstance(error, ClientError) or error.response.get("Error", {}).get("Code") not in _EXISTS:
+            message = str(error) or type(error).__name__
+            _LOG.warning("The bucket %s for journals could not be made: %s", bucket, message)
 
 
 def _bucket(settings: Settings) -> str:
-    """Named as SageMaker names its own default bucket."""
+    """Return a name like that of SageMaker's own default bucket."""
     return f"longhaul-checkpoints-{settings.region}-{settings.account}"
-
-
-def _make(backend: Clients, bucket: str, region: str) -> None:
-    where: dict[str, Any] = {}
-    if region != "us-east-1":  # which S3 takes no constraint for
-        where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    try:
-        backend.client("s3").create_bucket(Bucket=bucket, **where)
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") not in _THERE_ALREADY:
-            raise

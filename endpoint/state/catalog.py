@@ -1,4 +1,4 @@
-"""What was created: models, endpoint configs, endpoints and tags, as rows. Knows no rules and no processes."""
+"""The models, endpoint configs, endpoints and tags that were created, as rows. Knows no rules and no processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from endpoint.state.database import Database
 
 Kind = Literal["model", "endpoint-config", "endpoint"]
-Status = Literal["Creating", "Updating", "InService", "Failed", "Deleting", "RollingBack"]
+Status = Literal["Creating", "Updating", "InService", "Failed", "Deleting"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS resources (
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS tags (arn TEXT NOT NULL, key TEXT NOT NULL, value TEX
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """A model or an endpoint config; an endpoint has a state besides."""
+    """A model, an endpoint config or an endpoint; only an endpoint has a state."""
 
     kind: Kind
     name: str
@@ -48,24 +48,25 @@ class Endpoint:
     status: Status
     failure_reason: str | None
     config_name: str
-    """Of the config that serves; while `Creating`, the one that shall."""
+    """Name of the config that serves or, while `Creating`, will serve."""
     target_config_name: str | None
-    """While `Updating`: the config that shall serve once its instances are healthy."""
+    """Name of the config that will serve once its instances are healthy, while `Updating`."""
     desired: int
-    """Instances wanted of the one variant."""
+    """Number of instances wanted of the one variant."""
     current: int
-    """Instances that are healthy."""
+    """Number of healthy instances."""
     weight: float | None = None
-    """What UpdateEndpointWeightsAndCapacities said last; None: the config's."""
+    """Weight that UpdateEndpointWeightsAndCapacities set last; None: the config's."""
     deployment_config: dict[str, Any] | None = None
-    """Of the last CreateEndpoint or UpdateEndpoint that had one."""
+    """DeploymentConfig of the last CreateEndpoint or UpdateEndpoint that had one."""
     deployed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By config's name, of those that serve or shall: see `Catalog.deployment`. Written by the control plane only."""
+    """Config and model of the current and the target config, by the config's name: see `Catalog.deployment`. Written by
+    the control plane only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """What an endpoint runs, as it was when the endpoint was created or updated."""
+    """Config and model that an endpoint runs, as they were when it was created or updated."""
 
     config: dict[str, Any]
     """Parameters of CreateEndpointConfig."""
@@ -100,7 +101,7 @@ class Catalog:
     async def create(
         self, kind: Kind, name: str, arn: str, request: dict[str, Any], tags: dict[str, str], state: dict[str, Any]
     ) -> Resource:
-        """Raises Exists."""
+        """Raise Exists if there is one of that name."""
         now = time.time()
 
         def change(db: sqlite3.Connection) -> None:
@@ -117,7 +118,7 @@ class Catalog:
         return Resource(kind=kind, name=name, arn=arn, created_at=now, modified_at=now, request=request, state=state)
 
     async def get(self, kind: Kind, name: str) -> Resource:
-        """Raises NotFound."""
+        """Raise NotFound if there is none."""
         row = await self._database.read(
             lambda db: db.execute("SELECT * FROM resources WHERE kind = ? AND name = ?", (kind, name)).fetchone()
         )
@@ -126,7 +127,7 @@ class Catalog:
         return _resource(row)
 
     async def all(self, kind: Kind) -> list[Resource]:
-        """Oldest first."""
+        """Return all resources of a kind, oldest first."""
         rows = await self._database.read(
             lambda db: db.execute(
                 "SELECT * FROM resources WHERE kind = ? ORDER BY created_at, name", (kind,)
@@ -135,7 +136,7 @@ class Catalog:
         return [_resource(row) for row in rows]
 
     async def delete(self, kind: Kind, name: str) -> None:
-        """With its tags. Raises NotFound."""
+        """Delete a resource and its tags. Raises NotFound."""
 
         def change(db: sqlite3.Connection) -> None:
             row = db.execute("DELETE FROM resources WHERE kind = ? AND name = ? RETURNING arn", (kind, name)).fetchone()
@@ -146,14 +147,14 @@ class Catalog:
         await self._database.write(change)
 
     async def endpoint(self, name: str) -> Endpoint:
-        """Raises NotFound."""
+        """Raise NotFound if there is none."""
         return _endpoint(await self.get("endpoint", name))
 
     async def endpoints(self) -> list[Endpoint]:
         return [_endpoint(resource) for resource in await self.all("endpoint")]
 
     async def deployment(self, endpoint: Endpoint, config_name: str) -> Deployment:
-        """What `endpoint` runs, or shall, under that config. Raises NotFound.
+        """Return the config and model that `endpoint` runs, or will run, under that config's name. Raises NotFound.
 
         Models and configs may be deleted, and made anew, while endpoints use them: those go on with what they have.
         """
@@ -162,13 +163,13 @@ class Catalog:
         return await self.deployable(config_name)
 
     async def deployable(self, config_name: str) -> Deployment:
-        """As config and model are now. Raises NotFound."""
+        """Return the config and its model as they are now. Raises NotFound."""
         config = (await self.get("endpoint-config", config_name)).request
         model = (await self.get("model", config["ProductionVariants"][0]["ModelName"])).request
         return Deployment(config=config, model=model)
 
     async def change_endpoint(self, name: str, **changes: Any) -> Endpoint:
-        """Fields of Endpoint but its name, arn and times; `modified_at` becomes now. Raises NotFound."""
+        """Change fields of an endpoint, but not its name, ARN and times; `modified_at` becomes now. Raises NotFound."""
 
         def change(db: sqlite3.Connection) -> sqlite3.Row:
             row = db.execute("SELECT state FROM resources WHERE kind = 'endpoint' AND name = ?", (name,)).fetchone()

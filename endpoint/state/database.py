@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -12,26 +13,26 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_MOST_TOGETHER = 256
+_MAX_BATCH = 256
 
 
 class Database:
     """Owns two connections, each with a thread of its own. `write` and `read` are for the event loop that made it.
 
-    What is written together is committed together (one fsync for many requests); each change is in a savepoint of its
-    own, so that one that raises undoes itself alone. A `write` returns when its change is on the disk.
+    Changes that wait at the same time are committed together (one fsync for many requests); each is in a savepoint of
+    its own, so that one that raises undoes itself alone. A `write` returns when its change is on the disk.
     """
 
     def __init__(self, path: Path, *schemas: str) -> None:
-        """Raises sqlite3.Error if the file is no database or can't be written."""
+        """Raise sqlite3.Error if the file is not a database or can't be written."""
         self._path = path
         self._loop = asyncio.get_running_loop()
         connection = _connect(path)
         for schema in schemas:
             connection.executescript(schema)
         connection.close()
-        self._writes: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._reads: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._writes: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._write_on, name="database writer", daemon=True),
             threading.Thread(target=self._read_on, name="database reader", daemon=True),
@@ -40,44 +41,43 @@ class Database:
             thread.start()
 
     async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        """`change` runs in the writer's thread, inside a transaction. What it raises is raised here."""
-        return await self._put(self._writes, change)
+        """Run `change` in the writer's thread, inside a transaction. What it raises is raised here."""
+        return await self._run(self._writes, change)
 
-    async def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """`question` sees everything that a `write` has returned for."""
-        return await self._put(self._reads, question)
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `query`, which sees all changes whose `write` has returned."""
+        return await self._run(self._reads, query)
 
     def close(self) -> None:
-        """What was given before is done first."""
+        """Finish what was asked before, and close the connections."""
         self._writes.put(None)
         self._reads.put(None)
         for thread in self._threads:
             thread.join()
 
-    async def _put(self, works: queue.SimpleQueue[_Work | None], call: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, calls: queue.SimpleQueue[_Call | None], function: Callable[[sqlite3.Connection], T]) -> T:
         future: asyncio.Future[T] = self._loop.create_future()
-        works.put((call, future))
+        calls.put((function, future))
         return await future
 
     def _write_on(self) -> None:
         connection = _connect(self._path)
-        while (together := _all_waiting(self._writes)) is not None:
-            self._tell(_commit(connection, together))
+        while (batch := _next_batch(self._writes)) is not None:
+            self._resolve(_commit(connection, batch))
         connection.close()
 
     def _read_on(self) -> None:
         connection = _connect(self._path)
-        while (work := self._reads.get()) is not None:
-            call, future = work
-            self._tell([(future, *_attempt(connection, call))])
+        while (call := self._reads.get()) is not None:
+            self._resolve([_execute(connection, call)])
         connection.close()
 
-    def _tell(self, outcomes: list[_Outcome]) -> None:
-        self._loop.call_soon_threadsafe(_resolve, outcomes)
+    def _resolve(self, results: list[_Result]) -> None:
+        self._loop.call_soon_threadsafe(_resolve, results)
 
 
-_Work = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
-_Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
+_Call = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
+_Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -88,55 +88,52 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _all_waiting(works: queue.SimpleQueue[_Work | None]) -> list[_Work] | None:
-    """At least one; None at the end. An end behind work is put back, to be met next."""
-    first = works.get()
-    if first is None:
+def _next_batch(calls: queue.SimpleQueue[_Call | None]) -> list[_Call] | None:
+    """Wait for a call and return all that are there, or None at the end."""
+    if (first := calls.get()) is None:
         return None
-    together = [first]
-    while len(together) < _MOST_TOGETHER:
-        try:
-            work = works.get_nowait()
-        except queue.Empty:
-            break
-        if work is None:
-            works.put(None)
-            break
-        together.append(work)
-    return together
+    batch = [first]
+    with contextlib.suppress(queue.Empty):
+        while len(batch) < _MAX_BATCH:
+            if (call := calls.get_nowait()) is None:
+                calls.put(None)  # the end is met again, behind this batch
+                break
+            batch.append(call)
+    return batch
 
 
-def _commit(connection: sqlite3.Connection, together: list[_Work]) -> list[_Outcome]:
-    outcomes: list[_Outcome] = []
+def _commit(connection: sqlite3.Connection, batch: list[_Call]) -> list[_Result]:
+    results: list[_Result] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for call, future in together:
+        for call in batch:
             connection.execute("SAVEPOINT one")
-            result, error = _attempt(connection, call)
-            if error is not None:
+            result = _execute(connection, call)
+            if result[2] is not None:
                 connection.execute("ROLLBACK TO one")
             connection.execute("RELEASE one")
-            outcomes.append((future, result, error))
+            results.append(result)
         connection.execute("COMMIT")
-    except BaseException as error:  # a full disk, say: nothing of it was written
+    except BaseException as error:  # a full disk, say: nothing of the batch was written
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        return [(future, None, error) for _, future in together]
-    return outcomes
+        return [(future, None, error) for _, future in batch]
+    return results
 
 
-def _attempt(connection: sqlite3.Connection, call: Callable[[sqlite3.Connection], Any]) -> tuple[Any, Exception | None]:
+def _execute(connection: sqlite3.Connection, call: _Call) -> _Result:
+    function, future = call
     try:
-        return call(connection), None
+        return future, function(connection), None
     except Exception as error:
-        return None, error
+        return future, None, error
 
 
-def _resolve(outcomes: list[_Outcome]) -> None:
-    for future, result, error in outcomes:
+def _resolve(results: list[_Result]) -> None:
+    for future, value, error in results:
         if future.done():  # its caller was cancelled
             continue
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(result)
+            future.set_result(value)

@@ -1,4 +1,4 @@
-"""A fleet with real processes for the tests: what control plane and dispatcher would ask of it, in few words."""
+"""A fleet with real processes for the tests, asked in few words for what control plane and dispatcher want of it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from testing.server import TIMEOUT_S
 MISBEHAVING = str(Path(__file__).with_name("misbehaving_container.py"))
 
 
-class Nothing:
-    """A backend that nobody may need."""
+class DeadBackend:
+    """A backend that does not answer."""
 
     def client(self, service: str) -> Any:
         from botocore.exceptions import EndpointConnectionError
@@ -30,19 +30,19 @@ class Nothing:
 
 
 def quick(data_dir: Path, **changes: Any) -> Settings:
-    """Pings quickly, and a window of 60 s is a second."""
-    given: dict[str, Any] = {
+    """Return settings with which pings are quick, and a window of 60 s is a second."""
+    values: dict[str, Any] = {
         "data_dir": data_dir,
         "serve": (sys.executable, MISBEHAVING),
         "ping_every_s": 0.05,
         "time_scale": 60.0,
         "min_window_s": 0.0,
     }
-    return Settings(**given | changes)
+    return Settings(**values | changes)
 
 
 class World:
-    """Owns database and fleet. `control` is the directory in which the containers look for what ails them."""
+    """Owns database and fleet. `control` is the directory with the files that make containers ill."""
 
     def __init__(self, settings: Settings, backend: Any) -> None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class World:
         self.fleet = Fleet(settings, self.database, self.catalog, backend, self.said.append)
 
     async def create(self, name: str, count: int = 1, **parts: Any) -> None:
-        """An endpoint of config `first`."""
+        """Create an endpoint of config `first`."""
         state = {
             "status": "Creating",
             "failure_reason": None,
@@ -78,17 +78,17 @@ class World:
     def deployment(
         self, environment: dict[str, str] | None = None, container: Any = None, variant: Any = None, **model: Any
     ) -> Any:
-        given = {"CONTROL": str(self.control), **(environment or {})}
+        variables = {"CONTROL": str(self.control), **(environment or {})}
         window = {"ContainerStartupHealthCheckTimeoutInSeconds": 1800}
         return {
             "config": {
                 "ProductionVariants": [{"VariantName": "AllTraffic", "ModelName": "m", **window, **(variant or {})}]
             },
-            "model": {"PrimaryContainer": {"Image": "i", "Environment": given, **(container or {})}, **model},
+            "model": {"PrimaryContainer": {"Image": "i", "Environment": variables, **(container or {})}, **model},
         }
 
     async def until(self, name: str, question: Callable[[Endpoint], object]) -> Endpoint:
-        """The endpoint, once the answer is true."""
+        """Return the endpoint, once the answer is true."""
         async with asyncio.timeout(TIMEOUT_S):
             while not question(endpoint := await self.catalog.endpoint(name)):
                 await asyncio.sleep(0.01)
@@ -101,6 +101,16 @@ class World:
         with contextlib.suppress(NotFound):
             await self.until(name, lambda _: False)
 
+    async def row(self, instance: Instance) -> dict[str, Any]:
+        """Return what the database has of an instance."""
+        row = await self.database.read(
+            lambda db: db.execute("SELECT * FROM instances WHERE id = ?", (instance.id,)).fetchone()
+        )
+        return dict(row)
+
+    async def pids(self, instances: list[Instance]) -> list[int]:
+        return [(await self.row(instance))["pid"] for instance in instances]
+
     async def until_healthy(self, name: str, question: Callable[[list[Instance]], object]) -> list[Instance]:
         async with asyncio.timeout(TIMEOUT_S):
             version = self.fleet.version
@@ -111,7 +121,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def a_world(settings: Settings, backend: Any = None) -> AsyncIterator[World]:
-    world = World(settings, backend or Nothing())
+    world = World(settings, backend or DeadBackend())
     running = asyncio.create_task(world.fleet.run())
     try:
         yield world

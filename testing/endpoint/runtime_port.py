@@ -1,4 +1,4 @@
-"""The data plane's front behind botocore's own client, with endpoints as rows and a container told what to answer."""
+"""SageMaker's runtime API behind botocore's own client, with endpoints as rows and a container told what to answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from starlette.responses import Response
 
 from endpoint.aws.service import Service
 from endpoint.data_plane.container_client import ContainerClient
+from endpoint.data_plane.dispatcher import Dispatcher
 from endpoint.data_plane.runtime import Runtime
+from endpoint.fleet.fleet import Fleet
 from endpoint.fleet.instance import Instance
 from endpoint.settings import Settings
 from endpoint.state import catalog, queue
@@ -32,11 +34,11 @@ PATHS = {"S3OutputPath": "s3://bucket/out", "S3FailurePath": "s3://bucket/failed
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """A caller that hung up is what some tests are about."""
+        """Print nothing: some tests are about callers that hang up."""
 
 
 class Container:
-    """Answers each invocation with `status`, `headers` and `body`, once `may_answer`. Status None: hangs up instead."""
+    """Answers each invocation with `status`, `headers` and `body`, once `may_answer`; hangs up if `status` is None."""
 
     def __init__(self) -> None:
         self.may_answer = threading.Event()
@@ -78,21 +80,37 @@ class Container:
         return Handler
 
 
+class StubFleet(Fleet):
+    def __init__(self) -> None:
+        self.instances: list[Instance] = []
+
+    def healthy(self, endpoint: str) -> list[Instance]:
+        return [instance for instance in self.instances if instance.endpoint == endpoint]
+
+
+class StubDispatcher(Dispatcher):
+    def __init__(self) -> None:
+        self.wakes = 0
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+
 class RuntimePort:
-    """Is the fleet and the dispatcher of its Runtime, too. `close` it."""
+    """Owns a Runtime, its event loop and its container. Must be closed."""
 
     def __init__(self, data_dir: Path, **settings: Any) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.wakes = 0
-        self.instances: list[Instance] = []
+        self.fleet = StubFleet()
+        self.dispatcher = StubDispatcher()
         self.container = Container()
         self._run(self._start(Settings(data_dir=data_dir, **settings)))
         self.client = client("sagemaker-runtime", self._respond, parameter_validation=False)
 
     def close(self) -> None:
-        self._run(self._invoker.close())
+        self._run(self._containers.close())
         self.container.close()
         self.client.close()
         self.database.close()
@@ -101,7 +119,7 @@ class RuntimePort:
         self._loop.close()
 
     def endpoint(self, name: str = "e", *, output: dict[str, Any] | None = PATHS, status: str = "InService") -> None:
-        """With an instance; not asynchronous if `output` is None."""
+        """Create an endpoint with an instance; not an asynchronous one if `output` is None."""
         config: dict[str, Any] = {"EndpointConfigName": name, "ProductionVariants": [VARIANT]}
         if output is not None:
             config["AsyncInferenceConfig"] = {"OutputConfig": output}
@@ -115,30 +133,20 @@ class RuntimePort:
             "deployed": {name: {"config": config, "model": {}}},
         }
         self._run(self.catalog.create("endpoint", name, f"arn:{name}", {}, {}, state))
-        self.instances.append(
-            Instance(
-                id="i-0", endpoint=name, variant="main", config_name=name, url=self.container.url, pid=1, started_at=0.0
-            )
-        )
+        self.fleet.instances.append(Instance(id="i-0", endpoint=name, variant="main", url=self.container.url))
 
     def jobs(self) -> list[dict[str, Any]]:
-        """The queue's rows, first accepted first."""
+        """Return the queue's rows in the order of acceptance."""
         rows = self._run(self.database.read(lambda db: db.execute("SELECT * FROM jobs ORDER BY seq").fetchall()))
         return [dict(row) for row in rows]
-
-    # What Runtime asks of a fleet and of a dispatcher
-
-    def healthy(self, endpoint: str) -> list[Instance]:
-        return [instance for instance in self.instances if instance.endpoint == endpoint]
-
-    def wake(self) -> None:
-        self.wakes += 1
 
     async def _start(self, settings: Settings) -> None:
         self.database = Database(settings.data_dir / "endpoint.sqlite", catalog.SCHEMA, queue.SCHEMA)
         self.catalog = Catalog(self.database)
-        self._invoker = ContainerClient(settings)
-        self._runtime = Runtime(settings, self.catalog, Queue(self.database), self, self, self._invoker)
+        self._containers = ContainerClient()
+        self._runtime = Runtime(
+            settings, self.catalog, Queue(self.database), self.fleet, self.dispatcher, self._containers
+        )
 
     def _respond(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         return self._run(SERVICE.respond(self._runtime.call, method, path, headers, body))

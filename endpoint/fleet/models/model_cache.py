@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from endpoint.backend.clients import Clients
 from endpoint.fleet.models.model_download import Changed, DiskFull, ModelDownload
 from endpoint.fleet.models.model_source import ModelDataError, ModelSource, cannot_download
+from endpoint.fsync import fsync_path
 
 T = TypeVar("T")
 
@@ -33,21 +35,24 @@ class ModelCache:
         self._backend = backend
         self._locks: dict[str, asyncio.Lock] = {}
         self._held: Counter[Path] = Counter()
-        """Directories that somebody is given and has not yet written down."""
+        """Number of callers inside `hold`, by directory."""
 
-    def start(self) -> None:
-        """Clears away what a killed gateway left unfinished."""
+    def remove_unfinished(self) -> None:
+        """Make the directory, and remove what a killed gateway left unfinished."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for unfinished in self._directory.glob(".partial-*"):
             _remove(unfinished)
 
     @contextlib.asynccontextmanager
-    async def laid_out(self, source: ModelSource | None, within_s: float) -> AsyncIterator[Path]:
-        """The directory; it is not removed inside the `async with`. Raises ModelDataError, also when time is over."""
+    async def hold(self, source: ModelSource | None, timeout_s: float) -> AsyncIterator[Path]:
+        """Lay the data out and yield its directory, which is not removed inside the `async with`.
+
+        Raises ModelDataError, also after `timeout_s`.
+        """
         stop = threading.Event()
         work = asyncio.ensure_future(self._lay_out(source, stop))
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(timeout_s):
                 directory = await asyncio.shield(work)
         except BaseException as error:
             stop.set()
@@ -56,7 +61,7 @@ class ModelCache:
                 raise
             raise ModelDataError(
                 f'Failed to download model data for container "{source.container}" from URL: "{source.uri}". '
-                f"It took longer than {within_s:g} seconds (ModelDataDownloadTimeoutInSeconds)."
+                f"It took longer than {timeout_s:g} seconds (ModelDataDownloadTimeoutInSeconds)."
             ) from error
         try:
             yield directory
@@ -68,7 +73,7 @@ class ModelCache:
             self._held[work.result()] -= 1
 
     async def keep_only(self, used: Iterable[Path]) -> None:
-        """Removes what nobody uses."""
+        """Remove the directories that are neither in `used` nor held."""
         keep = {*used, *(path for path, count in self._held.items() if count), self._directory / "empty"}
         unused = [path for path in self._directory.iterdir() if path not in keep and not path.name.startswith(".")]
         for path in unused:
@@ -85,55 +90,44 @@ class ModelCache:
             self._held[empty] += 1
             return empty
         for attempt in range(_ATTEMPTS):
+            is_last = attempt + 1 == _ATTEMPTS
             try:
-                fetch = ModelDownload(self._backend.client("s3"), source, stop)
-                await _in_thread(fetch.look)
-                directory = self._directory / fetch.digest
+                download = ModelDownload(self._backend.client("s3"), source, stop)
+                await _in_thread(download.look_up)
+                directory = self._directory / download.digest
                 async with self._locks.setdefault(directory.name, asyncio.Lock()):
                     if not directory.exists():
-                        await _in_thread(partial(_whole, fetch, directory))
+                        await _in_thread(partial(_bring_whole, download, directory))
                     self._held[directory] += 1
                 return directory
             except Changed:
-                if attempt + 1 == _ATTEMPTS:
+                if is_last:
                     raise cannot_download(source, "It changed while it was being read.") from None
             except (ClientError, BotoCoreError, OSError) as error:
-                transient = not isinstance(error, ClientError) and not isinstance(error, DiskFull)
-                if attempt + 1 == _ATTEMPTS or not transient or stop.is_set():
+                is_final = isinstance(error, ClientError | DiskFull)
+                if is_last or is_final or stop.is_set():
                     raise cannot_download(source, str(error)) from error
         raise AssertionError
 
 
-def _whole(fetch: ModelDownload, directory: Path) -> None:
-    """All of it, on the disk, read-only, under its name at last; or nothing under that name."""
+def _bring_whole(download: ModelDownload, directory: Path) -> None:
+    """Bring all of the data to `directory`, on the disk and read-only, or make no such directory."""
     unfinished = directory.with_name(f".partial-{uuid.uuid4().hex}")
     unfinished.mkdir(parents=True)
     try:
-        fetch.into(unfinished)
-        _seal(unfinished)
+        download.download(unfinished)
+        for root, _, names in os.walk(unfinished, topdown=False):
+            for name in names:
+                file = Path(root, name)
+                fsync_path(file)
+                file.chmod(0o444 | file.stat().st_mode & 0o111)
+            fsync_path(Path(root))
+            Path(root).chmod(0o555)
         unfinished.rename(directory)
-        _flush(directory.parent)
+        fsync_path(directory.parent)
     except BaseException:
         _remove(unfinished)
         raise
-
-
-def _seal(directory: Path) -> None:
-    for root, _, names in os.walk(directory, topdown=False):
-        for name in names:
-            file = Path(root, name)
-            _flush(file)
-            file.chmod(0o444 | file.stat().st_mode & 0o111)
-        _flush(Path(root))
-        Path(root).chmod(0o555)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(directory: Path) -> None:
@@ -143,25 +137,15 @@ def _remove(directory: Path) -> None:
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
-    """In a daemon thread: one that waits for a dead S3 must not keep the gateway from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+    """Run `call` in a daemon thread: one that waits for a dead S3 must not keep the process from ending."""
+    result: Future[T] = Future()
 
     def run() -> None:
+        result.set_running_or_notify_cancel()  # from now on, a cancelled caller leaves it alone
         try:
-            outcome: tuple[T | None, BaseException | None] = call(), None
+            result.set_result(call())
         except BaseException as error:
-            outcome = None, error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, *outcome)
+            result.set_exception(error)
 
-    threading.Thread(target=run, name="model files", daemon=True).start()
-    return await future
+    threading.Thread(target=run, name="model cache", daemon=True).start()
+    return await asyncio.wrap_future(result)

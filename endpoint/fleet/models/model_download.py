@@ -1,4 +1,4 @@
-"""Brings one state of a model's data from S3 into a directory, in bounded memory. For worker threads."""
+"""The download of one state of a model's data from S3 into a directory, in bounded memory. For worker threads."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from typing import Any
 
 from endpoint.fleet.models.model_source import ModelSource, cannot_download, cannot_extract
 
-_CHUNK = 1 << 20
-_AT_ONCE = 4
-_LEFT_FREE = 1 << 30
-"""Bytes of the disk that model data never takes."""
+_CHUNK_BYTES = 1 << 20
+_CONCURRENCY = 4
+_MIN_FREE_BYTES = 1 << 30
+"""Bytes of the disk that model data leaves free."""
 
 
 class Changed(Exception):
-    pass
+    """Raised if an object is another than `look_up` found."""
 
 
 class Stopped(Exception):
-    pass
+    """Raised once `stop` is set."""
 
 
 class DiskFull(OSError):
-    pass
+    """Raised if a file would leave too little of the disk free."""
 
 
 class ModelDownload:
-    """One state of the data: `look` finds which, `into` brings it. For a worker thread."""
+    """One state of the data: `look_up` finds which, `download` brings it."""
 
     def __init__(self, client: Any, source: ModelSource, stop: threading.Event) -> None:
         self._client = client
@@ -46,11 +46,13 @@ class ModelDownload:
 
     @property
     def digest(self) -> str:
+        """Digest of the location and all ETags."""
         parts = [self._source.bucket, self._source.key, self._source.kind]
         parts += [part for entry in sorted(self._etags.items()) for part in entry]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
-    def look(self) -> None:
+    def look_up(self) -> None:
+        """Find the objects and their ETags. Raises ModelDataError."""
         source = self._source
         if source.kind == "prefix":
             self._etags = dict(self._list())
@@ -74,12 +76,13 @@ class ModelDownload:
             for found in page.get("Contents", []):
                 yield found["Key"], found["ETag"]
 
-    def into(self, directory: Path) -> None:
+    def download(self, directory: Path) -> None:
+        """Bring the data into `directory`. Raises ModelDataError, Changed, DiskFull and Stopped."""
         if self._source.kind == "archive":
             self._extract(directory)
             return
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            downloads = [pool.submit(self._download, key, directory / self._path(key)) for key in self._etags]
+        with ThreadPoolExecutor(_CONCURRENCY) as pool:
+            downloads = [pool.submit(self._download_object, key, directory / self._path(key)) for key in self._etags]
             try:
                 for download in downloads:
                     download.result()
@@ -100,12 +103,12 @@ class ModelDownload:
             raise Changed
         return found
 
-    def _download(self, key: str, path: Path) -> None:
+    def _download_object(self, key: str, path: Path) -> None:
         found = self._open(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_space(path.parent, found["ContentLength"])
         with contextlib.closing(found["Body"]) as body, path.open("xb") as file:
-            while chunk := body.read(_CHUNK):
+            while chunk := body.read(_CHUNK_BYTES):
                 self._check_stop()
                 file.write(chunk)
 
@@ -114,10 +117,10 @@ class ModelDownload:
             packed: Any = _Stoppable(body, self._check_stop)
             unpacked = gzip.GzipFile(fileobj=packed)
             try:
-                with tarfile.open(fileobj=unpacked, mode="r|", bufsize=_CHUNK) as archive:
+                with tarfile.open(fileobj=unpacked, mode="r|", bufsize=_CHUNK_BYTES) as archive:
                     for member in archive:
-                        self._extract_one(archive, member, directory)
-                while unpacked.read(_CHUNK):  # to the checksum at the end
+                        self._extract_member(archive, member, directory)
+                while unpacked.read(_CHUNK_BYTES):  # to the checksum at the end
                     pass
             except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise cannot_extract(self._source, f"{error}.") from error
@@ -128,10 +131,10 @@ class ModelDownload:
                     raise
                 raise cannot_extract(self._source, "A name in it is too long.") from error
 
-    def _extract_one(self, archive: tarfile.TarFile, member: tarfile.TarInfo, directory: Path) -> None:
+    def _extract_member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, directory: Path) -> None:
         if not (member.isfile() or member.isdir()):
-            what = "link" if member.issym() or member.islnk() else "special file"
-            raise cannot_extract(self._source, f'"{member.name}" in it is a {what}.')
+            kind = "link" if member.issym() or member.islnk() else "special file"
+            raise cannot_extract(self._source, f'"{member.name}" in it is a {kind}.')
         if member.isfile():
             _check_space(directory, member.size)
         archive.extract(member, directory, filter="data")
@@ -142,7 +145,7 @@ class ModelDownload:
 
 
 class _Stoppable:
-    """What gzip reads from."""
+    """A body for gzip to read from, which can be stopped."""
 
     def __init__(self, body: Any, check: Callable[[], None]) -> None:
         self._body = body
@@ -170,10 +173,10 @@ def _check_names(source: ModelSource, keys: Iterable[str]) -> None:
 
 def _check_name(source: ModelSource, key: str, name: str) -> None:
     if not name.strip() or "\0" in name or name in (".", "..") or len(name.encode()) > 255:
-        raise cannot_download(source, f'"{name}" in the key "{key}" is no name for a file or directory.')
+        raise cannot_download(source, f'"{name}" in the key "{key}" is not a valid name for a file or directory.')
 
 
 def _check_space(directory: Path, size: int) -> None:
     free = shutil.disk_usage(directory).free
-    if size + _LEFT_FREE > free:
-        raise DiskFull(f"The disk has {free} bytes free; a file of {size} bytes must leave {_LEFT_FREE}.")
+    if size + _MIN_FREE_BYTES > free:
+        raise DiskFull(f"The disk has {free} bytes free; a file of {size} bytes must leave {_MIN_FREE_BYTES}.")

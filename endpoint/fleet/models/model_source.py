@@ -1,4 +1,4 @@
-"""Where a container's model data is, from its ContainerDefinition, and what SageMaker says when it can't be had."""
+"""The location of a container's model data, from its ContainerDefinition, and SageMaker's messages about it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from endpoint.aws.s3_location import parse_location
 
 
 class ModelDataError(Exception):
-    """Model data can't be laid out. Its text is the endpoint's FailureReason."""
+    """Raised if model data can't be laid out. Its text is the endpoint's FailureReason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Where a container's model data is. `kind`: one archive, one object as it is, or all objects under a prefix."""
+    """The location of a container's model data: one archive, one object as it is, or all objects under a prefix."""
 
     uri: str
-    """As the request has it, for messages."""
+    """The URI as the request has it, for messages."""
     bucket: str
     key: str
     kind: Literal["archive", "object", "prefix"]
     etag: str | None = None
     container: str = "container_1"
-    """As SageMaker calls a container without a hostname."""
+    """The container's name; SageMaker calls one without a hostname container_1."""
 
     @classmethod
     def of(cls, container: dict[str, Any]) -> ModelSource | None:
-        """From a ContainerDefinition; None if it names no model data. Raises ModelDataError."""
+        """Return the source that a ContainerDefinition names, or None. Raises ModelDataError."""
         name = container.get("ContainerHostname", "container_1")
         if container.get("AdditionalModelDataSources"):
             raise ModelDataError("AdditionalModelDataSources are not supported by the local endpoint.")
         if source := container.get("ModelDataSource", {}).get("S3DataSource"):
-            return cls._of_s3_data_source(source, name)
+            return cls._of_data_source(source, name)
         if uri := container.get("ModelDataUrl"):
-            bucket, key = _parsed(uri)
+            bucket, key = _parse(uri)
             return cls(uri=uri, bucket=bucket, key=key, kind="archive", container=name)
         return None
 
     @classmethod
-    def _of_s3_data_source(cls, source: dict[str, Any], name: str) -> ModelSource:
+    def _of_data_source(cls, source: dict[str, Any], name: str) -> ModelSource:
         for field in ("HubAccessConfig", "ManifestS3Uri"):
             if field in source:
                 raise ModelDataError(f"S3DataSource.{field} is not supported by the local endpoint.")
@@ -54,27 +54,27 @@ class ModelSource:
             raise ModelDataError("CompressionType Gzip needs S3DataType S3Object.")
         if kind == "prefix" and not uri.endswith("/"):
             raise ModelDataError(f'S3Uri "{uri}" of S3DataType S3Prefix must end with a forward slash (/).')
-        bucket, key = _parsed(uri, of_prefix=kind == "prefix")
+        bucket, key = _parse(uri, of_prefix=kind == "prefix")
         return cls(uri=uri, bucket=bucket, key=key, kind=kind, etag=source.get("ETag"), container=name)
 
 
-def _parsed(uri: str, *, of_prefix: bool = False) -> tuple[str, str]:
+def _parse(uri: str, *, of_prefix: bool = False) -> tuple[str, str]:
     try:
         return parse_location(uri, of_prefix=of_prefix)
     except ValueError as error:
         raise ModelDataError(f"{error}.") from error
 
 
-def cannot_download(source: ModelSource, why: str = "") -> ModelDataError:
+def cannot_download(source: ModelSource, reason: str = "") -> ModelDataError:
     return ModelDataError(
         f'Failed to download model data for container "{source.container}" from URL: "{source.uri}". '
         "Please ensure that there is an object located at the URL and that the role passed to CreateModel has "
-        f"permissions to download the object. {why}".strip()
+        f"permissions to download the object. {reason}".strip()
     )
 
 
-def cannot_extract(source: ModelSource, why: str) -> ModelDataError:
+def cannot_extract(source: ModelSource, reason: str) -> ModelDataError:
     return ModelDataError(
         f'Failed to extract model data archive for container "{source.container}" from URL "{source.uri}". '
-        f"Please ensure that the object located at the URL is a valid tar.gz archive. {why}".strip()
+        f"Please ensure that the object located at the URL is a valid tar.gz archive. {reason}".strip()
     )

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from endpoint.cloudwatch.container_logs import SCHEMA, ContainerLogs, batches
+from endpoint.cloudwatch.container_logs import SCHEMA, ContainerLogs
 from endpoint.state.database import Database
 from testing.emulator import Emulator
 from testing.endpoint.fleets import a_world, quick
@@ -40,13 +41,13 @@ class Flaky:
 class Tail:
     """One instance's log, written by the test."""
 
-    def __init__(self, directory: Path, backend: Any, instance: str, most_bytes: int = 1 << 26) -> None:
+    def __init__(self, directory: Path, backend: Any, instance: str, max_bytes: int = 1 << 26) -> None:
         self.path = directory / instance / "log"
         self.path.parent.mkdir(exist_ok=True)
         self.instance = instance
         self.echoed: list[str] = []
         self.database = Database(directory / "db", SCHEMA)
-        self.logs = ContainerLogs(self.database, backend, most_bytes, self.echoed.append)
+        self.logs = ContainerLogs(self.database, backend, max_bytes, self.echoed.append)
 
     async def __aenter__(self) -> Tail:
         await self.logs.load([self.instance])
@@ -157,7 +158,7 @@ def test_a_backend_that_lost_its_groups_gets_new_ones(tmp_path: Path, emulator: 
 def test_the_oldest_of_too_much_is_dropped(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         flaky = Flaky(emulator)
-        async with Tail(tmp_path, flaky, "i-6", most_bytes=100) as tail:
+        async with Tail(tmp_path, flaky, "i-6", max_bytes=100) as tail:
             await tail.follow()
             flaky.cut = True
             for number in range(100):
@@ -196,12 +197,44 @@ def test_a_line_that_no_event_could_hold_comes_in_pieces(tmp_path: Path, emulato
     asyncio.run(run())
 
 
-def test_batches_keep_to_the_limits() -> None:
-    found = list(batches([*["x"] * 10_001, *["y" * 200_000] * 12, "", "z"], 5))
-    assert all(len(batch) <= 10_000 for batch in found)
-    assert all(sum(len(event["message"]) + 26 for event in batch) <= 1_048_576 for batch in found)
-    assert [event["message"][0] for batch in found for event in batch] == ["x"] * 10_001 + ["y"] * 12 + ["z"]
-    assert list(batches(["", ""], 5)) == []
+class Recorder:
+    """Takes PutLogEvents, and keeps the messages of each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.exceptions = boto3.client("logs", region_name="us-east-1").exceptions
+
+    def client(self, service: str) -> Recorder:
+        return self
+
+    def put_log_events(self, logEvents: list[dict[str, Any]], **_: Any) -> None:
+        self.calls.append([event["message"] for event in logEvents])
+
+
+def test_events_keep_to_the_limits(tmp_path: Path) -> None:
+    recorder = Recorder()
+
+    async def run() -> None:
+        async with Tail(tmp_path, recorder, "i-9") as tail:
+            await tail.follow()
+            await tail.write(b"x\n" * 10_001 + b"\n\n" + (b"y" * 80_000 + b"\n") * 24 + b"\nz\n")
+
+    asyncio.run(run())
+    assert all(len(messages) <= 10_000 for messages in recorder.calls)
+    assert all(sum(len(message) + 26 for message in messages) <= 1_048_576 for messages in recorder.calls)
+    assert [text[0] for messages in recorder.calls for text in messages] == ["x"] * 10_001 + ["y"] * 24 + ["z"]
+
+
+def test_empty_lines_are_not_sent(tmp_path: Path) -> None:
+    recorder = Recorder()
+
+    async def run() -> None:
+        async with Tail(tmp_path, recorder, "i-10") as tail:
+            await tail.follow()
+            await tail.write(b"\n\n")
+
+    asyncio.run(run())
+    assert recorder.calls == []
 
 
 def test_what_a_container_prints_arrives_to_its_last_word(tmp_path: Path, emulator: Emulator) -> None:

@@ -5,15 +5,13 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from endpoint.backend.backend import Backend
 from endpoint.cloudwatch.data_log import DataLog
-from endpoint.settings import Settings
-from testing.endpoint.cut_line import ACCOUNT, REGION, Line, a_backend, running, until
+from testing.endpoint.cut_line import Line, a_backend, running, until
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 
 
 def a_log(backend: Any, **options: Any) -> DataLog:
-    return DataLog(Settings(data_dir=Path("unused"), region=REGION, account=ACCOUNT), backend, **options)
+    return DataLog(backend, **options)
 
 
 def events(backend: Backend, endpoint: str, instance: str = "i-1", variant: str = "AllTraffic") -> list[dict[str, Any]]:
@@ -54,7 +52,7 @@ def test_lines_have_the_platforms_form(backend: Backend) -> None:
     async def run() -> None:
         log = a_log(backend)
         log.write("form", "AllTraffic", "i-1", "8a80ed4e", 'Received server error (500) from primary with message "ö"')
-        await log.flush()
+        await log.send_all()
 
     before = time.time()
     asyncio.run(run())
@@ -92,7 +90,7 @@ def test_lines_wait_for_a_backend_that_is_down(backend: Backend, caplog: pytest.
 
     asyncio.run(run())
     assert texts(backend, "down") == ["one", "two"]
-    assert len([record for record in caplog.records if record.name == "endpoint.cloudwatch.data_log"]) == 1
+    assert len([record for record in caplog.records if record.name.startswith("endpoint.cloudwatch")]) == 1
 
 
 def test_the_last_lines_are_sent_at_the_end(backend: Backend) -> None:
@@ -109,13 +107,13 @@ def test_the_last_lines_are_sent_at_the_end(backend: Backend) -> None:
 def test_the_oldest_of_too_much_is_dropped(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         line = Line(backend, is_cut=True)
-        log = a_log(line, most_waiting=1000)
+        log = a_log(line, max_waiting_bytes=1000)
         for number in range(100):
             log.write("much", "AllTraffic", "i-1", "id", f"{number:03}")
             if number == 50:
-                await log.flush()
+                await log.send_all()
         line.is_cut = False
-        await log.flush()
+        await log.send_all()
 
     asyncio.run(run())
     found = texts(backend, "much")
@@ -128,7 +126,7 @@ def test_a_backend_that_lost_its_groups_gets_new_ones(backend: Backend) -> None:
         log = a_log(backend)
         for text in ("one", "two"):
             log.write("lost", "AllTraffic", "i-1", "id", text)
-            await log.flush()
+            await log.send_all()
             if text == "one":
                 client = backend.client("logs")
                 await asyncio.to_thread(client.delete_log_group, logGroupName="/aws/sagemaker/Endpoints/lost")
@@ -144,7 +142,7 @@ def test_many_and_long_lines_come_in_batches(backend: Backend) -> None:
             log.write("many", "AllTraffic", "i-1", "id", str(number))
         for _ in range(5):
             log.write("long", "AllTraffic", "i-1", "id", "ö" * 200_000)
-        await log.flush()
+        await log.send_all()
 
     asyncio.run(run())
     assert texts(backend, "many") == [str(number) for number in range(10_001)]
@@ -178,8 +176,8 @@ def test_what_is_refused_for_good_keeps_nothing_up(backend: Backend, caplog: pyt
         log = a_log(Refuser(backend, "refused"))
         log.write("refused", "AllTraffic", "i-1", "id", "one")
         log.write("taken", "AllTraffic", "i-1", "id", "two")
-        await log.flush()
-        await log.flush()
+        await log.send_all()
+        await log.send_all()
 
     asyncio.run(run())
     assert texts(backend, "taken") == ["two"]

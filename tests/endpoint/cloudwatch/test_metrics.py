@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 
 from endpoint.backend.backend import Backend
-from endpoint.cloudwatch.metrics import COUNTED, GAUGES, NAMESPACE, PERIOD_S, Metrics
+from endpoint.cloudwatch.metrics import COUNTERS, GAUGES, NAMESPACE, PERIOD_S, Metrics
 from endpoint.settings import Settings
 from endpoint.state import catalog, queue
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
 from endpoint.state.queue import Queue
 from testing.endpoint.cut_line import ACCOUNT, REGION, Line, a_backend, running, until
+from testing.endpoint.jobs import new_job
 
 PERIOD = 0.05
 
@@ -29,22 +31,14 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
         yield backend
 
 
-class StubFleet:
-    def __init__(self) -> None:
-        self.instances: dict[str, int] = {}
-
-    def healthy(self, endpoint: str) -> list[int]:
-        return list(range(self.instances.get(endpoint, 0)))
-
-
 class World:
     def __init__(self, directory: Path, backend: Any) -> None:
         self.database = Database(directory / "db", catalog.SCHEMA, queue.SCHEMA)
         self.catalog = Catalog(self.database)
         self.queue = Queue(self.database)
-        self.fleet = StubFleet()
+        self.instances: Counter[str] = Counter()
         settings = Settings(data_dir=directory, region=REGION, account=ACCOUNT, time_scale=PERIOD_S / PERIOD)
-        self.metrics = Metrics(settings, backend, self.catalog, self.queue, self.fleet)
+        self.metrics = Metrics(settings, backend, self.catalog, self.queue, self.instances.__getitem__)
 
     async def create(self, name: str, *, status: str = "InService", is_async: bool = True, instances: int = 0) -> None:
         variant = {"VariantName": "v", "ModelName": name}
@@ -61,24 +55,10 @@ class World:
         await self.catalog.create("model", name, f"m:{name}", {"PrimaryContainer": {}}, {}, {})
         await self.catalog.create("endpoint-config", name, f"c:{name}", config, {}, {})
         await self.catalog.create("endpoint", name, f"e:{name}", {}, {}, state)
-        self.fleet.instances[name] = instances
+        self.instances[name] = instances
 
     async def accept(self, endpoint: str) -> None:
-        await self.queue.accept(
-            endpoint=endpoint,
-            variant="v",
-            inference_id="i",
-            input_location="s3://b/i",
-            body=None,
-            content_type=None,
-            accept=None,
-            custom_attributes=None,
-            timeout_s=900,
-            ttl_s=900,
-            output_location="s3://b/o",
-            failure_location=None,
-            output_config={},
-        )
+        await self.queue.accept(new_job(endpoint=endpoint))
 
 
 @contextlib.asynccontextmanager
@@ -136,7 +116,7 @@ def dimensions(endpoint: str, variant: str | None) -> list[dict[str, str]]:
 def test_counts_are_summed_with_their_units(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         async with a_world(tmp_path, backend) as world:
-            for name in COUNTED:
+            for name in COUNTERS:
                 world.metrics.count("sums", "v", name, 2.0)
                 world.metrics.count("sums", "v", name, 5.0)
                 world.metrics.count("sums", "v", name, 2.0)
@@ -145,8 +125,8 @@ def test_counts_are_summed_with_their_units(tmp_path: Path, backend: Backend) ->
 
     asyncio.run(run())
     read = Reader(backend)
-    assert read.published("sums") == {name: ["EndpointName", "VariantName"] for name in COUNTED}
-    for name, unit in COUNTED.items():
+    assert read.published("sums") == {name: ["EndpointName", "VariantName"] for name in COUNTERS}
+    for name, unit in COUNTERS.items():
         wanted = {"SampleCount": 3, "Sum": 9, "Minimum": 2, "Maximum": 5, "Unit": unit}
         assert read.statistics("sums", name) == wanted, name
 
@@ -275,7 +255,7 @@ def test_counts_wait_for_a_backend_that_is_down_and_gauges_do_not(
             assert (latency["SampleCount"], latency["Sum"]) == (400, sum(range(400)))
 
     asyncio.run(run())
-    assert len([record for record in caplog.records if record.name == "endpoint.cloudwatch.metrics"]) == 1
+    assert len([record for record in caplog.records if record.name.startswith("endpoint.cloudwatch")]) == 1
 
 
 def test_what_was_counted_last_is_sent_at_the_end(tmp_path: Path, backend: Backend) -> None:

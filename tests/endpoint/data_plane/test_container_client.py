@@ -10,7 +10,6 @@ import pytest
 
 from endpoint.data_plane.container_client import Answer, BadAnswer, ContainerClient, NoAnswer, Timeout
 from endpoint.data_plane.storage import InputUnreadable
-from endpoint.settings import Settings
 from testing.endpoint.faulty_container import FaultyContainer
 from testing.server import TIMEOUT_S, free_port
 
@@ -39,12 +38,12 @@ class Stream:
 
 def invoke(url: str, spool: Path, told: str = "", *, body: Any = b"body", timeout_s: float = TIMEOUT_S) -> Answer:
     async def work() -> Answer:
-        invoker = ContainerClient(Settings(data_dir=spool.parent))
+        client = ContainerClient()
         headers = {"Content-Type": "a/b", "X-Amzn-SageMaker-Custom-Attributes": told}
         try:
-            return await invoker.invoke(url, headers, body, timeout_s, spool)
+            return await client.invoke(url, headers, body, timeout_s, spool)
         finally:
-            await invoker.close()
+            await client.close()
 
     return asyncio.run(work())
 
@@ -153,14 +152,14 @@ def test_an_input_that_breaks_is_its_own_error(container: FaultyContainer, tmp_p
 
 def test_a_cancelled_call_hangs_up(container: FaultyContainer, tmp_path: Path) -> None:
     async def work() -> None:
-        invoker = ContainerClient(Settings(data_dir=tmp_path))
+        client = ContainerClient()
         headers = {"X-Amzn-SageMaker-Custom-Attributes": "never"}
-        call = asyncio.create_task(invoker.invoke(container.url, headers, b"", TIMEOUT_S, tmp_path / "spool"))
+        call = asyncio.create_task(client.invoke(container.url, headers, b"", TIMEOUT_S, tmp_path / "spool"))
         assert await asyncio.to_thread(container.came.acquire, timeout=TIMEOUT_S)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await invoker.close()
+        await client.close()
 
     asyncio.run(work())
     assert is_hung_up_on(container)
@@ -168,10 +167,10 @@ def test_a_cancelled_call_hangs_up(container: FaultyContainer, tmp_path: Path) -
 
 def test_each_call_has_a_connection_of_its_own(container: FaultyContainer, tmp_path: Path) -> None:
     async def work() -> None:
-        invoker = ContainerClient(Settings(data_dir=tmp_path))
+        client = ContainerClient()
         for number in range(3):
-            await invoker.invoke(container.url, {}, b"", TIMEOUT_S, tmp_path / str(number))
-        await invoker.close()
+            await client.invoke(container.url, {}, b"", TIMEOUT_S, tmp_path / str(number))
+        await client.close()
 
     asyncio.run(work())
     assert len({seen.connection for seen in container.seen}) == 3

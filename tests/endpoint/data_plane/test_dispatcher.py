@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from endpoint.data_plane.outcomes import failure
-from endpoint.data_plane.storage import Storage, UploadFailed
-from endpoint.state.queue import Job, Queue
+from endpoint.data_plane.storage import Source, Storage, UploadFailed
+from endpoint.state.database import Database
+from endpoint.state.queue import Queue
 from testing.emulator import Emulator
 from testing.endpoint.dispatching import World, a_world
 from testing.endpoint.faulty_container import FaultyContainer
@@ -97,7 +98,7 @@ def test_an_answer_becomes_the_output(tmp_path: Path, emulator: Emulator, s3: An
 
     world = run(tmp_path, emulator, work)
     assert objects(s3) == {"out/type.out": (b"body", "c/d")}
-    (_, _, told) = world.notices.told[0]
+    (_, _, told) = world.notifications.made[0]
     assert told == b"body"
     headers = container.seen[0].headers
     assert (headers["content-type"], headers["accept"]) == ("a/b", "e/f")
@@ -164,12 +165,12 @@ def test_the_least_loaded_instance_is_given_work_up_to_its_limit(
                 await world.accept("hold", name=f"job-{number}")
             await came(container)
             await came(other)
-            assert (world.dispatcher.busy("i-0"), world.dispatcher.busy("i-1")) == (2, 2)
+            assert (world.fleet.in_flight["i-0"], world.fleet.in_flight["i-1"]) == (2, 2)
             assert await world.states() == ["leased"] * 4 + ["waiting"] * 2
             container.let_go(6)
             other.let_go(6)
             await world.until_done(6)
-            assert (world.dispatcher.busy("i-0"), world.dispatcher.busy("i-1")) == (0, 0)
+            assert (world.fleet.in_flight["i-0"], world.fleet.in_flight["i-1"]) == (0, 0)
         assert (container.most_at_once, other.most_at_once) == (2, 2)
 
     with FaultyContainer() as other:
@@ -313,7 +314,7 @@ def test_a_failure_is_told_in_the_object_the_notice_the_metrics_and_the_data_log
     ((key, (body, _)),) = objects(s3).items()
     assert key == "fail/job-error.out"
     assert body.decode().startswith(text)
-    ((_, outcome, _),) = world.notices.told
+    ((_, outcome, _),) = world.notifications.made
     assert outcome.reason == reason
     ((instance, written),) = world.data_log.lines
     assert instance == "i-0" and written.startswith(line)
@@ -468,14 +469,16 @@ def test_a_dead_instance_is_not_given_the_whole_queue(
 # S3 that fails
 
 
-class Stuck:
-    """A storage whose uploads wait."""
+class Stuck(Storage):
+    """A storage whose uploads wait until `free` is set."""
 
     def __init__(self, storage: Storage) -> None:
-        self.open = storage.open
         self.asked = asyncio.Event()
         self.free = asyncio.Event()
         self._storage = storage
+
+    async def open(self, location: str) -> Source:
+        return await self._storage.open(location)
 
     async def put(self, *args: Any) -> None:
         self.asked.set()
@@ -483,13 +486,15 @@ class Stuck:
         await self._storage.put(*args)
 
 
-class Failing:
+class Failing(Storage):
     """A storage whose first uploads fail."""
 
     def __init__(self, storage: Storage, times: int) -> None:
-        self.open = storage.open
         self.left = times
         self._storage = storage
+
+    async def open(self, location: str) -> Source:
+        return await self._storage.open(location)
 
     async def put(self, *args: Any) -> None:
         if self.left > 0:
@@ -527,7 +532,7 @@ def test_an_output_that_cannot_be_written_makes_a_failure(
     ((key, (body, _)),) = objects(s3).items()
     assert key == "fail/job-error.out"
     assert body.startswith(b"ClientError: Unable to write the output of the request: NoSuchBucket")
-    ((_, outcome, _),) = world.notices.told
+    ((_, outcome, _),) = world.notifications.made
     assert outcome.kind == "upload"
     assert world.metrics.sums["ResponseUploadFailures"] == world.metrics.sums["InvocationFailures"] == 1
     ((_, line),) = world.data_log.lines
@@ -546,7 +551,7 @@ def test_a_place_that_can_not_be_makes_a_failure(
 
     run(tmp_path, emulator, work)
     ((_, (body, _)),) = objects(s3).items()
-    assert b"s3://Bad_Bucket!/out is no place in S3" in body
+    assert b"s3://Bad_Bucket!/out is not a valid S3 location" in body
 
 
 def test_a_job_accepted_after_its_endpoint_was_deleted_is_told_so(
@@ -556,7 +561,7 @@ def test_a_job_accepted_after_its_endpoint_was_deleted_is_told_so(
         await world.create()
         async with world.running():
             await world.catalog.delete("endpoint", "e")
-            world.dispatcher.wake()
+            world.wake()
             for number in range(3):
                 await world.accept(name=f"job{number}")
             await world.until_done(3)
@@ -573,14 +578,14 @@ def test_what_waits_for_a_deleted_endpoint_is_told_so(
         async with world.running():
             await world.accept()
             await world.catalog.delete("endpoint", "e")
-            world.dispatcher.wake()
+            world.wake()
             await world.until_done()
         return world
 
     world = run(tmp_path, emulator, work)
     ((key, (body, _)),) = objects(s3).items()
     assert key == "fail/job-error.out" and b"The endpoint was deleted" in body
-    assert [outcome.kind for _, outcome, _ in world.notices.told] == ["deleted"]
+    assert [outcome.kind for _, outcome, _ in world.notifications.made] == ["deleted"]
 
 
 # Gateways that die
@@ -661,7 +666,7 @@ def test_who_lost_a_job_writes_nothing_of_it(
             world.fleet.have()
             assert await world.queue.lease("e") is not None
             container.let_go()
-            await world.until(lambda: not world.dispatcher.busy("i-0"))
+            await world.until(lambda: not world.fleet.in_flight["i-0"])
             world.fleet.have(container.url)
             await world.accept("type=c/d")
             await world.until_done()
@@ -675,51 +680,40 @@ def test_who_lost_a_job_writes_nothing_of_it(
 # Errors of our own
 
 
-class Ailing(Queue):
-    """Whose database fails each operation once."""
+class AilingDatabase(Database):
+    """A database that fails each operation of the queue once."""
 
-    def __init__(self, queue: Queue) -> None:
-        super().__init__(queue._database)
+    def __init__(self, database: Database) -> None:
+        self._sound = database
         self._failed: set[str] = set()
 
-    def _fail_once(self, what: str) -> None:
-        if what not in self._failed:
-            self._failed.add(what)
+    async def write(self, change: Callable[[sqlite3.Connection], Any]) -> Any:
+        self._fail_once(change)
+        return await self._sound.write(change)
+
+    async def read(self, query: Callable[[sqlite3.Connection], Any]) -> Any:
+        self._fail_once(query)
+        return await self._sound.read(query)
+
+    def _fail_once(self, call: Callable[[sqlite3.Connection], Any]) -> None:
+        operation = call.__qualname__.partition(".<locals>")[0]
+        if operation not in self._failed:
+            self._failed.add(operation)
             raise sqlite3.OperationalError("database or disk is full")
-
-    async def recover(self) -> Any:
-        self._fail_once("recover")
-        return await super().recover()
-
-    async def lease(self, endpoint: str) -> Job | None:
-        self._fail_once("lease")
-        return await super().lease(endpoint)
-
-    async def decide(self, *args: Any) -> bool:
-        self._fail_once("decide")
-        return await super().decide(*args)
-
-    async def finish(self, *args: Any) -> None:
-        self._fail_once("finish")
-        await super().finish(*args)
-
-    async def next_expiry(self) -> float | None:
-        self._fail_once("next_expiry")
-        return await super().next_expiry()
 
 
 def test_an_ailing_database_ends_nothing(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("endpoint.data_plane.dispatcher._RETRY_S", 0.01)
-    monkeypatch.setattr("endpoint.data_plane.delivery._DATABASE_WAIT_S", 0.01)
+    monkeypatch.setattr("endpoint.data_plane.dispatcher._RETRY_INTERVAL_S", 0.01)
+    monkeypatch.setattr("endpoint.state.queue._RETRY_INTERVAL_S", 0.01)
 
     async def work(world: World) -> None:
-        world.queue = Ailing(world.queue)
         await world.create()
+        await world.accept()
+        world.queue = Queue(AilingDatabase(world.database))
         world.fleet.have(container.url)
         async with world.running():
-            await world.accept()
             await world.until_done()
         assert await world.messages() == ["completed"]
 
@@ -730,15 +724,12 @@ def test_an_ailing_database_ends_nothing(
 def test_an_error_of_our_own_in_one_job_ends_that_job_alone(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
-    class Broken:
-        def __init__(self, storage: Storage) -> None:
-            self.put = storage.put
-
+    class Broken(Storage):
         async def open(self, location: str) -> Any:
             raise ZeroDivisionError
 
     async def work(world: World) -> None:
-        world.storage = Broken(world.storage)
+        world.storage = Broken(emulator)
         await world.create()
         world.fleet.have(container.url)
         async with world.running():

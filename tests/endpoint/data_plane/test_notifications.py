@@ -18,12 +18,14 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidatio
 
 from endpoint.backend.backend import Backend
 from endpoint.backend.clients import is_refusal
-from endpoint.data_plane.notifications import MOST_ANSWER_BYTES, Notifications
+from endpoint.cloudwatch.metrics import Metrics
+from endpoint.data_plane.notifications import MAX_INCLUDED_BYTES, Notifications
 from endpoint.settings import Settings
 from endpoint.state import catalog, queue
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
-from endpoint.state.queue import Job, Notification, Outcome, put_notification
+from endpoint.state.outbox import Notification, Outbox
+from endpoint.state.queue import Job, Outcome
 from testing.endpoint.cut_line import ACCOUNT, REGION, Line, a_backend, running, until
 
 _numbers = itertools.count()
@@ -67,7 +69,7 @@ def config(*include: str, success: str | None = SUCCESS, error: str | None = ERR
     }
 
 
-class Counts:
+class StubMetrics(Metrics):
     def __init__(self) -> None:
         self.counted: list[tuple[str, str, str]] = []
 
@@ -75,25 +77,22 @@ class Counts:
         self.counted.append((endpoint, variant, name))
 
 
-class Outbox:
+class World:
     """Notifications on a database of their own."""
 
     def __init__(self, directory: Path, line: Any = None, **settings: Any) -> None:
         self.database = Database(directory / "db", catalog.SCHEMA, queue.SCHEMA)
         self.catalog = Catalog(self.database)
-        self.counts = Counts()
-        settings = {"region": REGION, "account": ACCOUNT} | settings
-        self.notices = Notifications(
-            Settings(data_dir=directory, **settings), self.database, self.catalog, line, self.counts
-        )
+        self.outbox = Outbox(self.database)
+        self.metrics = StubMetrics()
+        values = Settings(**{"data_dir": directory, "region": REGION, "account": ACCOUNT} | settings)
+        self.notifications = Notifications(values, self.outbox, self.catalog, line, self.metrics)
 
     async def put(self, topic: str, *messages: str) -> None:
-        def change(db: Any) -> None:
-            for message in messages:
-                put_notification(db, "e", "v", Notification(topic=topic, message=message))
-
-        await self.database.write(change)
-        self.notices.wake()
+        await self.outbox.put(
+            [Notification(endpoint="e", variant="v", topic=topic, message=message) for message in messages]
+        )
+        self.notifications.wake()
 
     async def waiting(self) -> list[tuple[str, str]]:
         rows = await self.database.read(lambda db: db.execute("SELECT * FROM outbox ORDER BY seq").fetchall())
@@ -106,25 +105,30 @@ class Outbox:
 
 
 @contextlib.asynccontextmanager
-async def an_outbox(directory: Path, line: Any = None, **settings: Any) -> AsyncIterator[Outbox]:
-    outbox = Outbox(directory, line, **settings)
+async def a_world(directory: Path, line: Any = None, **settings: Any) -> AsyncIterator[World]:
+    world = World(directory, line, **settings)
     try:
-        yield outbox
+        yield world
     finally:
-        outbox.database.close()
+        world.database.close()
+
+
+def with_config(job: Job, config: dict[str, Any]) -> Job:
+    return replace(job, output_config=json.dumps(config["AsyncInferenceConfig"]["OutputConfig"]))
 
 
 def message_of(
     directory: Path, job: Job, outcome: Outcome, config: dict[str, Any], answer: bytes | None = None, **settings: Any
 ) -> dict[str, Any] | None:
     async def run() -> dict[str, Any] | None:
-        async with an_outbox(directory, **settings) as outbox:
-            notice = outbox.notices.of(job, outcome, config, answer=answer)
-            if notice is None:
+        async with a_world(directory, **settings) as world:
+            notification = world.notifications.make(with_config(job, config), outcome, answer)
+            if notification is None:
                 return None
-            assert notice.topic == (SUCCESS if outcome.succeeded else ERROR)
-            found: dict[str, Any] = json.loads(notice.message)
-            return found
+            assert notification.topic == (SUCCESS if outcome.succeeded else ERROR)
+            assert (notification.endpoint, notification.variant) == (job.endpoint, job.variant)
+            message: dict[str, Any] = json.loads(notification.message)
+            return message
 
     return asyncio.run(run())
 
@@ -226,7 +230,7 @@ def test_a_failure_carries_its_answer_where_that_is_wanted(tmp_path: Path) -> No
     assert message is not None and "responseParameters" not in message
 
 
-@pytest.mark.parametrize(("size", "is_there"), [(0, True), (MOST_ANSWER_BYTES, True), (MOST_ANSWER_BYTES + 1, False)])
+@pytest.mark.parametrize(("size", "is_there"), [(0, True), (MAX_INCLUDED_BYTES, True), (MAX_INCLUDED_BYTES + 1, False)])
 def test_answers_up_to_128_kb_are_in_the_notice(tmp_path: Path, size: int, is_there: bool) -> None:
     message = message_of(tmp_path, JOB, DONE, config("SUCCESS_NOTIFICATION_TOPIC"), b"x" * size)
     assert message is not None and ("responseBody" in message) is is_there
@@ -234,8 +238,11 @@ def test_answers_up_to_128_kb_are_in_the_notice(tmp_path: Path, size: int, is_th
 
 def test_answers_are_asked_for_only_where_they_are_sent(tmp_path: Path) -> None:
     async def run() -> None:
-        async with an_outbox(tmp_path) as outbox:
-            wants = outbox.notices.wants_answer
+        async with a_world(tmp_path) as world:
+
+            def wants(outcome: Outcome, config: dict[str, Any]) -> bool:
+                return world.notifications.wants_answer(with_config(JOB, config), outcome)
+
             assert wants(DONE, config("SUCCESS_NOTIFICATION_TOPIC"))
             assert wants(FAILED, config("ERROR_NOTIFICATION_TOPIC"))
             assert not wants(DONE, config("ERROR_NOTIFICATION_TOPIC")) and not wants(FAILED, config())
@@ -253,14 +260,14 @@ def test_without_a_topic_there_is_no_notice(tmp_path: Path) -> None:
 def test_notices_arrive_as_they_are_in_order(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         one, other = Subscriber(backend), Subscriber(backend)
-        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
+        async with a_world(tmp_path, backend) as world, running(world.notifications.run):
             for number in range(20):
-                await outbox.put(one.topic, f"one {number}")
-                await outbox.put(other.topic, f"öther {number}")
-            await outbox.until_empty()
+                await world.put(one.topic, f"one {number}")
+                await world.put(other.topic, f"öther {number}")
+            await world.until_empty()
             assert await asyncio.to_thread(one.receive) == [f"one {number}" for number in range(20)]
             assert await asyncio.to_thread(other.receive) == [f"öther {number}" for number in range(20)]
-            assert outbox.counts.counted == []
+            assert world.metrics.counted == []
 
     asyncio.run(run())
 
@@ -269,12 +276,13 @@ def test_the_largest_notice_arrives_whole(tmp_path: Path, backend: Backend) -> N
     async def run() -> None:
         subscriber = Subscriber(backend)
         to = config("SUCCESS_NOTIFICATION_TOPIC", success=subscriber.topic)
-        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
-            notice = outbox.notices.of(JOB, DONE, to, answer=b"\xff" * MOST_ANSWER_BYTES)
-            assert notice is not None
-            await outbox.put(notice.topic, notice.message)
-            await outbox.until_empty()
-            assert await asyncio.to_thread(subscriber.receive) == [notice.message]
+        async with a_world(tmp_path, backend) as world, running(world.notifications.run):
+            answer = b"\xff" * MAX_INCLUDED_BYTES
+            notification = world.notifications.make(with_config(JOB, to), DONE, answer)
+            assert notification is not None
+            await world.put(notification.topic, notification.message)
+            await world.until_empty()
+            assert await asyncio.to_thread(subscriber.receive) == [notification.message]
 
     asyncio.run(run())
 
@@ -282,10 +290,10 @@ def test_the_largest_notice_arrives_whole(tmp_path: Path, backend: Backend) -> N
 def test_what_an_earlier_gateway_left_is_published(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         subscriber = Subscriber(backend)
-        async with an_outbox(tmp_path, backend) as outbox:
-            await outbox.put(subscriber.topic, "left")
-        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
-            await outbox.until_empty()
+        async with a_world(tmp_path, backend) as world:
+            await world.put(subscriber.topic, "left")
+        async with a_world(tmp_path, backend) as world, running(world.notifications.run):
+            await world.until_empty()
         assert await asyncio.to_thread(subscriber.receive) == ["left"]
 
     asyncio.run(run())
@@ -296,12 +304,12 @@ def test_a_topic_that_does_not_exist_keeps_nothing_up(
 ) -> None:
     async def run() -> None:
         subscriber = Subscriber(backend)
-        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
-            await outbox.put(f"arn:aws:sns:{REGION}:{ACCOUNT}:absent", "lost")
-            await outbox.put(subscriber.topic, "arrives")
-            await outbox.until_empty()
+        async with a_world(tmp_path, backend) as world, running(world.notifications.run):
+            await world.put(f"arn:aws:sns:{REGION}:{ACCOUNT}:absent", "lost")
+            await world.put(subscriber.topic, "arrives")
+            await world.until_empty()
             assert await asyncio.to_thread(subscriber.receive) == ["arrives"]
-            assert outbox.counts.counted == [("e", "v", "NotificationFailures")]
+            assert world.metrics.counted == [("e", "v", "NotificationFailures")]
 
     asyncio.run(run())
     (record,) = [record for record in caplog.records if record.name == "endpoint.data_plane.notifications"]
@@ -313,14 +321,14 @@ def test_notices_wait_for_a_backend_that_is_down(
 ) -> None:
     async def run() -> None:
         subscriber, line = Subscriber(backend), Line(backend, is_cut=True)
-        async with an_outbox(tmp_path, line) as outbox, running(outbox.notices.run):
-            await outbox.put(subscriber.topic, "one", "two")
+        async with a_world(tmp_path, line) as world, running(world.notifications.run):
+            await world.put(subscriber.topic, "one", "two")
             await until(lambda: line.attempts >= 2)
-            assert [message for _, message in await outbox.waiting()] == ["one", "two"]
+            assert [message for _, message in await world.waiting()] == ["one", "two"]
             line.is_cut = False
-            await outbox.until_empty()
+            await world.until_empty()
             assert await asyncio.to_thread(subscriber.receive) == ["one", "two"]
-            assert outbox.counts.counted == []
+            assert world.metrics.counted == []
 
     asyncio.run(run())
     assert [record.levelno for record in caplog.records if record.name == "endpoint.data_plane.notifications"] == [
@@ -331,19 +339,19 @@ def test_notices_wait_for_a_backend_that_is_down(
 def test_the_end_waits_for_no_backend(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         line = Line(backend, is_cut=True)
-        async with an_outbox(tmp_path, line) as outbox:
-            async with asyncio.timeout(20), running(outbox.notices.run):
-                await outbox.put(SUCCESS, "one")
+        async with a_world(tmp_path, line) as world:
+            async with asyncio.timeout(20), running(world.notifications.run):
+                await world.put(SUCCESS, "one")
                 await until(lambda: line.attempts)
-            assert await outbox.waiting() == [(SUCCESS, "one")]
+            assert await world.waiting() == [(SUCCESS, "one")]
 
     asyncio.run(run())
 
 
-async def make_endpoint(outbox: Outbox, name: str, *configs: dict[str, Any]) -> None:
+async def make_endpoint(world: World, name: str, *configs: dict[str, Any]) -> None:
     """The last of the configs is its target, if it has two."""
     names = [f"{name}-{number}" for number in range(len(configs))]
-    create = outbox.catalog.create
+    create = world.catalog.create
     await create("model", "m", "arn:m", {"PrimaryContainer": {}}, {}, {})
     for config_name, request in zip(names, configs, strict=True):
         await create("endpoint-config", config_name, f"arn:{config_name}", request, {}, {})
@@ -364,10 +372,10 @@ TEST = '{"eventVersion":"1.0","eventSource":"aws:sagemaker","eventName":"TestNot
 def test_a_test_notification_goes_to_both_topics(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         success, error = Subscriber(backend), Subscriber(backend)
-        async with an_outbox(tmp_path, backend) as outbox, running(outbox.notices.run):
-            await make_endpoint(outbox, "e", config(success=success.topic, error=error.topic))
-            await outbox.notices.test("e")
-            await outbox.until_empty()
+        async with a_world(tmp_path, backend) as world, running(world.notifications.run):
+            await make_endpoint(world, "e", config(success=success.topic, error=error.topic))
+            await world.notifications.send_test("e")
+            await world.until_empty()
             assert await asyncio.to_thread(success.receive) == [TEST] == await asyncio.to_thread(error.receive)
 
     asyncio.run(run())
@@ -375,21 +383,21 @@ def test_a_test_notification_goes_to_both_topics(tmp_path: Path, backend: Backen
 
 def test_a_test_notification_goes_to_the_topics_of_the_config_that_shall_serve(tmp_path: Path) -> None:
     async def run() -> None:
-        async with an_outbox(tmp_path) as outbox:
-            await make_endpoint(outbox, "e", config(), config(success="arn:both", error="arn:both"))
-            await outbox.notices.test("e")
-            assert await outbox.waiting() == [("arn:both", TEST)]
+        async with a_world(tmp_path) as world:
+            await make_endpoint(world, "e", config(), config(success="arn:both", error="arn:both"))
+            await world.notifications.send_test("e")
+            assert await world.waiting() == [("arn:both", TEST)]
 
     asyncio.run(run())
 
 
 def test_an_endpoint_without_topics_tells_nobody(tmp_path: Path) -> None:
     async def run() -> None:
-        async with an_outbox(tmp_path) as outbox:
-            await make_endpoint(outbox, "e", {"ProductionVariants": [{"VariantName": "v", "ModelName": "m"}]})
-            await outbox.notices.test("e")
-            await outbox.notices.test("absent")
-            assert await outbox.waiting() == []
+        async with a_world(tmp_path) as world:
+            await make_endpoint(world, "e", {"ProductionVariants": [{"VariantName": "v", "ModelName": "m"}]})
+            await world.notifications.send_test("e")
+            await world.notifications.send_test("absent")
+            assert await world.waiting() == []
 
     asyncio.run(run())
 

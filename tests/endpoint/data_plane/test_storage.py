@@ -13,8 +13,7 @@ import botocore.config
 import pytest
 
 from endpoint.aws.s3_location import parse_location
-from endpoint.data_plane.storage import MOST_INPUT_BYTES, InputUnreadable, Source, Storage, UploadFailed
-from endpoint.settings import Settings
+from endpoint.data_plane.storage import MAX_INPUT_BYTES, InputUnreadable, Source, Storage, UploadFailed
 from testing.emulator import Emulator
 from testing.loopback import Loopback
 from testing.server import free_port
@@ -67,7 +66,7 @@ class Canned:
 
 def with_storage(tmp_path: Path, backend: Any, work: Callable[[Storage], Awaitable[Any]]) -> Any:
     async def run() -> Any:
-        return await work(Storage(Settings(data_dir=tmp_path), backend))
+        return await work(Storage(backend))
 
     return asyncio.run(run())
 
@@ -154,7 +153,7 @@ def test_an_input_of_an_s3_that_is_gone_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_an_input_has_a_gigabyte_at_most(tmp_path: Path) -> None:
-    backend = Canned(io.BytesIO(), MOST_INPUT_BYTES + 1)
+    backend = Canned(io.BytesIO(), MAX_INPUT_BYTES + 1)
     with pytest.raises(InputUnreadable, match="1073741824 at most"):
         read(tmp_path, backend, "s3://bucket/in")
     assert backend.closed.wait(10)

@@ -81,7 +81,7 @@ def test_an_endpoint_is_in_service_when_its_instances_answer_pings(tmp_path: Pat
         assert (endpoint.current, endpoint.failure_reason) == (2, None)
         instances = world.fleet.healthy("e")
         assert len({instance.url for instance in instances}) == 2
-        assert all(is_alive(instance.pid) for instance in instances)
+        assert all(is_alive(pid) for pid in await world.pids(instances))
 
     run(tmp_path, work)
 
@@ -195,7 +195,7 @@ def test_one_that_dies_is_replaced_and_the_endpoint_stays_in_service(tmp_path: P
         await world.create("e", 2)
         await world.until_status("e", "InService")
         dead, other = world.fleet.healthy("e")
-        os.kill(dead.pid, signal.SIGKILL)
+        os.kill((await world.pids([dead]))[0], signal.SIGKILL)
         instances = await world.until_healthy("e", lambda found: len(found) == 2 and dead not in found)
         assert other in instances
         await world.until("e", lambda endpoint: endpoint.current == 2)
@@ -210,9 +210,10 @@ def test_one_that_misses_its_pings_is_replaced(tmp_path: Path, illness: str) -> 
         await world.create("e")
         await world.until_status("e", "InService")
         ill = world.fleet.healthy("e")[0]
+        [pid] = await world.pids([ill])
         (world.control / f"{illness}-{ill.url.rpartition(':')[2]}").touch()
         await world.until_healthy("e", lambda found: found and ill not in found)
-        assert not is_alive(ill.pid)
+        assert not is_alive(pid)
 
     run(tmp_path, work, unhealthy_pings=2)
 
@@ -239,14 +240,16 @@ def test_an_update_switches_when_the_new_ones_are_healthy(tmp_path: Path) -> Non
         await world.create("e")
         await world.until_status("e", "InService")
         old = world.fleet.healthy("e")
+        [old_pid] = await world.pids(old)
         await world.update("e", "second", 2, environment={"WAIT_FOR_HEALTHY": "1"})
         await until(lambda: sum("here" in line for line in world.said) == 3)
         assert world.fleet.healthy("e") == old
         (world.control / "healthy").touch()
         endpoint = await world.until_status("e", "InService")
         assert (endpoint.config_name, endpoint.target_config_name, endpoint.current) == ("second", None, 2)
-        await world.until_healthy("e", lambda found: {i.config_name for i in found} == {"second"})
-        await until(lambda: not is_alive(old[0].pid))
+        new = await world.until_healthy("e", lambda found: len(found) == 2 and old[0] not in found)
+        assert [(await world.row(instance))["config_name"] for instance in new] == ["second"] * 2
+        await until(lambda: not is_alive(old_pid))
 
     run(tmp_path, work)
 
@@ -273,7 +276,7 @@ def test_capacity_grows_and_the_idle_are_ended_first(tmp_path: Path) -> None:
         endpoint = await world.until_status("e", "InService")
         assert endpoint.current == 3
         busy = world.fleet.healthy("e")[2]
-        world.fleet.busy = lambda instance: 2 if instance == busy.id else 1
+        world.fleet.in_flight.update({instance.id: 1 for instance in world.fleet.healthy("e")} | {busy.id: 2})
         await world.change("e", status="Updating", desired=1)
         endpoint = await world.until_status("e", "InService")
         assert endpoint.current == 1 and world.fleet.healthy("e") == [busy]
@@ -307,7 +310,7 @@ def test_a_deleted_endpoint_is_gone_when_its_instances_are(tmp_path: Path) -> No
     async def work(world: World) -> None:
         await world.create("e", 2)
         await world.until_status("e", "InService")
-        pids = [instance.pid for instance in world.fleet.healthy("e")]
+        pids = await world.pids(world.fleet.healthy("e"))
         await world.change("e", status="Deleting")
         await world.until_gone("e")
         assert not any(is_alive(pid) for pid in pids) and world.fleet.healthy("e") == []
@@ -345,13 +348,13 @@ def test_sigterm_then_sigkill_to_all_of_the_session(tmp_path: Path) -> None:
         await world.create("e", environment={"IGNORE_SIGTERM": "1", "CHILD": "1"})
         await world.until_status("e", "InService")
         await until(lambda: any("child" in line for line in world.said))
-        instance = world.fleet.healthy("e")[0]
-        child = psutil.Process(instance.pid).children()[0].pid
+        [pid] = await world.pids(world.fleet.healthy("e"))
+        child = psutil.Process(pid).children()[0].pid
         started = time.monotonic()
         await world.change("e", status="Deleting")
         await world.until_gone("e")
         assert time.monotonic() - started >= 0.5
-        assert not is_alive(instance.pid) and not is_alive(child)
+        assert not is_alive(pid) and not is_alive(child)
 
     run(tmp_path, work, stop_grace_s=0.5)
 
@@ -361,25 +364,26 @@ def test_what_a_dead_container_left_in_its_session_is_killed(tmp_path: Path) -> 
         await world.create("e", environment={"CHILD": "1"})
         await world.until_status("e", "InService")
         await until(lambda: any("child" in line for line in world.said))
-        instance = world.fleet.healthy("e")[0]
-        child = psutil.Process(instance.pid).children()[0].pid
-        os.kill(instance.pid, signal.SIGKILL)
+        [pid] = await world.pids(world.fleet.healthy("e"))
+        child = psutil.Process(pid).children()[0].pid
+        os.kill(pid, signal.SIGKILL)
         await until(lambda: not is_alive(child))
 
     run(tmp_path, work)
 
 
 def test_stop_all_ends_all_and_the_next_gateway_starts_them_again(tmp_path: Path) -> None:
-    async def first(world: World) -> list[Instance]:
+    async def first(world: World) -> tuple[list[Instance], list[int]]:
         await world.create("e")
         await world.until_status("e", "InService")
-        return world.fleet.healthy("e")
+        instances = world.fleet.healthy("e")
+        return instances, await world.pids(instances)
 
     async def second(world: World) -> None:
         assert await world.until_healthy("e", lambda found: found) != old
 
-    old = run(tmp_path, first)
-    assert not is_alive(old[0].pid)
+    old, [pid] = run(tmp_path, first)
+    assert not is_alive(pid)
     run(tmp_path, second)
 
 
@@ -387,9 +391,9 @@ def test_stop_all_ends_all_and_the_next_gateway_starts_them_again(tmp_path: Path
 
 GATEWAY = """
 import asyncio, sys, pathlib
-from testing.endpoint.fleets import World, Nothing, quick
+from testing.endpoint.fleets import DeadBackend, World, quick
 async def main():
-    world = World(quick(pathlib.Path(sys.argv[1])), Nothing())
+    world = World(quick(pathlib.Path(sys.argv[1])), DeadBackend())
     await world.fleet.run()
 asyncio.run(main())
 """
@@ -417,11 +421,12 @@ def test_a_killed_gateways_instances_are_adopted_without_a_restart(tmp_path: Pat
 
     async def after(world: World) -> None:
         instances = await world.until_healthy("kept", lambda found: len(found) == 2)
-        assert sorted(instance.pid for instance in instances) == kept
+        assert sorted(await world.pids(instances)) == kept
         assert all([(await ask(instance, "environment"))[MARKER] == instance.id for instance in instances])
         await until(lambda: not any(is_alive(pid) for pid in deleted))
         os.kill(kept[0], signal.SIGKILL)
-        await world.until_healthy("kept", lambda found: len(found) == 2 and kept[0] not in [i.pid for i in found])
+        replaced = await world.until_healthy("kept", lambda found: len(found) == 2 and found != instances)
+        assert kept[0] not in await world.pids(replaced)
 
     kept, deleted = asyncio.run(before())
     assert len(kept) == len(deleted) == 2
@@ -442,7 +447,7 @@ def test_gateways_killed_at_random_leave_no_unknown_process(tmp_path: Path) -> N
         killed.wait()
 
     async def after(world: World) -> None:
-        known = {i.pid for i in await world.until_healthy("e", lambda found: len(found) == 3)}
+        known = set(await world.pids(await world.until_healthy("e", lambda found: len(found) == 3)))
         found = {process.pid for process in psutil.process_iter() if of_directory(process, tmp_path)}
         assert found == known
 
@@ -495,7 +500,7 @@ def test_one_that_was_started_under_other_settings_is_replaced(tmp_path: Path, c
 
     async def after(world: World) -> None:
         [instance] = await world.until_healthy("e", lambda found: found)
-        assert instance.pid != old
+        assert await world.pids([instance]) != [old]
         given = await ask(instance, "environment")
         assert given["AWS_ENDPOINT_URL"].endswith(f":{changes.get('port', 4566)}")
         await until(lambda: not is_alive(old))
@@ -546,7 +551,7 @@ def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> Non
 
         async def third(world: World) -> None:
             found = await world.until_healthy("e", lambda found: found)
-            assert found[0].pid != bystander.pid
+            assert bystander.pid not in await world.pids(found)
 
         asyncio.run(second())
         run(tmp_path, third)
@@ -618,12 +623,13 @@ def test_model_files_live_as_long_as_their_endpoint(tmp_path: Path, emulator: Em
         await world.create("e", container={"ModelDataSource": {"S3DataSource": source}})
         await world.until_status("e", "InService")
         instance = world.fleet.healthy("e")[0]
+        [pid] = await world.pids([instance])
         given = await ask(instance, "environment")
         assert given["LONGHAUL_MODEL"] == given["SM_MODEL_DIR"]
         assert await ask(instance, "model") == ["config.json"]
         await world.change("e", status="Updating", desired=0)
         await world.until_status("e", "InService")
-        await until(lambda: not is_alive(instance.pid))
+        await until(lambda: not is_alive(pid))
         assert Path(given["SM_MODEL_DIR"]).exists()  # it may be wanted again
         await world.change("e", status="Deleting")
         await world.until_gone("e")

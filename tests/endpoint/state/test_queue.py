@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from endpoint.state.database import Database
-from endpoint.state.queue import SCHEMA, Backlog, Job, Notification, Outcome, Queue
+from endpoint.state.outbox import Notification
+from endpoint.state.queue import SCHEMA, Backlog, Job, Outcome, Queue
+from testing.endpoint.jobs import new_job
 
 
 @pytest.fixture
@@ -32,24 +34,7 @@ Run = Callable[[Callable[[Queue], Awaitable[Any]]], Any]
 
 
 async def accept(queue: Queue, name: str, endpoint: str = "e", ttl_s: float = 100.0, **others: Any) -> Job:
-    values = {
-        "input_location": f"s3://b/{name}",
-        "body": None,
-        "content_type": None,
-        "accept": None,
-        "custom_attributes": None,
-    }
-    return await queue.accept(
-        endpoint=endpoint,
-        variant="v",
-        inference_id=name,
-        timeout_s=900,
-        ttl_s=ttl_s,
-        output_location=f"s3://b/{name}.out",
-        failure_location=None,
-        output_config={"KmsKeyId": "k"},
-        **(values | others),
-    )
+    return await queue.accept(new_job(name, endpoint=endpoint, ttl_s=ttl_s, **others))
 
 
 async def leased(queue: Queue, endpoint: str = "e") -> Job:
@@ -135,7 +120,7 @@ def test_the_notice_comes_with_the_end_once(run: Run) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue, "a")
         job = await leased(queue)
-        notice = Notification(topic="arn:topic", message="{}")
+        notice = Notification(endpoint="e", variant="v", topic="arn:topic", message="{}")
         await queue.finish(job, notice)  # not decided: not its end
         await queue.decide(job, DONE)
         await queue.finish(job, notice)
@@ -153,8 +138,8 @@ def test_one_that_waited_too_long_is_never_leased_but_told_expired_once(run: Run
         job = await accept(queue, "in time")
         assert await queue.next_expiry() is not None
         assert (await leased(queue)).inference_id == "in time"
-        (late,) = await queue.expire()
-        assert late.inference_id == "late" and await queue.expire() == []
+        (late,) = await queue.lease_expired()
+        assert late.inference_id == "late" and await queue.lease_expired() == []
         assert await queue.decide(late, Outcome(kind="expired", reason="too late", text="too late"))
         assert await queue.next_expiry() is None and job.expires_at > late.expires_at
 
@@ -166,9 +151,13 @@ def test_what_waited_for_a_deleted_endpoint_is_told_all_at_once(run: Run) -> Non
         for name in ("a", "b"):
             await accept(queue, name)
         held = await leased(queue)
-        assert await queue.awaited() == {"e"}
+        assert await queue.waiting_endpoints() == {"e"}
         assert [job.inference_id for job in await queue.lease_all("e")] == ["b"]
-        assert await queue.awaited() == set() and await queue.lease("e") is None and await queue.decide(held, DONE)
+        assert (
+            await queue.waiting_endpoints() == set()
+            and await queue.lease("e") is None
+            and await queue.decide(held, DONE)
+        )
 
     run(work)
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from endpoint.state.database import Database
-from endpoint.state.queue import SCHEMA, Job, Notification, Outcome, Queue
+from endpoint.state.outbox import Notification
+from endpoint.state.queue import SCHEMA, Job, Outcome, Queue
 from testing import ROOT
+from testing.endpoint.jobs import new_job
 
 DONE = Outcome(kind="completed", content_type="text/plain", file="answer")
 FAILED = Outcome(kind="upload", reason="ClientError: no such bucket", text="no such bucket")
@@ -38,21 +40,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "endpoint.sqlite"
 
 
-async def accept(queue: Queue, name: str = "a", endpoint: str = "e", ttl_s: float = 3600, **given: Any) -> Job:
-    request = {
-        "variant": "v",
-        "inference_id": name,
-        "input_location": "s3://bucket/in",
-        "body": None,
-        "content_type": None,
-        "accept": None,
-        "custom_attributes": None,
-        "timeout_s": 900,
-        "output_location": f"s3://bucket/{name}.out",
-        "failure_location": None,
-        "output_config": {},
-    }
-    return await queue.accept(endpoint=endpoint, ttl_s=ttl_s, **request | given)
+async def accept(queue: Queue, name: str = "a", endpoint: str = "e", ttl_s: float = 3600, **changes: Any) -> Job:
+    return await queue.accept(new_job(name, endpoint=endpoint, ttl_s=ttl_s, **changes))
 
 
 async def lease(queue: Queue, endpoint: str = "e") -> Job:
@@ -97,7 +86,7 @@ def test_only_the_last_holder_decides(path: Path) -> None:
         current = await lease(queue)
         outcomes = await queue.decide(stale, FAILED), await queue.decide(current, DONE), await queue.decide(stale, DONE)
         await queue.redecide(stale, FAILED)
-        await queue.finish(stale, Notification(topic="t", message="stale"))
+        await queue.finish(stale, Notification(endpoint="e", variant="v", topic="t", message="stale"))
         return outcomes
 
     assert with_queue(path, work) == (False, True, False)
@@ -186,7 +175,7 @@ def test_the_time_to_live_ends_with_the_lease(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE jobs SET expires_at = 0")
     connection.close()
-    assert with_queue(path, Queue.expire) == []
+    assert with_queue(path, Queue.lease_expired) == []
 
 
 def test_the_time_that_a_job_was_held_is_none_of_its_time_to_wait(path: Path) -> None:
@@ -201,7 +190,7 @@ def test_the_time_that_a_job_was_held_is_none_of_its_time_to_wait(path: Path) ->
 
     async def next_one(queue: Queue) -> tuple[list[Job], Job]:
         await queue.recover()
-        return await queue.expire(), await lease(queue)
+        return await queue.lease_expired(), await lease(queue)
 
     expired, again = with_queue(path, next_one)
     assert expired == [] and again.seq == held.seq

@@ -40,11 +40,11 @@ def s3(emulator: Emulator) -> Iterator[Any]:
 
 
 @pytest.fixture
-def files(tmp_path: Path, emulator: Emulator) -> Iterator[ModelCache]:
-    files = ModelCache(tmp_path / "models", emulator)
-    files.start()
-    yield files
-    asyncio.run(files.keep_only([]))  # pytest can't remove what is read-only
+def cache(tmp_path: Path, emulator: Emulator) -> Iterator[ModelCache]:
+    cache = ModelCache(tmp_path / "models", emulator)
+    cache.remove_unfinished()
+    yield cache
+    asyncio.run(cache.keep_only([]))  # pytest can't remove what is read-only
 
 
 def archive(*members: tuple[str, bytes | tarfile.TarInfo]) -> bytes:
@@ -64,9 +64,9 @@ def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def lay_out(files: ModelCache, source: ModelSource | None, within_s: float = 60) -> Path:
+def lay_out(cache: ModelCache, source: ModelSource | None, timeout_s: float = 60) -> Path:
     async def run() -> Path:
-        async with files.laid_out(source, within_s) as directory:
+        async with cache.hold(source, timeout_s) as directory:
             return directory
 
     return asyncio.run(run())
@@ -85,10 +85,10 @@ def from_s3(uri: str, data_type: str = "S3Prefix", compression: str = "None", **
     return source
 
 
-def reason(files: ModelCache, source: ModelSource) -> str:
+def reason(cache: ModelCache, source: ModelSource) -> str:
     with pytest.raises(ModelDataError) as error:
-        lay_out(files, source)
-    assert [path for path in files._directory.iterdir() if path.name != "empty"] == []
+        lay_out(cache, source)
+    assert [path for path in cache._directory.iterdir() if path.name != "empty"] == []
     return str(error.value)
 
 
@@ -99,63 +99,63 @@ def content(directory: Path) -> dict[str, bytes]:
 # What arrives
 
 
-def test_an_archive_is_extracted_read_only(files: ModelCache, s3: Any) -> None:
+def test_an_archive_is_extracted_read_only(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("code/run.py", b"pass")))
-    directory = lay_out(files, from_url())
+    directory = lay_out(cache, from_url())
     assert content(directory) == {"config.json": b"{}", "code/run.py": b"pass"}
     modes = {stat.S_IMODE(path.stat().st_mode) & 0o222 for path in [directory, *directory.rglob("*")]}
     assert modes == {0}
 
 
-def test_a_gzip_object_is_an_archive_too(files: ModelCache, s3: Any) -> None:
+def test_a_gzip_object_is_an_archive_too(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="m.tar.gz", Body=archive(("a", b"1")))
-    assert content(lay_out(files, from_s3(f"s3://{BUCKET}/m.tar.gz", "S3Object", "Gzip"))) == {"a": b"1"}
+    assert content(lay_out(cache, from_s3(f"s3://{BUCKET}/m.tar.gz", "S3Object", "Gzip"))) == {"a": b"1"}
 
 
-def test_a_prefix_becomes_paths(files: ModelCache, s3: Any) -> None:
+def test_a_prefix_becomes_paths(cache: ModelCache, s3: Any) -> None:
     for key in ("my/model/config.json", "my/model/deep/er/weights", "my/models/other"):
         s3.put_object(Bucket=BUCKET, Key=key, Body=key.encode())
-    directory = lay_out(files, from_s3(f"s3://{BUCKET}/my/model/"))
+    directory = lay_out(cache, from_s3(f"s3://{BUCKET}/my/model/"))
     assert content(directory) == {
         "config.json": b"my/model/config.json",
         "deep/er/weights": b"my/model/deep/er/weights",
     }
 
 
-def test_an_object_keeps_the_last_part_of_its_key(files: ModelCache, s3: Any) -> None:
+def test_an_object_keeps_the_last_part_of_its_key(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="a/b/weights.bin", Body=b"w")
-    assert content(lay_out(files, from_s3(f"s3://{BUCKET}/a/b/weights.bin", "S3Object"))) == {"weights.bin": b"w"}
+    assert content(lay_out(cache, from_s3(f"s3://{BUCKET}/a/b/weights.bin", "S3Object"))) == {"weights.bin": b"w"}
 
 
-def test_a_container_without_model_data_gets_an_empty_directory(files: ModelCache) -> None:
+def test_a_container_without_model_data_gets_an_empty_directory(cache: ModelCache) -> None:
     assert ModelSource.of({"Environment": {"HF_MODEL_ID": "some/model"}}) is None
-    assert list(lay_out(files, None).iterdir()) == []
+    assert list(lay_out(cache, None).iterdir()) == []
 
 
-def test_thousands_of_objects_are_all_there(files: ModelCache, s3: Any) -> None:
+def test_thousands_of_objects_are_all_there(cache: ModelCache, s3: Any) -> None:
     for number in range(1001):  # more than one page of a listing
         s3.put_object(Bucket=BUCKET, Key=f"many/{number}", Body=b"")
-    assert len(content(lay_out(files, from_s3(f"s3://{BUCKET}/many/")))) == 1001
+    assert len(content(lay_out(cache, from_s3(f"s3://{BUCKET}/many/")))) == 1001
 
 
 # What stays
 
 
-def test_unchanged_data_is_not_fetched_again_and_changed_data_is(files: ModelCache, s3: Any) -> None:
+def test_unchanged_data_is_not_fetched_again_and_changed_data_is(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
-    first = lay_out(files, from_url())
+    first = lay_out(cache, from_url())
     before = first.stat()
-    assert lay_out(files, from_url()) == first and first.stat() == before
+    assert lay_out(cache, from_url()) == first and first.stat() == before
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"2")))
-    second = lay_out(files, from_url())
+    second = lay_out(cache, from_url())
     assert content(second) == {"a": b"2"} and content(first) == {"a": b"1"}
 
 
-def test_instances_that_start_together_share_one_download(files: ModelCache, s3: Any, emulator: Emulator) -> None:
+def test_instances_that_start_together_share_one_download(cache: ModelCache, s3: Any, emulator: Emulator) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
 
     async def one() -> Path:
-        async with files.laid_out(from_url(), 60) as directory:
+        async with cache.hold(from_url(), 60) as directory:
             return directory
 
     async def run() -> list[Path]:
@@ -173,16 +173,16 @@ def test_instances_that_start_together_share_one_download(files: ModelCache, s3:
     assert gets == 1
 
 
-def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(files: ModelCache, s3: Any) -> None:
+def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("code/a", b"1")))
 
     async def run() -> Path:
-        async with files.laid_out(from_url(), 60) as directory:
-            await files.keep_only([])
+        async with cache.hold(from_url(), 60) as directory:
+            await cache.keep_only([])
             assert directory.exists()
-        await files.keep_only([directory])
+        await cache.keep_only([directory])
         assert directory.exists()
-        await files.keep_only([])
+        await cache.keep_only([])
         return directory
 
     assert not asyncio.run(run()).exists()
@@ -201,18 +201,18 @@ def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(files:
     ],
 )
 def test_links_and_devices_in_an_archive_are_refused(
-    files: ModelCache, s3: Any, member: tarfile.TarInfo, what: str
+    cache: ModelCache, s3: Any, member: tarfile.TarInfo, what: str
 ) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("odd", member)))
-    text = reason(files, from_url())
+    text = reason(cache, from_url())
     assert text.startswith(f'Failed to extract model data archive for container "container_1" from URL "{URL}".')
     assert f'"odd" in it {what}' in text
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
-def test_an_archive_can_not_write_elsewhere(files: ModelCache, s3: Any, tmp_path: Path, name: str) -> None:
+def test_an_archive_can_not_write_elsewhere(cache: ModelCache, s3: Any, tmp_path: Path, name: str) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive((name, b"!")))
-    assert "Failed to extract" in reason(files, from_url())
+    assert "Failed to extract" in reason(cache, from_url())
     assert not list(tmp_path.rglob("outside"))
 
 
@@ -228,16 +228,16 @@ def test_an_archive_can_not_write_elsewhere(files: ModelCache, s3: Any, tmp_path
     ],
     ids=["text", "gzip of text", "cut short", "cut in the checksum", "clash", "long name"],
 )
-def test_what_is_no_good_archive_is_refused(files: ModelCache, s3: Any, body: bytes) -> None:
+def test_what_is_no_good_archive_is_refused(cache: ModelCache, s3: Any, body: bytes) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=body)
-    assert reason(files, from_url(ContainerHostname="mine")).startswith(
+    assert reason(cache, from_url(ContainerHostname="mine")).startswith(
         'Failed to extract model data archive for container "mine" from URL'
     )
 
 
-def test_missing_data_is_named(files: ModelCache, s3: Any) -> None:
+def test_missing_data_is_named(cache: ModelCache, s3: Any) -> None:
     for source in (from_url(), from_s3(f"s3://{BUCKET}/none/"), from_s3("s3://no-such-bucket/x/")):
-        assert "Please ensure that there is an object located at the URL" in reason(files, source)
+        assert "Please ensure that there is an object located at the URL" in reason(cache, source)
 
 
 @pytest.mark.parametrize(
@@ -245,10 +245,10 @@ def test_missing_data_is_named(files: ModelCache, s3: Any) -> None:
     [("m/",), ("m/a/",), ("m/a", "m/a/b"), ("m//a",), ("m/./a",), ("m/../a",), ("m/" + "x" * 256,), ("m/ /a",)],
     ids=str,
 )
-def test_keys_that_are_no_paths_are_refused(files: ModelCache, s3: Any, keys: tuple[str, ...]) -> None:
+def test_keys_that_are_no_paths_are_refused(cache: ModelCache, s3: Any, keys: tuple[str, ...]) -> None:
     for key in ("m/good", *keys):
         s3.put_object(Bucket=BUCKET, Key=key, Body=b"")
-    assert "name for a file" in (text := reason(files, from_s3(f"s3://{BUCKET}/m/"))) or "both" in text
+    assert "name for a file" in (text := reason(cache, from_s3(f"s3://{BUCKET}/m/"))) or "both" in text
 
 
 def test_sources_that_can_not_be_are_refused() -> None:
@@ -260,11 +260,11 @@ def test_sources_that_can_not_be_are_refused() -> None:
         from_s3(f"s3://{BUCKET}/m/", ManifestS3Uri="s3://b/manifest")
 
 
-def test_another_etag_than_the_one_asked_for_is_refused(files: ModelCache, s3: Any) -> None:
+def test_another_etag_than_the_one_asked_for_is_refused(cache: ModelCache, s3: Any) -> None:
     etag = s3.put_object(Bucket=BUCKET, Key="w", Body=b"w")["ETag"]
-    lay_out(files, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag=etag))
-    asyncio.run(files.keep_only([]))
-    assert "Its ETag is" in reason(files, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag='"other"'))
+    lay_out(cache, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag=etag))
+    asyncio.run(cache.keep_only([]))
+    assert "Its ETag is" in reason(cache, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag='"other"'))
 
 
 def test_time_runs_out(tmp_path: Path) -> None:
@@ -285,10 +285,10 @@ def test_time_runs_out(tmp_path: Path) -> None:
             raise AssertionError("it was told to stop")
 
     stuck = Stuck()
-    files = ModelCache(tmp_path / "models", stuck)
-    files.start()
+    cache = ModelCache(tmp_path / "models", stuck)
+    cache.remove_unfinished()
     with pytest.raises(ModelDataError, match=r"longer than 0\.05 seconds"):
-        lay_out(files, from_url(), 0.05)
+        lay_out(cache, from_url(), 0.05)
     stuck.go.set()
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -305,27 +305,27 @@ class Backend:
     def client(self, service):
         return boto3.client(service, endpoint_url="{emulator.url}", region_name="us-east-1",
                             aws_access_key_id="000000000000", aws_secret_access_key="x")
-extract_one = ModelDownload._extract_one
+extract_member = ModelDownload._extract_member
 def slowly(self, archive, member, directory):
-    extract_one(self, archive, member, directory)
+    extract_member(self, archive, member, directory)
     if member.name == "f20":
         os.kill(os.getpid(), signal.SIGKILL)
-ModelDownload._extract_one = slowly
+ModelDownload._extract_member = slowly
 async def main():
-    files = ModelCache(pathlib.Path({str(tmp_path / "models")!r}), Backend())
-    files.start()
-    async with files.laid_out(ModelSource.of({{"ModelDataUrl": "{URL}"}}), 60): pass
+    cache = ModelCache(pathlib.Path({str(tmp_path / "models")!r}), Backend())
+    cache.remove_unfinished()
+    async with cache.hold(ModelSource.of({{"ModelDataUrl": "{URL}"}}), 60): pass
 asyncio.run(main())
 """
     killed = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert killed.returncode == -9, killed.stderr
     left = list((tmp_path / "models").iterdir())
     assert len(left) == 1 and left[0].name.startswith(".partial-")
-    files = ModelCache(tmp_path / "models", emulator)
-    files.start()
+    cache = ModelCache(tmp_path / "models", emulator)
+    cache.remove_unfinished()
     assert list((tmp_path / "models").iterdir()) == []
-    assert len(content(lay_out(files, from_url()))) == 50
-    asyncio.run(files.keep_only([]))
+    assert len(content(lay_out(cache, from_url()))) == 50
+    asyncio.run(cache.keep_only([]))
 
 
 @pytest.mark.parametrize(
