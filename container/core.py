@@ -151,10 +151,6 @@ class Result:
     prompt_tokens: int
     completions: tuple[Completion, ...]
 
-    @property
-    def completion_tokens(self) -> int:
-        return sum(len(completion.token_ids) for completion in self.completions)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:

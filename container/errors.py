@@ -1,4 +1,4 @@
-"""What can go wrong with a request, and the one place where it becomes an HTTP status.
+"""Errors of a request, and the HTTP status of each.
 
 RequestError
 ├── InvalidRequest      400  a field is wrong; `param` names it
@@ -20,14 +20,38 @@ Messages carry the numbers and never quote the user's text: SageMaker copies err
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+ErrorType = Literal["invalid_request_error", "server_error"]
+
+
+class ErrorDetail(Struct, forbid_unknown_fields=True):
+    message: Annotated[str, Meta(description="says what was expected, and never quotes the request")]
+    type: ErrorType
+    param: Annotated[str | None, Meta(description="the field, in the request's own words")]
+    code: str
+    job: Annotated[str | UnsetType | None, Meta(description="at a shutdown: the request's own name for its job")] = (
+        UNSET
+    )
+    resumable: Annotated[
+        bool | UnsetType | None,
+        Meta(description="at a shutdown: whether the same request, sent again, goes on where it was"),
+    ] = UNSET
+
+
+class ErrorBody(Struct, forbid_unknown_fields=True):
+    """The error object of every dialect."""
+
+    error: ErrorDetail
 
 
 class RequestError(Exception):
     """A request, or one item of a batch, that ends without a result."""
 
     status = 500
-    type = "server_error"
+    type: ErrorType = "server_error"
     code = "internal_error"
 
     def __init__(
@@ -36,24 +60,17 @@ class RequestError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        facts: Mapping[str, str | bool | None] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """`facts` are further fields of the error object."""
+        """`facts` are further fields of the error object, `job` and `resumable`."""
         super().__init__(message)
         self.facts = dict(facts or {})
         self.message = message
         self.param = param
         self.code = code or type(self).code
 
-    def body(self) -> dict[str, Any]:
-        """The error object of every dialect: `{"error": {"message", "type", "param", "code"}}`."""
-        fields: dict[str, str | bool | None] = {
-            "message": self.message,
-            "type": self.type,
-            "param": self.param,
-            "code": self.code,
-        }
-        return {"error": fields | self.facts}
+    def body(self) -> ErrorBody:
+        return ErrorBody(ErrorDetail(self.message, self.type, self.param, self.code, **self.facts))
 
 
 class InvalidRequest(RequestError):

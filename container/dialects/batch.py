@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 from pydantic import Field
 
 from container.core import Call, Result
-from container.dialects import openai
+from container.dialects.chat import read_chat
+from container.dialects.completions import read_completion
 from container.dialects.document import read_object
 from container.dialects.wire import BYTE_ORDER_MARK, Wire, decode, read
 from container.errors import InvalidRequest, RequestError
@@ -23,8 +25,8 @@ from container.errors import InvalidRequest, RequestError
 Form = Literal["openai", "bedrock", "bare"]
 
 ROUTES: dict[str, Callable[[object], Call]] = {
-    "/v1/chat/completions": openai.read_chat,
-    "/v1/completions": openai.read_completion,
+    "/v1/chat/completions": read_chat,
+    "/v1/completions": read_completion,
 }
 
 
@@ -40,21 +42,56 @@ class BedrockRequest(Wire):
     modelInput: Any = Field(description="a JSON object")
 
 
-class _Echo(msgspec.Struct):
+class OpenAIResponse(Struct, forbid_unknown_fields=True):
+    status_code: int
+    request_id: str
+    body: Raw
+
+
+class OpenAIError(Struct, forbid_unknown_fields=True):
+    code: str
+    message: str
+
+
+class OpenAILine(Struct, forbid_unknown_fields=True):
+    id: str
+    custom_id: str | None
+    response: OpenAIResponse
+    error: OpenAIError | None
+
+
+class BedrockError(Struct, forbid_unknown_fields=True):
+    errorCode: int
+    errorMessage: str
+
+
+class BedrockResult(Struct, forbid_unknown_fields=True):
+    recordId: str
+    modelInput: Raw | None
+    modelOutput: Raw
+
+
+class BedrockFailure(Struct, forbid_unknown_fields=True):
+    recordId: str
+    modelInput: Raw | None
+    error: BedrockError
+
+
+class _Echo(Struct):
     """A Bedrock line's input as it was written, so that the answer repeats its numbers digit for digit."""
 
-    modelInput: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    modelInput: Raw | UnsetType = UNSET
 
 
-class _Head(msgspec.Struct):
-    """The members that tell a line's form, unread."""
+class _Head(Struct):
+    """The members that tell a line's form, undecoded."""
 
-    custom_id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    method: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    recordId: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    modelInput: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    custom_id: Raw | UnsetType = UNSET
+    method: Raw | UnsetType = UNSET
+    url: Raw | UnsetType = UNSET
+    body: Raw | UnsetType = UNSET
+    recordId: Raw | UnsetType = UNSET
+    modelInput: Raw | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,60 +108,44 @@ class Line:
 
     @property
     def unique_id(self) -> str | None:
-        """The name that no other line may have: OpenAI's, which is how its clients find an answer."""
+        """The name that no other line may have: OpenAI's, by which its clients find an answer."""
         return self.custom_id if self.form == "openai" else None
 
     def failed(self, error: RequestError) -> Line:
-        """The same line, as an error. Of the error's past, which holds on to the document, nothing is kept."""
+        """Return the same line as an error. The error's traceback, which holds on to the document, is dropped."""
         return replace(self, call=None, error=error.with_traceback(None))
 
     def success(self, results: Sequence[Result], model: str) -> bytes:
-        """The answer's line, newline included."""
+        """Return the answer's line, newline included."""
         assert self.call is not None
-        return self._line(msgspec.Raw(self.call.render(results, model)), None)
+        return self._line(Raw(self.call.render(results, model)), None)
 
     def failure(self, error: RequestError) -> bytes:
-        """The error's line, newline included."""
-        return self._line(None, error)
+        """Return the error's line, newline included."""
+        return self._line(Raw(msgspec.json.encode(error.body())), error)
 
-    def _line(self, output: Any, error: RequestError | None) -> bytes:
-        match self.form:
-            case "openai":
-                document = self._openai(output, error)
-            case "bedrock":
-                document = self._bedrock(output, error)
-            case "bare":
-                document = output if error is None else error.body()
-        return msgspec.json.encode(document) + b"\n"
-
-    def _openai(self, output: Any, error: RequestError | None) -> dict[str, Any]:
-        response = {
-            "status_code": error.status if error else 200,
-            "request_id": secrets.token_hex(16),
-            "body": error.body() if error else output,
-        }
-        return {
-            "id": f"batch_req_{secrets.token_hex(12)}",
-            "custom_id": self.custom_id,
-            "response": response,
-            "error": {"code": error.code, "message": error.message} if error else None,
-        }
-
-    def _bedrock(self, output: Any, error: RequestError | None) -> dict[str, Any]:
-        echo = None if self.model_input is None else msgspec.Raw(self.model_input)
-        record = {"recordId": self.custom_id, "modelInput": echo}
-        if error is None:
-            return record | {"modelOutput": output}
-        return record | {"error": {"errorCode": error.status, "errorMessage": error.message}}
+    def _line(self, output: Raw, error: RequestError | None) -> bytes:
+        line: Struct | Raw = output
+        if self.form == "openai":
+            response = OpenAIResponse(error.status if error else 200, secrets.token_hex(16), output)
+            failure = OpenAIError(error.code, error.message) if error else None
+            line = OpenAILine(f"batch_req_{secrets.token_hex(12)}", self.custom_id, response, failure)
+        elif self.form == "bedrock":
+            assert self.custom_id is not None, "a line without a recordId has a made-up one"
+            model_input = None if self.model_input is None else Raw(self.model_input)
+            line = BedrockResult(self.custom_id, model_input, output)
+            if error is not None:
+                line = BedrockFailure(self.custom_id, model_input, BedrockError(error.status, error.message))
+        return msgspec.json.encode(line) + b"\n"
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line is no item: a reader of lines skips it."""
+    """Whether a line has no item, so that a reader of lines skips it."""
     return not line.removeprefix(BYTE_ORDER_MARK).strip()
 
 
 def read_line(line: bytes, number: int) -> Line:
-    """Line `number`, counted from 1, with or without its newline. A bad line is a Line with an error."""
+    """Read line `number`, counted from 1, with or without its newline. A bad line is a Line with an error."""
     named = Line(form="bare")
     try:
         document = _document(line, number)
@@ -135,7 +156,7 @@ def read_line(line: bytes, number: int) -> Line:
 
 
 def name_line(line: bytes, number: int) -> Line:
-    """A line that is not to run: its form and its name only, or the error of one that is no line at all."""
+    """Read only the form and the name of a line that is not to run. A bad line is a Line with an error."""
     try:
         return _named(_document(line, number), line, number)
     except RequestError as error:
@@ -143,16 +164,16 @@ def name_line(line: bytes, number: int) -> Line:
 
 
 def name_long_line(line: bytes, number: int) -> Line:
-    """As `name_line`, of one so long that its values are not to be looked at: its input is not repeated, either."""
+    """Do as `name_line` for a line too long to have its values decoded. Its input is not repeated, either."""
     try:
         head = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK), type=_Head)
-        names = {name for name in head.__struct_fields__ if getattr(head, name) is not msgspec.UNSET}
+        names = {name for name in head.__struct_fields__ if getattr(head, name) is not UNSET}
         form = _form(names)
-        value = {"openai": head.custom_id, "bedrock": head.recordId, "bare": msgspec.UNSET}[form]
-        name = None if value is msgspec.UNSET else _name(msgspec.json.decode(value))
+        value = {"openai": head.custom_id, "bedrock": head.recordId, "bare": UNSET}[form]
+        name = None if value is UNSET else _name(msgspec.json.decode(value))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Line(form="bare")
-    return Line(form=form, custom_id=name or _made_up(number) if form == "bedrock" else name)
+    return Line(form=form, custom_id=name or _made_up_id(number) if form == "bedrock" else name)
 
 
 def _document(line: bytes, number: int) -> dict[str, Any]:
@@ -178,14 +199,14 @@ def _named(document: dict[str, Any], line: bytes, number: int) -> Line:
     echo = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK), type=_Echo).modelInput
     return Line(
         form=form,
-        custom_id=_name(document.get("recordId")) or _made_up(number),
+        custom_id=_name(document.get("recordId")) or _made_up_id(number),
         # A line may hold other white space, but an answer's line must have no line break of any kind.
-        model_input=None if echo is msgspec.UNSET else msgspec.json.format(bytes(echo), indent=-1),
+        model_input=None if echo is UNSET else msgspec.json.format(bytes(echo), indent=-1),
     )
 
 
-def _made_up(number: int) -> str:
-    """Bedrock, too, makes up an id of 11 characters for a line without one."""
+def _made_up_id(number: int) -> str:
+    """Return the id of a line without one: 11 characters, as Bedrock makes it up."""
     return f"LINE{number:07d}"
 
 
@@ -207,5 +228,5 @@ def _object(value: object, param: str) -> dict[str, Any]:
 
 
 def _name(value: object) -> str | None:
-    """The caller's name for a line, so far as it is one: a bad line, too, is answered under its name."""
+    """Return the caller's name for a line if it is a string: a bad line, too, is answered under its name."""
     return value if isinstance(value, str) else None

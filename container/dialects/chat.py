@@ -1,52 +1,84 @@
-"""Chats on the wire: messages, and what the model's chat template is given beside them.
+"""Chats: OpenAI's chat completions, and the messages that the Hugging Face dialect takes as well.
 
-They are OpenAI's and the Hugging Face pipeline's alike: a list of messages with role and content, tool calls included.
-What else the template is given is named as vLLM names it.
+Fields are as OpenAI's API reference has them and its client reads them. Extensions are named as vLLM names them:
+`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`, `stop_token_ids`, `chat_template_kwargs`,
+`add_generation_prompt`, `continue_final_message`. Differences: without a limit an answer is as long as the server
+allows; every choice has its `seed`; tools are the template's to show and their calls stay in the text, as the model
+writes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+import msgspec
+from msgspec import Meta, Struct
+from pydantic import AfterValidator, Field
 
-from container.core import Chat, PromptEnding, Template
-from container.dialects.fields import Flag
-from container.dialects.wire import FIELD_NAME, Wire, decode, read
+from container.core import Call, Chat, FinishReason, Item, Result, Template, TokenLogprob
+from container.dialects.template_inputs import read_tool_calls, read_tools, read_variables
+from container.dialects.wire import (
+    MAX_COUNT,
+    Choices,
+    Flag,
+    LogitBias,
+    Logprobs,
+    MinNewTokens,
+    NewTokens,
+    SamplingOptions,
+    StopTokenIds,
+    Wire,
+    read,
+)
 from container.errors import InvalidRequest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MOST_TOOLS = 128
-MOST_VARIABLES = 64
-LONGEST_VARIABLE = 64
-RESERVED = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "conversations",
-        "documents",
-        "max_length",
-        "messages",
-        "padding",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "sanitize_control_tokens",
-        "self",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    }
-)
-"""Names that transformers' `apply_chat_template` and its template renderer keep for themselves."""
+OTHER_DIALECT = "is another dialect's"
+
+Temperature = Annotated[float | None, Field(ge=0, le=2, description="a number from 0 to 2")]
+TopK = Annotated[
+    int | None,
+    Field(ge=-1, le=MAX_COUNT, description="an integer of -1 (off) or more"),
+    AfterValidator(lambda top_k: 0 if top_k == -1 else top_k),
+]
+Logprob = Annotated[float, Meta(le=0)]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class OpenAIOptions(SamplingOptions):
+    """Options of OpenAI's requests of both kinds."""
+
+    model: str | None = Field(None, description="a string")
+    max_tokens: NewTokens = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    n: Choices = None
+    logit_bias: LogitBias = None
+    min_tokens: MinNewTokens = None
+    stop_token_ids: StopTokenIds = None
+
+    ignored: ClassVar = frozenset(
+        {
+            "user",
+            "metadata",
+            "store",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+        }
+    )
+    neutral: ClassVar = {"stream": (False,), "stream_options": ()}
+    reasons: ClassVar = {"stream": "must be false, as asynchronous inference refuses answers sent in chunks"}
 
 
 class TemplateOptions(Wire):
-    """What a request may say to the chat template."""
+    """Options of a request for the chat template."""
 
     tools: Any = None
     chat_template_kwargs: Any = None
@@ -54,22 +86,54 @@ class TemplateOptions(Wire):
     continue_final_message: Flag = None
 
     neutral: ClassVar = {"chat_template": ()}
-    refusals: ClassVar = {"chat_template": "is not taken from a request, as chat templates come with the model"}
+    reasons: ClassVar = {"chat_template": "is not taken from a request, as chat templates come with the model"}
 
     def template(self, prefix: str = "") -> Template:
-        return Template(
-            tools=_read_list(self.tools, f"{prefix}tools", _tool),
-            variables=_variables(self.chat_template_kwargs, f"{prefix}chat_template_kwargs"),
-            ending=self._ending(prefix),
+        """Return what the chat template is given beside the messages. Raises InvalidRequest."""
+        variables = self.chat_template_kwargs
+        template = Template(
+            tools=() if self.tools is None else read_tools(self.tools, f"{prefix}tools"),
+            variables={} if variables is None else read_variables(variables, f"{prefix}chat_template_kwargs"),
+            ending="answer" if self.add_generation_prompt is not False else "nothing",
         )
-
-    def _ending(self, prefix: str) -> PromptEnding:
-        if self.continue_final_message and self.add_generation_prompt:
+        if not self.continue_final_message:
+            return template
+        if self.add_generation_prompt:
             message = f"{prefix}continue_final_message and {prefix}add_generation_prompt exclude each other"
             raise InvalidRequest(f"{message}: give one of them", param=f"{prefix}continue_final_message")
-        if self.continue_final_message:
-            return "continue"
-        return "nothing" if self.add_generation_prompt is False else "answer"
+        return replace(template, ending="continue")
+
+
+class ChatRequest(OpenAIOptions, TemplateOptions):
+    messages: Any = Field(description="a list of messages")
+    max_completion_tokens: NewTokens = None
+    logprobs: Flag = None
+    top_logprobs: Logprobs = None
+    tool_choice: Literal["none", "auto"] | None = Field(None, description='"none" or "auto"')
+    parallel_tool_calls: Flag = None
+
+    neutral: ClassVar = {
+        **OpenAIOptions.neutral,
+        **TemplateOptions.neutral,
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": (),
+        "verbosity": (),
+        "web_search_options": (),
+        "inputs": (),
+        "prompt": (),
+    }
+    reasons: ClassVar = {
+        **OpenAIOptions.reasons,
+        **TemplateOptions.reasons,
+        "inputs": OTHER_DIALECT,
+        "prompt": OTHER_DIALECT,
+    }
 
 
 class Message(Wire):
@@ -89,7 +153,7 @@ class Message(Wire):
 
 
 class PartType(Wire):
-    """Read before the rest, which is another for each type."""
+    """Type of a content part, which decides its other fields and so is read before them."""
 
     type: Literal["text"] = Field(description='"text": other kinds of content are not supported')
 
@@ -98,33 +162,84 @@ class TextPart(PartType):
     text: str = Field(description="a string")
 
 
-class Tool(Wire):
-    type: Literal["function"] = Field(description='"function": other kinds of tools are not supported')
-    function: Any = None
+class Usage(Struct, forbid_unknown_fields=True):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
 
 
-class ToolFunction(Wire):
-    name: str = Field(min_length=1, description="a string of at least one character")
-    description: str | None = Field(None, description="a string")
-    parameters: dict[str, Any] | None = Field(None, description="a JSON schema, an object")
-    strict: Flag = None
-
-    # What transformers makes of a Python function has its result's schema, too.
-    ignored: ClassVar = frozenset({"return"})
+class ChatTopLogprob(Struct, forbid_unknown_fields=True):
+    token: str
+    logprob: Logprob
+    bytes: list[int] | None
 
 
-class ToolCall(Wire):
-    id: str | None = Field(None, description="a string")
-    type: Literal["function"] = Field("function", description='"function": other kinds of tools are not supported')
-    function: Any = None
+class ChatToken(ChatTopLogprob):
+    top_logprobs: list[ChatTopLogprob]
 
 
-class CalledFunction(Wire):
-    name: str = Field(min_length=1, description="a string of at least one character")
-    arguments: Any = None
+class ChatLogprobs(Struct, forbid_unknown_fields=True):
+    content: list[ChatToken]
+    refusal: None
 
 
-def read_chat(value: object, at: str, template: Template) -> Chat:
+class ChatMessage(Struct, forbid_unknown_fields=True):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Struct, forbid_unknown_fields=True):
+    index: Count
+    message: ChatMessage
+    finish_reason: FinishReason
+    logprobs: ChatLogprobs | None
+    seed: Annotated[int | None, Meta(description="send it again for the same text; null where the choice was greedy")]
+
+
+class ChatCompletion(Struct, forbid_unknown_fields=True):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: Annotated[list[ChatChoice], Meta(min_length=1)]
+    usage: Usage
+
+
+def read_chat(document: object) -> Call:
+    """Read a request for a chat completion. Raises InvalidRequest."""
+    request = read(ChatRequest, document)
+    # `max_completion_tokens` is the newer name of `max_tokens`.
+    limit_name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    limit = getattr(request, limit_name)
+    if request.max_tokens is not None and request.max_tokens != limit:
+        message = "max_tokens and max_completion_tokens mean the same and differ: give one of them"
+        raise InvalidRequest(message, param="max_completion_tokens")
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: give it with true", param="top_logprobs")
+    parameters = request.parameters(
+        max_new_tokens=limit,
+        min_new_tokens=request.min_tokens or 0,
+        logprobs=request.top_logprobs or 0 if request.logprobs else None,
+    )
+    template = request.template()
+    if request.tool_choice == "none":
+        template = replace(template, tools=())
+    elif template.tools and request.parallel_tool_calls is False:
+        message = "parallel_tool_calls is not supported yet: leave it out or give true"
+        raise InvalidRequest(message, param="parallel_tool_calls", code="unsupported_parameter")
+    item = Item(
+        prompt=read_messages(request.messages, "messages", template),
+        parameters=parameters,
+        sample_by_default=True,
+        param="messages",
+        names={"max_new_tokens": limit_name, "min_new_tokens": "min_tokens"},
+    )
+    return Call(items=(item,), render=partial(_render, request))
+
+
+def read_messages(value: object, at: str, template: Template) -> Chat:
+    """Read the messages of a chat, the field `at`. Raises InvalidRequest."""
     if not isinstance(value, list):
         raise InvalidRequest(f"{at} must be a list of messages", param=at)
     if not value:
@@ -134,25 +249,31 @@ def read_chat(value: object, at: str, template: Template) -> Chat:
 
 
 def _message(value: object, at: str) -> dict[str, Any]:
-    """A message as chat templates know it: `developer` is OpenAI's newer name for `system`."""
+    """Read a message as chat templates know it: `developer` is OpenAI's newer name for `system`."""
     message = read(Message, value, f"{at}.")
-    role = "system" if message.role == "developer" else message.role
-    content = _content(message.content, f"{at}.content", may_be_null=role == "assistant")
-    tool_calls = _read_list(message.tool_calls, f"{at}.tool_calls", _tool_call)
-    if tool_calls and role != "assistant":
+    template_message = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": _content(message, f"{at}.content"),
+    }
+    if message.name is not None:
+        template_message["name"] = message.name
+    if message.tool_call_id is not None:
+        template_message["tool_call_id"] = message.tool_call_id
+    calls = None if message.tool_calls is None else read_tool_calls(message.tool_calls, f"{at}.tool_calls")
+    if calls and message.role != "assistant":
         raise InvalidRequest(f"{at}.tool_calls are the assistant's alone: leave them out", param=f"{at}.tool_calls")
-    extras = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": list(tool_calls) or None}
-    return {"role": role, "content": content} | {name: extra for name, extra in extras.items() if extra is not None}
+    return template_message | ({"tool_calls": calls} if calls else {})
 
 
-def _content(value: object, at: str, *, may_be_null: bool) -> str:
-    """Parts are joined without anything between them, so that no text is made up."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "".join(_part(part, f"{at}[{index}].") for index, part in enumerate(value))
-    if value is None and may_be_null:
-        return ""  # most templates can't add None to a string
+def _content(message: Message, at: str) -> str:
+    """Return the text. Parts are joined without anything between them, so that no text is made up."""
+    match message.content:
+        case str():
+            return message.content
+        case list():
+            return "".join(_part(part, f"{at}[{index}].") for index, part in enumerate(message.content))
+        case None if message.role == "assistant":
+            return ""  # most templates can't add None to a string
     raise InvalidRequest(f"{at} must be a string or a list of text parts", param=at)
 
 
@@ -162,63 +283,41 @@ def _part(value: object, prefix: str) -> str:
     return read(TextPart, value, prefix).text
 
 
-def _read_list(value: object, at: str, one: Callable[[Any, str], dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or len(value) > MOST_TOOLS:
-        raise InvalidRequest(f"{at} must be a list of at most {MOST_TOOLS} objects", param=at)
-    return tuple(one(entry, f"{at}[{index}].") for index, entry in enumerate(value))
-
-
-def _tool(value: Any, prefix: str) -> dict[str, Any]:
-    """As it came, in the order of its fields: the template writes it out."""
-    tool = read(Tool, value, prefix)
-    read(ToolFunction, tool.function, f"{prefix}function.")
-    return dict(value)
-
-
-def _tool_call(value: Any, prefix: str) -> dict[str, Any]:
-    call = read(ToolCall, value, prefix)
-    function = read(CalledFunction, call.function, f"{prefix}function.")
-    arguments = _arguments(function.arguments, f"{prefix}function.arguments")
-    named = {} if call.id is None else {"id": call.id}
-    return {**named, "type": call.type, "function": {"name": function.name, "arguments": arguments}}
-
-
-def _arguments(value: object, at: str) -> dict[str, Any]:
-    """An object, which OpenAI sends as a string of JSON and templates take as it is."""
-    if value is None or value == "":
-        return {}
-    arguments = decode(value.encode(), what=at, param=at) if isinstance(value, str) else value
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{at} must be a JSON object, or a string that holds one", param=at)
-    return arguments
-
-
-def _variables(value: object, at: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > MOST_VARIABLES or not all(map(_is_variable, value)):
-        raise InvalidRequest(
-            f"{at} must be an object of at most {MOST_VARIABLES} template variables, each with a name of up to"
-            f" {LONGEST_VARIABLE} letters, digits and underscores",
-            param=at,
+def _render(request: ChatRequest, results: Sequence[Result], model: str) -> bytes:
+    choices = [
+        ChatChoice(
+            index=index,
+            message=ChatMessage("assistant", completion.text, None),
+            finish_reason=completion.finish_reason,
+            logprobs=None
+            if completion.logprobs is None
+            else ChatLogprobs(list(map(_token, completion.logprobs)), None),
+            seed=completion.seed,
         )
-    for name, given in value.items():
-        path = f"{at}.{name}" if FIELD_NAME.fullmatch(name) else at
-        if name in RESERVED:
-            message = f"{path} is none of the template's own variables: leave it out"
-            raise InvalidRequest(message, param=path, code="unsupported_parameter")
-        if not all(map(_is_scalar, given if isinstance(given, list) else [given])):
-            which = path if path != at else f"each of {at}"
-            message = f"{which} must be a string, a number, true, false, null or a list of those"
-            raise InvalidRequest(message, param=path)
-    return value
+        for index, completion in enumerate(completion for result in results for completion in result.completions)
+    ]
+    answer = ChatCompletion(
+        id=f"chatcmpl-{secrets.token_hex(12)}",
+        object="chat.completion",
+        created=int(time.time()),
+        model=request.model or model,
+        choices=choices,
+        usage=usage(results),
+    )
+    return msgspec.json.encode(answer)
 
 
-def _is_variable(name: str) -> bool:
-    return name.isascii() and name.isidentifier() and len(name) <= LONGEST_VARIABLE
+def _token(token: TokenLogprob) -> ChatToken:
+    top = [ChatTopLogprob(likely.text, likely.logprob, _bytes(likely)) for likely in token.top]
+    return ChatToken(token.text, token.logprob, _bytes(token), top)
 
 
-def _is_scalar(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
+def _bytes(token: TokenLogprob) -> list[int] | None:
+    return None if token.utf8 is None else list(token.utf8)
+
+
+def usage(results: Sequence[Result]) -> Usage:
+    """Count the tokens of an answer: each prompt once, and every choice."""
+    prompt_tokens = sum(result.prompt_tokens for result in results)
+    completion_tokens = sum(len(completion.token_ids) for result in results for completion in result.completions)
+    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)

@@ -9,7 +9,9 @@ from typing import Literal
 import msgspec
 
 from container.core import Call
-from container.dialects import huggingface, openai, plain_text
+from container.dialects import huggingface, plain_text
+from container.dialects.chat import read_chat
+from container.dialects.completions import read_completion
 from container.dialects.plain_text import PREFIX
 from container.dialects.wire import decode
 from container.errors import InvalidRequest, UnsupportedMedia
@@ -24,8 +26,8 @@ MAX_TIMEOUT_S = 3600
 
 SHAPES: dict[str, Callable[[object], Call]] = {
     "inputs": huggingface.read_request,
-    "messages": openai.read_chat,
-    "prompt": openai.read_completion,
+    "messages": read_chat,
+    "prompt": read_completion,
 }
 
 Route = Literal["invocations", "chat", "completions"]
@@ -78,9 +80,9 @@ def read_call(head: RequestHead, body: bytes) -> Call:
     """
     match head.route:
         case "chat":
-            return openai.read_chat(decode(body))
+            return read_chat(decode(body))
         case "completions":
-            return openai.read_completion(decode(body))
+            return read_completion(decode(body))
     validate_charset(head)
     if head.media_type == "text/plain":
         return plain_text.read_prompt(body, head.attributes)

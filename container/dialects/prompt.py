@@ -1,4 +1,4 @@
-"""Prompts on the wire: texts and token ids, and lists of prompts of any kind. A string is a text."""
+"""Prompts on the wire: texts and token ids, and lists of prompts of any kind."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 from container.core import Prompt, Text, TokenIds
 from container.errors import InvalidRequest
 
-MOST_TEXTS = 10_000
-"""Prompts times choices of one document or line, whose results are all held until the last."""
+MAX_TEXTS = 10_000
+"""Prompts times choices of one document or line: the results are all held until the last one."""
 
 
 def read_text(value: object, at: str) -> Text:
+    """Read a text, the field `at`. Raises InvalidRequest."""
     if not isinstance(value, str):
         raise InvalidRequest(f"{at} must be a string", param=at)
     if not value:
@@ -21,7 +22,7 @@ def read_text(value: object, at: str) -> Text:
 
 
 def read_token_ids(value: object, at: str) -> TokenIds:
-    """The ids' upper bound is the tokenizer's to check."""
+    """Read token ids, the field `at`. The tokenizer checks their upper bound. Raises InvalidRequest."""
     if not isinstance(value, list):
         raise InvalidRequest(f"{at} must be a list of token ids", param=at)
     if not value:
@@ -33,12 +34,12 @@ def read_token_ids(value: object, at: str) -> TokenIds:
 
 
 def read_each(
-    value: Sequence[Any], at: str, one: Callable[[object, str], Prompt], *, n: int, n_at: str
+    value: Sequence[Any], at: str, read_prompt: Callable[[object, str], Prompt], *, n: int, n_at: str
 ) -> Iterator[tuple[str, Prompt]]:
-    """Each prompt of a list with its path. Each has `n` choices, as the field `n_at` says."""
-    if len(value) * n > MOST_TEXTS:
-        message = f"{at} has {len(value)} prompts and {n_at} is {n}; one document has at most {MOST_TEXTS} texts in all"
-        raise InvalidRequest(f"{message}, send more as JSON lines", param=at if len(value) > MOST_TEXTS else n_at)
+    """Yield each prompt of a list with its path. Each has `n` choices, which the field `n_at` says."""
+    if len(value) * n > MAX_TEXTS:
+        message = f"{at} has {len(value)} prompts and {n_at} is {n}; one document has at most {MAX_TEXTS} texts in all"
+        raise InvalidRequest(f"{message}, send more as JSON lines", param=at if len(value) > MAX_TEXTS else n_at)
     for index, prompt in enumerate(value):
         path = f"{at}[{index}]"
-        yield path, one(prompt, path)
+        yield path, read_prompt(prompt, path)

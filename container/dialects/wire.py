@@ -1,4 +1,4 @@
-"""Wire objects: JSON bytes to values to checked models, with errors in the caller's words.
+"""Requests on the wire: JSON bytes to values to checked models, and the sampling options that all dialects share.
 
 It knows no dialect. An error names the field by its path (`messages[2].content`), says what was expected and never
 quotes a value, nor a name that may be one: the description of a model's field is the rest of the sentence "<path> must
@@ -7,21 +7,32 @@ be ...".
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from container.core import MAX_TEMPERATURE, Parameters
 from container.errors import InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
-"""What an error shows of the names that a caller made up: any other could be a text in the wrong place."""
-MOST_NAMES = 5
+"""Names made up by a caller that an error may show: any other could be a text in the wrong place."""
+MAX_NAMES = 5
 """Unknown fields that one error names."""
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LENGTH = 1000
+MAX_STOP_TOKENS = 128
+MAX_COUNT = 2**31 - 1
+MAX_SEED = 2**64 - 1
+MAX_BIASES = 1024
+MAX_BIAS = 100
+MAX_LOGPROBS = 20
 
 
 class Wire(BaseModel):
@@ -32,16 +43,16 @@ class Wire(BaseModel):
     ignored: ClassVar[frozenset[str]] = frozenset()
     """Fields without effect on the text: any value is taken."""
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Fields that can't be honoured yet, with the values that ask for nothing."""
-    refusals: ClassVar[Mapping[str, str]] = {}
-    """What to say of a `neutral` field, where there is more to say than that it isn't supported."""
+    """Fields that are not supported, with the values that ask for nothing."""
+    reasons: ClassVar[Mapping[str, str]] = {}
+    """Reasons to refuse a `neutral` field that say more than that it isn't supported."""
 
 
 Model = TypeVar("Model", bound=Wire)
 
 
 def decode(body: bytes, *, what: str = "the body", param: str | None = None) -> Any:
-    """The JSON value in `body`, which `what` names in an error. Raises InvalidRequest."""
+    """Return the JSON value in `body`, which `what` names in an error. Raises InvalidRequest."""
     try:
         return msgspec.json.decode(body.removeprefix(BYTE_ORDER_MARK))
     except RecursionError:
@@ -49,39 +60,40 @@ def decode(body: bytes, *, what: str = "the body", param: str | None = None) -> 
     except UnicodeDecodeError:
         reason = "it is not UTF-8"
     except msgspec.DecodeError as error:  # these name positions, never content
-        reason = _malformed(str(error))
+        reason = str(error).removeprefix("JSON is malformed: ")
+        if reason == "Input data was truncated":
+            reason = "it ends within a value or a surrogate pair"
+        elif "trailing characters" in reason:
+            reason += "; several values go as JSON lines, one a line"
     raise InvalidRequest(f"{what} is not valid JSON: {reason}", param=param, code="invalid_json")
 
 
-def _malformed(reason: str) -> str:
-    if reason == "Input data was truncated":
-        return "it ends within a value or a surrogate pair"
-    if "trailing characters" in reason:
-        reason += "; several values go as JSON lines, one a line"
-    return reason.removeprefix("JSON is malformed: ")
-
-
 def read(model: type[Model], value: object, prefix: str = "") -> Model:
-    """`value` as a `model`. `prefix` is what comes before a field's name in the caller's words: `messages[2].`"""
+    """Read `value` as a `model`. `prefix` comes before a field's name in the caller's words: `messages[2].`
+
+    Raises InvalidRequest.
+    """
     if not isinstance(value, dict):
         path = prefix.rstrip(".")
         raise InvalidRequest(f"{path or 'the document'} must be a JSON object", param=path or None)
     # Before pydantic, which would build an error for each of the millions of names that a body can hold.
-    _refuse_unknown(model, value, prefix)
-    _refuse_unsupported(model, value, prefix)
+    known = model.model_fields.keys() | model.neutral.keys() | model.ignored
+    if unknown := [name for name in value if name not in known]:
+        raise _unknown(model, unknown, prefix)
+    for name, values in model.neutral.items():
+        if (given := value.get(name)) is not None and not any(_is_same(given, neutral) for neutral in values):
+            instead = "".join(f" or give {msgspec.json.encode(neutral).decode()}" for neutral in values)
+            message = f"{prefix}{name} {model.reasons.get(name, 'is not supported yet')}: leave it out{instead}"
+            raise InvalidRequest(message, param=f"{prefix}{name}", code="unsupported_parameter")
     try:
         return model.model_validate({name: value[name] for name in model.model_fields if name in value})
     except ValidationError as error:
-        refusal = _invalid(model, error, prefix)
-    raise refusal
+        invalid = _invalid(model, error, prefix)
+    raise invalid  # not within `except`: the error's context would hold the document
 
 
-def _refuse_unknown(model: type[Wire], value: Mapping[str, object], prefix: str) -> None:
-    known = model.model_fields.keys() | model.neutral.keys() | model.ignored
-    unknown = [name for name in value if name not in known]
-    if not unknown:
-        return
-    shown = list(islice(filter(FIELD_NAME.fullmatch, unknown), MOST_NAMES))
+def _unknown(model: type[Wire], unknown: Sequence[str], prefix: str) -> InvalidRequest:
+    shown = list(islice(filter(FIELD_NAME.fullmatch, unknown), MAX_NAMES))
     fields = "fields" if len(unknown) > 1 else "field"
     if shown:
         more = f" and {len(unknown) - len(shown)} more" if len(unknown) > len(shown) else ""
@@ -90,29 +102,15 @@ def _refuse_unknown(model: type[Wire], value: Mapping[str, object], prefix: str)
         param = prefix.rstrip(".")
         what = f"{param or 'the document'} has {len(unknown)} unknown {fields}"
     message = f"{what}; known are {', '.join(model.model_fields)}"
-    raise InvalidRequest(message, param=param or None, code="unknown_parameter")
+    return InvalidRequest(message, param=param or None, code="unknown_parameter")
 
 
-def _refuse_unsupported(model: type[Wire], value: Mapping[str, object], prefix: str) -> None:
-    for name, values in model.neutral.items():
-        given = value.get(name)
-        if given is None or any(_same(given, neutral) for neutral in values):
-            continue
-        why = model.refusals.get(name, "is not supported yet")
-        message = f"{prefix}{name} {why}: leave it out{_or_give(values)}"
-        raise InvalidRequest(message, param=f"{prefix}{name}", code="unsupported_parameter")
-
-
-def _same(given: object, neutral: object) -> bool:
+def _is_same(given: object, neutral: object) -> bool:
     return given == neutral and isinstance(given, bool) == isinstance(neutral, bool)
 
 
-def _or_give(values: Sequence[object]) -> str:
-    return "".join(f" or give {msgspec.json.encode(value).decode()}" for value in values)
-
-
 def _invalid(model: type[Wire], error: ValidationError, prefix: str) -> InvalidRequest:
-    """The first error in the caller's words. Pydantic's own sentences are not used: some quote the value."""
+    """Put the first error in the caller's words. Pydantic's own sentences are not used: some quote the value."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name, *indices = first["loc"]
     field = f"{prefix}{name}"
@@ -121,3 +119,110 @@ def _invalid(model: type[Wire], error: ValidationError, prefix: str) -> InvalidR
         return InvalidRequest(f"{field} is missing", param=field)
     expected = model.model_fields[str(name)].description
     return InvalidRequest(f"{field} must be {expected}" + (f"; see {path}" if indices else ""), param=path)
+
+
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_LENGTH}
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+def _stop_strings(value: object) -> tuple[str, ...] | None:
+    """Read one stop string or a list of them. A ValueError becomes the field's own sentence."""
+    if value is None:
+        return None
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or len(strings) > MAX_STOP_STRINGS:
+        raise ValueError
+    if not all(isinstance(string, str) and 1 <= len(string) <= MAX_STOP_STRING_LENGTH for string in strings):
+        raise ValueError
+    return tuple(strings)
+
+
+def _biases(value: object) -> tuple[tuple[int, float], ...] | None:
+    """Read an object whose token ids are strings, as JSON has no other keys."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or len(value) > MAX_BIASES or not all(map(_TOKEN_ID.fullmatch, value)):
+        raise ValueError
+    for amount in value.values():
+        if not isinstance(amount, int | float) or isinstance(amount, bool) or not abs(amount) <= MAX_BIAS:
+            raise ValueError
+    return tuple((int(token_id), float(amount)) for token_id, amount in value.items())
+
+
+Flag = Annotated[bool | None, Field(description="true or false")]
+NewTokens = Annotated[int | None, Field(ge=1, le=MAX_COUNT, description="an integer of 1 or more")]
+MinNewTokens = Annotated[int | None, Field(ge=0, le=MAX_COUNT, description="an integer of 0 or more")]
+Temperature = Annotated[
+    float | None, Field(ge=0, le=MAX_TEMPERATURE, description=f"a number from 0 (greedy) to {MAX_TEMPERATURE:,}")
+]
+TopK = Annotated[int | None, Field(ge=0, le=MAX_COUNT, description="an integer of 0 (off) or more")]
+TopP = Annotated[float | None, Field(gt=0, le=1, description="a number above 0 and at most 1")]
+MinP = Annotated[float | None, Field(ge=0, lt=1, description="a number of 0 (off) or more and below 1")]
+RepetitionPenalty = Annotated[float | None, Field(gt=0, le=10, description="a number above 0 and at most 10")]
+Penalty = Annotated[float | None, Field(ge=-2, le=2, description="a number from -2 to 2")]
+LogitBias = Annotated[
+    tuple[tuple[int, float], ...] | None,
+    BeforeValidator(_biases),
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "maxProperties": MAX_BIASES,
+            "propertyNames": {"pattern": f"^({_TOKEN_ID.pattern})$"},
+            "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+        }
+    ),
+    Field(
+        description=f"an object of at most {MAX_BIASES} token ids, each with a number from -{MAX_BIAS} to {MAX_BIAS}"
+    ),
+]
+Logprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}")]
+Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED, description="an integer from 0 to 2**64 - 1")]
+Choices = Annotated[int | None, Field(ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}")]
+Stop = Annotated[
+    tuple[str, ...] | None,
+    BeforeValidator(_stop_strings),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _STOP_STRING,
+                {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS},
+                {"type": "null"},
+            ]
+        }
+    ),
+    Field(
+        description=f"a string or a list of up to {MAX_STOP_STRINGS}, each of 1 to {MAX_STOP_STRING_LENGTH} characters"
+    ),
+]
+StopTokenIds = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...] | None,
+    # strict=False lets a list become the tuple; fail_fast: pydantic would build an error for each of millions of ids.
+    Field(
+        strict=False,
+        max_length=MAX_STOP_TOKENS,
+        fail_fast=True,
+        description=f"a list of at most {MAX_STOP_TOKENS} token ids",
+    ),
+]
+
+_PARAMETERS = [field.name for field in dataclasses.fields(Parameters)]
+
+
+class SamplingOptions(Wire):
+    """Sampling options of every dialect. None is absent; the ranges are those of `core.Parameters`."""
+
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    min_p: MinP = None
+    repetition_penalty: RepetitionPenalty = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    seed: Seed = None
+    stop: Stop = None
+    ignore_eos: Flag = None
+
+    def parameters(self, **overrides: Any) -> Parameters:
+        """Return the parameters that are given. A dialect overrides those that it names or reads in its own way."""
+        given = {name: value for name in _PARAMETERS if (value := getattr(self, name, None)) is not None}
+        return Parameters(**given | overrides)

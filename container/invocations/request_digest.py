@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from container.dialects.document import RequestHead
-from container.dialects.plain_text import Options
+from container.dialects.huggingface import ScalarOptions
 
 DIGEST_FORMAT = b"longhaul 1"
 """Version of what digests are made of. It changes where the same seed gives other tokens, or items are numbered in
@@ -22,7 +22,7 @@ class RequestDigest:
         digest = hashlib.sha256(DIGEST_FORMAT)
         parts = [identity, head.route, head.media_type]
         if head.media_type == "text/plain":  # only there do attributes say how to generate
-            for key in sorted(head.attributes.keys() & Options.model_fields.keys()):
+            for key in sorted(head.attributes.keys() & ScalarOptions.model_fields.keys()):
                 parts += [f"{key}={value}" for value in sorted(head.attributes[key])]
         for part in parts:
             encoded = part.encode()

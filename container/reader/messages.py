@@ -12,7 +12,7 @@ import msgspec
 from container.core import Completion, Seeds
 from container.dialects.batch import Form
 from container.dialects.document import RequestHead
-from container.errors import OutOfSpace, RequestError, TooLarge
+from container.errors import ErrorType, OutOfSpace, RequestError, TooLarge
 from container.tokenization.preparer import Prepared
 
 
@@ -86,7 +86,7 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
     """A RequestError."""
 
     status: int
-    kind: str
+    kind: ErrorType
     message: str
     param: str | None
     code: str

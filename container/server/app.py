@@ -34,7 +34,7 @@ def create_app(state: ServerState, exchanges: Exchanges) -> FastAPI:
     @app.api_route("/ping", methods=["GET", "POST"])
     async def ping() -> Response:
         """200 when the server can take work, and while it recovers from an engine's crash."""
-        body = msgspec.json.encode({"status": state.status, "reason": state.reason})
+        body = msgspec.json.encode(openapi.Health(state.status, state.reason))
         return Response(body, status_code=200 if state.takes_work else 503, media_type="application/json")
 
     @app.get("/metrics")
@@ -43,10 +43,10 @@ def create_app(state: ServerState, exchanges: Exchanges) -> FastAPI:
         return Response(state.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
-    async def models() -> dict[str, object]:
+    async def models() -> Response:
         """The one model."""
-        model = {"id": state.settings.name, "object": "model", "created": started, "owned_by": "longhaul"}
-        return {"object": "list", "data": [model]}
+        model = openapi.ServedModel(state.settings.name, "model", started, "longhaul")
+        return Response(msgspec.json.encode(openapi.Models("list", [model])), media_type="application/json")
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -6,25 +6,45 @@ It knows no request and no engine. What a model reads in a second look (messages
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
-from pydantic.json_schema import models_json_schema
+import msgspec
+from msgspec import Struct
 
 from container import __version__
-from container.dialects import answer_schemas, batch, chat, huggingface, openai, plain_text
+from container.dialects import batch, chat, completions, huggingface, plain_text, template_inputs
 from container.dialects.document import JSON_LINES
-from container.dialects.fields import LARGEST_COUNT
-from container.dialects.prompt import MOST_TEXTS
-from container.dialects.wire import Wire
+from container.dialects.prompt import MAX_TEXTS
+from container.dialects.wire import MAX_COUNT, Wire
+from container.errors import ErrorBody
+from container.server.state import Status
 
 Schema = dict[str, Any]
+
+
+class Health(Struct, forbid_unknown_fields=True):
+    status: Status
+    reason: str | None
+
+
+class ServedModel(Struct, forbid_unknown_fields=True):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(Struct, forbid_unknown_fields=True):
+    object: Literal["list"]
+    data: list[ServedModel]
+
 
 _REF = "#/components/schemas/"
 _NULL: Schema = {"type": "null"}
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _TOKEN_IDS: Schema = {
     "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": LARGEST_COUNT},
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
     "minItems": 1,
 }
 _ERRORS = {
@@ -63,7 +83,7 @@ def _paths() -> Schema:
         "/ping": {"get": ping | {"operationId": "ping"}, "post": ping | {"operationId": "pingPost"}},
         "/invocations": {"post": _invocations()},
         "/v1/chat/completions": {"post": _document_route("chatCompletions", "ChatRequest", "ChatCompletion")},
-        "/v1/completions": {"post": _document_route("completions", "CompletionRequest", "Completion")},
+        "/v1/completions": {"post": _document_route("completions", "CompletionRequest", "TextCompletion")},
         "/v1/models": {
             "get": {
                 "operationId": "models",
@@ -83,7 +103,7 @@ def _paths() -> Schema:
 
 def _invocations() -> Schema:
     documents = _any_of("HuggingFaceRequest", "ChatRequest", "CompletionRequest")
-    generated = _any_of("ChatCompletion", "Completion", "GeneratedList")
+    generated = _any_of("ChatCompletion", "TextCompletion", "GeneratedList")
     line = _ref("BatchLine")
     return {
         "operationId": "invocations",
@@ -130,7 +150,7 @@ def _document_route(operation: str, request: str, answer: str) -> Schema:
 
 
 def _errors() -> Schema:
-    return {status: _content(meaning, _ref("Error")) for status, meaning in _ERRORS.items()}
+    return {status: _content(meaning, _ref("ErrorBody")) for status, meaning in _ERRORS.items()}
 
 
 def _content(description: str, schema: Schema, media_type: str = "application/json") -> Schema:
@@ -139,7 +159,7 @@ def _content(description: str, schema: Schema, media_type: str = "application/js
 
 def _requests() -> dict[str, Schema]:
     template = {
-        "tools": _nullable(_array(_ref("Tool"), least=0, most=chat.MOST_TOOLS)),
+        "tools": _nullable(_array(_ref("Tool"), least=0, most=template_inputs.MAX_TOOLS)),
         "chat_template_kwargs": _variables(),
     }
     messages = {"type": "array", "items": _ref("Message"), "minItems": 1}
@@ -152,16 +172,16 @@ def _requests() -> dict[str, Schema]:
             huggingface.Request, inputs={"anyOf": prompts}, parameters=_nullable(_ref("HuggingFaceParameters"))
         ),
         "HuggingFaceParameters": _object(huggingface.Options, **template),
-        "ChatRequest": _object(openai.ChatRequest, messages=messages, **template),
+        "ChatRequest": _object(chat.ChatRequest, messages=messages, **template),
         "CompletionRequest": _object(
-            openai.CompletionRequest, prompt={"anyOf": [_TEXT, _array(_TEXT), _TOKEN_IDS, _array(_TOKEN_IDS)]}
+            completions.CompletionRequest, prompt={"anyOf": [_TEXT, _array(_TEXT), _TOKEN_IDS, _array(_TOKEN_IDS)]}
         ),
         "Message": _any_of("AssistantMessage", "OtherMessage"),
         "AssistantMessage": _object(
             chat.Message,
             role={"const": "assistant"},
             content=_nullable(content),
-            tool_calls=_nullable(_array(_ref("ToolCall"), least=0, most=chat.MOST_TOOLS)),
+            tool_calls=_nullable(_array(_ref("ToolCall"), least=0, most=template_inputs.MAX_TOOLS)),
         ),
         "OtherMessage": _object(
             chat.Message,
@@ -171,11 +191,11 @@ def _requests() -> dict[str, Schema]:
             tool_calls={"enum": [[], None]},
         ),
         "TextPart": _object(chat.TextPart),
-        "Tool": _object(chat.Tool, "function", function=_ref("ToolFunction")),
-        "ToolFunction": _object(chat.ToolFunction),
-        "ToolCall": _object(chat.ToolCall, "function", function=_ref("CalledFunction")),
+        "Tool": _object(template_inputs.Tool, "function", function=_ref("ToolFunction")),
+        "ToolFunction": _object(template_inputs.ToolFunction),
+        "ToolCall": _object(template_inputs.ToolCall, "function", function=_ref("CalledFunction")),
         "CalledFunction": _object(
-            chat.CalledFunction,
+            template_inputs.CalledFunction,
             arguments={
                 "anyOf": [{"type": "object"}, {"type": "string", "contentMediaType": "application/json"}, _NULL]
             },
@@ -201,29 +221,39 @@ def _variables() -> Schema:
     scalar = {"type": ["string", "number", "boolean", "null"]}
     return {
         "type": ["object", "null"],
-        "maxProperties": chat.MOST_VARIABLES,
-        "propertyNames": {"pattern": f"^[A-Za-z_][A-Za-z0-9_]{{0,{chat.LONGEST_VARIABLE - 1}}}$"},
+        "maxProperties": template_inputs.MAX_VARIABLES,
+        "propertyNames": {"pattern": f"^[A-Za-z_][A-Za-z0-9_]{{0,{template_inputs.MAX_VARIABLE_LENGTH - 1}}}$"},
         "additionalProperties": {"anyOf": [scalar, {"type": "array", "items": scalar}]},
     }
 
 
 def _answers() -> dict[str, Schema]:
-    models = (
-        answer_schemas.Error,
-        answer_schemas.Health,
-        answer_schemas.Models,
-        answer_schemas.ChatCompletion,
-        answer_schemas.Completion,
-        answer_schemas.Generated,
-        answer_schemas.DetailedGenerated,
-        answer_schemas.OpenAILine,
-        answer_schemas.BedrockResult,
-        answer_schemas.BedrockFailure,
+    structs = (
+        ErrorBody,
+        Health,
+        Models,
+        chat.ChatCompletion,
+        completions.TextCompletion,
+        huggingface.Generated,
+        batch.OpenAILine,
+        batch.BedrockResult,
+        batch.BedrockFailure,
     )
-    _, schema = models_json_schema([(model, "serialization") for model in models], ref_template=_REF + "{model}")
-    generated = {"type": "array", "items": _any_of("Generated", "DetailedGenerated"), "minItems": 1}
-    lines = ("OpenAILine", "BedrockResult", "BedrockFailure", "ChatCompletion", "Completion", "GeneratedList", "Error")
-    return {**schema["$defs"], "GeneratedList": generated, "BatchAnswerLine": _any_of(*lines)}
+    _, schemas = msgspec.json.schema_components(structs, ref_template=_REF + "{name}")
+    # These are written as they are, so that no type says what is in them.
+    schemas["OpenAIResponse"]["properties"]["body"] = _any_of("ChatCompletion", "TextCompletion", "ErrorBody")
+    schemas["BedrockResult"]["properties"]["modelOutput"] = _any_of("ChatCompletion", "TextCompletion", "GeneratedList")
+    schemas["GeneratedList"] = {"type": "array", "items": _ref("Generated"), "minItems": 1}
+    schemas["BatchAnswerLine"] = _any_of(
+        "OpenAILine",
+        "BedrockResult",
+        "BedrockFailure",
+        "ChatCompletion",
+        "TextCompletion",
+        "GeneratedList",
+        "ErrorBody",
+    )
+    return schemas
 
 
 def _ref(name: str) -> Schema:
@@ -238,6 +268,6 @@ def _nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, _NULL]}
 
 
-def _array(items: Schema, *, least: int = 1, most: int | None = MOST_TEXTS) -> Schema:
+def _array(items: Schema, *, least: int = 1, most: int | None = MAX_TEXTS) -> Schema:
     bound = {} if most is None else {"maxItems": most}
     return {"type": "array", "items": items, "minItems": least} | bound

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from container.core import Chat, Template, Text
-from container.dialects.chat import RESERVED
+from container.dialects.chat import read_chat
 from container.dialects.huggingface import read_request
-from container.dialects.openai import read_chat
+from container.dialects.template_inputs import RESERVED
 from container.errors import InvalidRequest
 from container.tokenization.tokenizer import Tokenizer
 from testing import tiny_tokenizers

@@ -15,8 +15,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from container.core import Call, Completion, Item, Result, TokenLogprob
-from container.dialects import huggingface, openai
+from container.dialects import huggingface
 from container.dialects.batch import BedrockRequest, OpenAIRequest, is_blank, read_line
+from container.dialects.chat import ChatRequest
+from container.dialects.completions import CompletionRequest
 from container.dialects.wire import Wire
 from container.errors import RequestError
 from container.tokenization.model_defaults import Defaults
@@ -104,8 +106,8 @@ HUGGING_FACE = joined(
     ),
     some(known(huggingface.Request)),
 )
-CHAT = joined(st.fixed_dictionaries({"messages": MESSAGES}), some([*known(openai.ChatRequest), "temprature"]))
-COMPLETION = joined(st.fixed_dictionaries({"prompt": PROMPT}), some(known(openai.CompletionRequest)))
+CHAT = joined(st.fixed_dictionaries({"messages": MESSAGES}), some([*known(ChatRequest), "temprature"]))
+COMPLETION = joined(st.fixed_dictionaries({"prompt": PROMPT}), some(known(CompletionRequest)))
 DOCUMENT = HUGGING_FACE | CHAT | COMPLETION | ANYTHING
 LINE = (
     DOCUMENT
@@ -125,7 +127,7 @@ BODY = st.builds(
 
 
 def is_the_callers(error: RequestError) -> bool:
-    return 400 <= error.status < 500 and CANARY not in json.dumps(error.body())
+    return 400 <= error.status < 500 and CANARY.encode() not in msgspec.json.encode(error.body())
 
 
 def result(item: Item) -> Result:

@@ -8,7 +8,8 @@ from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletion
 
 from container.core import Call, Chat, Completion, Parameters, Prompt, Result, Text, TokenIds, TokenLogprob
-from container.dialects.openai import read_chat, read_completion
+from container.dialects.chat import read_chat
+from container.dialects.completions import read_completion
 from container.errors import InvalidRequest
 from testing.container.documents import rendered
 
@@ -263,7 +264,7 @@ def test_another_dialects_field_is_named_as_such() -> None:
 def test_a_name_that_could_be_a_text_is_counted_and_not_shown(name: str) -> None:
     error = completion_refusal(**{name: 1})
     assert (error.param, error.code) == (None, "unknown_parameter")
-    assert error.message.startswith("the document has 1 unknown field; known are model, ")
+    assert error.message.startswith("the document has 1 unknown field; known are temperature, ")
     assert completion_refusal(**{name: 1, "max_token": 1}).message.startswith("unknown fields max_token and 1 more; ")
     assert chat_refusal(messages=[{"role": "user", "content": "a", name: 1}]).param == "messages[0]"
 

@@ -142,7 +142,7 @@ DETAILED = {"inputs": "The sea", "parameters": {"max_new_tokens": 2, "details": 
 
 
 @pytest.mark.parametrize(
-    ("document", "answer"), [(CHAT, "ChatCompletion"), (COMPLETION, "Completion"), (DETAILED, "GeneratedList")]
+    ("document", "answer"), [(CHAT, "ChatCompletion"), (COMPLETION, "TextCompletion"), (DETAILED, "GeneratedList")]
 )
 def test_the_fullest_answer_of_a_dialect_is_as_described(described: Server, document: object, answer: str) -> None:
     assert validator(answer).is_valid(described.ask(document))
@@ -156,7 +156,7 @@ def test_the_fullest_answer_of_a_dialect_is_as_described(described: Server, docu
         ({"recordId": "a", "modelInput": DETAILED}, "BedrockResult"),
         ({"modelInput": {}}, "BedrockFailure"),
         (CHAT, "ChatCompletion"),
-        ({"nonsense": 1}, "Error"),
+        ({"nonsense": 1}, "ErrorBody"),
     ],
 )
 def test_a_lines_answer_is_as_described(described: Server, line: object, answer: str) -> None:
@@ -193,6 +193,6 @@ def test_a_wrong_method_is_told_the_right_ones(described: Server) -> None:
 def test_answers_that_the_deadline_cut_are_as_described() -> None:
     completion = Completion(text="The", token_ids=(1,), finish_reason="deadline", seed=None)
     results = [Result(prompt_text="a", prompt_tokens=1, completions=(completion,))]
-    for document, answer in [({"inputs": "a"}, "GeneratedList"), ({"prompt": "a"}, "Completion")]:
+    for document, answer in [({"inputs": "a"}, "GeneratedList"), ({"prompt": "a"}, "TextCompletion")]:
         call = read_document("application/json", json.dumps(document).encode())
         assert validator(answer).is_valid(rendered(call, *results))
