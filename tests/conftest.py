@@ -11,10 +11,10 @@ import pytest
 
 from testing import ROOT
 
-# Before torch loads OpenMP: its threads must not spin at barriers while servers under test need the cores.
+# Set before torch loads OpenMP: its threads must not spin at barriers while servers under test need the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# The edge's tokenizer hides torch from a process that hasn't imported it, and the engine's tests in this one need it.
+# The server's tokenizer hides torch from a process that hasn't imported it, and the engine's tests in this one need it.
 import torch  # noqa: F401
 
 from testing.exactness import Exactness
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Without an image there is nothing to test in tests/image, and no reason to speak of it."""
+    """Skip tests/image without a word if there is no image to test."""
     if collection_path.name == "image" and not config.getoption("--image"):
         return True
     return None
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def assert_exact(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`Exactness.check` for this test, counted over the whole run."""
+    """Return `Exactness.check` for this test, counted over the whole run."""
     exactness = request.config.pluginmanager.get_plugin("exactness")
     assert isinstance(exactness, Exactness)
     return partial(exactness.check, test=request.node.name)
@@ -47,13 +47,13 @@ def assert_exact(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def model_dir() -> str:
-    """The real small model that scripts/setup fetches."""
+    """Return the directory of the real small model that scripts/setup fetches."""
     return str(ROOT / ".models" / "SmolLM2-135M-Instruct")
 
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Path:
-    """A model that says nothing sensible, quickly, with the real one's tokenizer."""
+    """Return the directory of a model that writes nonsense, quickly, with the real model's tokenizer."""
     directory = tmp_path_factory.mktemp("tiny-model")
     save_tiny_model(directory, Path(model_dir))
     return directory
@@ -61,7 +61,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
-    """The server of all tests that do it no harm."""
+    """Start the server that all harmless tests share."""
     log = tmp_path_factory.mktemp("server") / "log"
     limits = {"LONGHAUL_MAX_JSON_BYTES": 100_000, "LONGHAUL_MAX_BODY_BYTES": 30_000_000}
     with Server(tiny_model_dir, log, LONGHAUL_SERVED_NAME="tiny", **limits) as server:
@@ -70,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 
 @pytest.fixture
 def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[..., Server]]:
-    """Starts servers of a test's own, which don't outlive it."""
+    """Return a function that starts servers of the test's own, which end with it."""
     with ExitStack() as servers:
 
         def start(model_dir: str | Path = tiny_model_dir, **options: object) -> Server:
@@ -82,7 +82,7 @@ def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[..., Server
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """The directory of a tiny model of any family, made once for all tests that ask for the same."""
+    """Return a function that makes a tiny model of any family, once for all tests that ask for the same."""
     made: dict[str, str] = {}
 
     def get(model_type: str = "llama", **changes: Any) -> str:

@@ -27,38 +27,38 @@ PROMISES = re.findall(r"^\| ([^|`]+?) \| (`test_.*) \|$", RELIABILITY, re.MULTIL
 CURLS = re.findall(r"^curl .*?(?<!\\)$", README, re.DOTALL | re.MULTILINE)
 
 
-def test_the_settings_table_is_the_codes() -> None:
+def test_settings_table_matches_code() -> None:
     assert f"<!-- settings -->\n{settings_table()}\n<!-- /settings -->" in README
 
 
-def test_the_list_of_models_is_the_codes() -> None:
+def test_list_of_models_matches_code() -> None:
     listed = re.search(r"single or sharded:\n(.*?)\.\n", README, re.DOTALL)
     assert listed is not None
     assert re.findall(r"`(\w+)`", listed[1]) == sorted(SUPPORTED)
 
 
-def test_the_models_named_as_refused_exist_and_are() -> None:
+def test_refused_models_exist_and_are_refused() -> None:
     named = re.search(r"Others are refused (.*?)silently wrong", README, re.DOTALL)
     assert named is not None
     refused = set(re.findall(r"`(\w+)`", named[1]))
     assert len(refused) == 12 and refused <= set(CONFIG_MAPPING) and not refused & SUPPORTED
 
 
-def test_the_tie_that_exactness_allows_is_the_tests() -> None:
+def test_tie_matches_tests() -> None:
     assert f"within {TIE:.0e} of".replace("e-05", "e-5") in README
 
 
-def test_there_are_requests_lines_and_commands_to_hold_to_the_code() -> None:
+def test_readme_has_requests_lines_and_commands() -> None:
     assert len(REQUESTS) >= 3 and len(LINES) >= 1 and len(CURLS) >= 3
 
 
 @pytest.mark.parametrize("body", REQUESTS)
-def test_a_request_is_accepted(body: str) -> None:
+def test_request_is_accepted(body: str) -> None:
     assert read_document("application/json", body.encode(), None).items
 
 
 @pytest.mark.parametrize("line", [line for text in LINES for line in text.splitlines()])
-def test_a_batchs_line_is_accepted(line: str) -> None:
+def test_batch_line_is_accepted(line: str) -> None:
     assert read_line(line.encode(), 1).call is not None
 
 
@@ -68,13 +68,13 @@ def routes() -> set[str]:
 
 
 @pytest.mark.parametrize("command", CURLS)
-def test_a_command_names_a_path_that_exists(command: str) -> None:
+def test_command_names_an_existing_path(command: str) -> None:
     path = re.search(r"localhost:8080(/\S*)", command)
     assert path is not None and path[1] in routes()
 
 
 @pytest.mark.parametrize("command", CURLS)
-def test_a_commands_body_is_accepted(command: str) -> None:
+def test_commands_body_is_accepted(command: str) -> None:
     content_type = re.search(r"Content-Type: ([\w/]+)", command)
     attributes = re.search(r"Custom-Attributes: ([^']+)", command)
     body = re.search(r"-d '(.*?)'", command, re.DOTALL)
@@ -89,7 +89,7 @@ def test_a_commands_body_is_accepted(command: str) -> None:
         assert read_document(content_type[1], body[1].encode(), attributes[1] if attributes else None).items
 
 
-def test_every_promise_names_tests_that_exist() -> None:
+def test_every_promise_names_existing_tests() -> None:
     files = (path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     there = {name for text in files for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)}
     assert len(PROMISES) >= 10
@@ -98,6 +98,6 @@ def test_every_promise_names_tests_that_exist() -> None:
         assert named and set(named) <= there, (promise, set(named) - there)
 
 
-def test_every_promise_is_told_and_held() -> None:
+def test_every_promise_is_explained_and_tested() -> None:
     told = re.findall(r"^\*\*How\.\*\*", RELIABILITY, re.MULTILINE)
     assert len(told) == len(PROMISES)

@@ -24,12 +24,12 @@ def real_model(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Path
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """A tiny one that every user may read, as SageMaker lays models out."""
+    """Return the directory of a tiny model that every user may read, as SageMaker provides models."""
     return _readable(tiny_model_dir, tmp_path_factory.mktemp("tiny"))
 
 
 def _readable(source: Path, parent: Path) -> Path:
-    """pytest's directories and transformers' weights are their maker's alone."""
+    """Copy a model for every user to read: pytest's directories and transformers' weights are their maker's alone."""
     directory = parent / "model"
     shutil.copytree(source, directory)
     for path in directory.rglob("*"):
@@ -40,7 +40,7 @@ def _readable(source: Path, parent: Path) -> Path:
 
 @pytest.fixture
 def run(image: str) -> Iterator[Callable[..., Container]]:
-    """Starts containers that don't outlive the test: `run(model, *docker options)`."""
+    """Return a function that starts containers which end with the test: `run(model, *docker options)`."""
     with ExitStack() as containers:
 
         def run(model: Path, *options: str, command: tuple[str, ...] = ("serve",)) -> Container:

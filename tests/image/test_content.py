@@ -1,4 +1,4 @@
-"""What is in the image, what isn't, and what it says of itself."""
+"""The contents of the image, and its labels and settings."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def inside(image: str, *command: str) -> str:
     return docker("run", "--rm", "--network=none", image, *command)
 
 
-def test_serve_is_process_1_with_and_without_the_argument(config: dict[str, Any]) -> None:
+def test_serve_is_process_1_by_default(config: dict[str, Any]) -> None:
     assert not config["Entrypoint"]
     assert config["Cmd"] == ["serve"]
     assert config["User"] in ("", "0", "root")
     assert "8080/tcp" in config["ExposedPorts"]
 
 
-def test_labels(config: dict[str, Any]) -> None:
+def test_labels_name_version_and_revision(config: dict[str, Any]) -> None:
     labels = config["Labels"]
     assert labels["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
     assert labels["org.opencontainers.image.version"] == longhaul.__version__
     assert re.fullmatch("[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
-    assert not [name for name in labels if "cuda.verified_versions" in name]  # as none is
+    assert not [name for name in labels if "cuda.verified_versions" in name]  # no GPU has verified any yet
 
 
-def test_the_environment_is_the_same_on_any_base(config: dict[str, Any]) -> None:
+def test_environment_is_independent_of_base(config: dict[str, Any]) -> None:
     environment = dict(entry.split("=", 1) for entry in config["Env"])
     assert environment["LONGHAUL_HOST"] == "0.0.0.0"
     assert environment["NVIDIA_VISIBLE_DEVICES"] == "all"
@@ -47,7 +47,7 @@ def test_the_environment_is_the_same_on_any_base(config: dict[str, Any]) -> None
     assert not [name for name in environment if name.startswith("PIP_") and name != "PIP_CERT"]
 
 
-def test_holds_what_the_constraints_pin(image: str) -> None:
+def test_packages_are_those_pinned(image: str) -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     listed = inside(image, PYTHON, "-m", "pip", "list", "--format=json")
     packages = {re.sub("[-_.]+", "-", package["name"].lower()): package["version"] for package in json.loads(listed)}
@@ -57,8 +57,9 @@ def test_holds_what_the_constraints_pin(image: str) -> None:
     assert not others
 
 
-def test_is_compiled_for_good(image: str) -> None:
-    """Nobody else can: the root is read-only, or the user may not write. By hash: all times are equal."""
+def test_all_code_is_compiled_by_hash(image: str) -> None:
+    """Code can't be compiled later, by a user who may not write or on a read-only root. By hash, as all times are
+    equal."""
     wanting = inside(image, PYTHON, "-c", _WANTING, "/opt/longhaul/container", "/opt/longhaul/.venv/lib")
     assert wanting.split() == []
 
@@ -75,13 +76,13 @@ for root in sys.argv[1:]:
             try:
                 compile(path.read_bytes(), str(path), "exec")
             except (SyntaxError, ValueError):
-                continue  # for another Python, or a template
+                continue  # for another version of Python, or a template
         if not compiled.exists() or compiled.read_bytes()[4:8] != UNCHECKED_HASH:
             print(path)
 """
 
 
-def test_holds_no_compiler_no_weights_no_leftovers(image: str) -> None:
+def test_image_has_no_compiler_weights_or_leftovers(image: str) -> None:
     assert (
         inside(image, "sh", "-c", "for name in gcc cc make nvcc git; do command -v $name || true; done").split() == []
     )
@@ -92,12 +93,12 @@ def test_holds_no_compiler_no_weights_no_leftovers(image: str) -> None:
     assert set(inside(image, "ls", "-A", "/opt/longhaul").split()) == {".venv", "container", "serve", "LICENSE"}
 
 
-def test_holds_all_of_the_package_and_nothing_else(image: str) -> None:
-    """.dockerignore names what goes in."""
+def test_image_has_exactly_the_packages_files(image: str) -> None:
+    """The image has the package's files: .dockerignore selects them."""
     found = inside(image, "sh", "-c", "cd /opt/longhaul && find container -type f ! -name '*.pyc'").split()
     assert set(found) == {str(path.relative_to(ROOT)) for path in (ROOT / "container").rglob("*.py")}
 
 
-def test_torch_runs_without_what_was_removed(image: str) -> None:
+def test_torch_runs_without_removed_files(image: str) -> None:
     program = "import torch, transformers, accelerate, numpy, sympy; print(torch.ones(3).sum().item())"
     assert inside(image, PYTHON, "-W", "error::ImportWarning", "-c", program).split() == ["3.0"]

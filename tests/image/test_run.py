@@ -1,4 +1,4 @@
-"""The container under the users, the limits and the signals of its platform."""
+"""The container with the users, the limits and the signals of its platform."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from testing.docker_container import PYTHON, READ_ONLY, Container, docker
 Run = Callable[..., Container]
 
 
-def test_serves_a_real_model_in_every_dialect_as_sagemaker_runs_it(
-    run: Run, real_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_real_model_serves_every_dialect(run: Run, real_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     container = run(real_model)
     seconds = container.wait_until_ready()
     with capsys.disabled():
@@ -48,27 +46,27 @@ _FEW = {"parameters": {"max_new_tokens": 8}}
 
 
 @pytest.mark.parametrize("user", ["0:0", "10001:0", "54321:54321"])
-def test_any_user_serves_on_a_read_only_root(run: Run, model: Path, user: str) -> None:
+def test_any_user_serves_on_read_only_root(run: Run, model: Path, user: str) -> None:
     container = run(model, f"--user={user}", *READ_ONLY)
     container.wait_until_ready()
     lines = "".join(json.dumps({"inputs": f"Document {number}"} | _FEW) + "\n" for number in range(40))
-    answer = container.ask("POST", "/invocations", lines, {"Content-Type": "application/jsonlines"})  # by the spool
+    answer = container.ask("POST", "/invocations", lines, {"Content-Type": "application/jsonlines"})  # spooled
     assert answer.status == 200
     assert sum("generated_text" in line for line in answer.text.splitlines()) == 40
     assert "Traceback" not in container.log() and "WARNING" not in container.log()
     assert container.stop() < 10 and container.exit_code == 0
 
 
-def test_a_large_document_finds_room_on_a_read_only_root(run: Run, model: Path) -> None:
+def test_large_document_works_on_read_only_root(run: Run, model: Path) -> None:
     container = run(model, "--user=10001:0", *READ_ONLY)
     container.wait_until_ready()
     document = {"inputs": ["word " * 60] * 6000, "parameters": {"max_new_tokens": 1}}
-    assert len(json.dumps(document)) > 1 << 20  # a reader's work
+    assert len(json.dumps(document)) > 1 << 20  # large enough for a reader process
     answer = container.ask("POST", "/invocations", document)
     assert answer.status == 200 and len(answer.json) == 6000
 
 
-def test_a_model_that_the_user_may_not_read_is_named(run: Run, model: Path, tmp_path: Path) -> None:
+def test_unreadable_model_is_named(run: Run, model: Path, tmp_path: Path) -> None:
     closed = tmp_path / "model"
     docker("version")
     closed.mkdir()
@@ -84,30 +82,30 @@ def test_a_model_that_the_user_may_not_read_is_named(run: Run, model: Path, tmp_
     assert "model.safetensors" in line["message"] and "10001" in line["message"]
 
 
-def test_a_bad_setting_ends_it_with_one_line(run: Run, model: Path) -> None:
+def test_bad_setting_ends_with_one_line(run: Run, model: Path) -> None:
     container = run(model, "--env=LONGHAUL_MAX_NEW_TOKEN=5")
     assert container.wait() == 1
     (line,) = (json.loads(line) for line in container.log().splitlines())
     assert "LONGHAUL_MAX_NEW_TOKEN" in line["message"]
 
 
-# SIGTERM, which the kernel drops where process 1 has no handler for it
+# SIGTERM: the kernel drops it while process 1 has no handler
 
 
-def test_sigterm_at_once(run: Run, model: Path) -> None:
-    container = run(model)  # Python is starting, or importing
+def test_sigterm_during_start_exits_0(run: Run, model: Path) -> None:
+    container = run(model)  # Python is still starting or importing
     assert container.stop() < 10
     assert container.exit_code == 0
 
 
-def test_sigterm_while_the_engine_loads(run: Run, real_model: Path) -> None:
+def test_sigterm_while_engine_loads_exits_0(run: Run, real_model: Path) -> None:
     container = run(real_model)
     container.wait_for_log("engine_start")
     assert container.stop() < 10
     assert container.exit_code == 0
 
 
-def test_sigterm_under_load_finishes_what_fits(run: Run, model: Path) -> None:
+def test_sigterm_under_load_finishes_requests(run: Run, model: Path) -> None:
     container = run(model)
     container.wait_until_ready()
     answers = []
@@ -126,7 +124,7 @@ def test_sigterm_under_load_finishes_what_fits(run: Run, model: Path) -> None:
     assert [answer.status for answer in answers] == [200]
 
 
-def test_a_killed_engine_is_replaced_and_leaves_no_zombie(run: Run, model: Path) -> None:
+def test_killed_engine_is_replaced_without_zombie(run: Run, model: Path) -> None:
     container = run(model)
     container.wait_until_ready()
     container.run(PYTHON, "-c", _KILL_ENGINE)

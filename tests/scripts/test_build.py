@@ -1,4 +1,5 @@
-"""scripts/build without a Docker engine: in a checkout of its own, with a stub of the client that tells what it got."""
+"""scripts/build without a Docker engine: in a checkout of its own, with a stub of the client that records its
+arguments."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ class Checkout:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True)
 
     def build(self, *arguments: str) -> list[str]:
-        """What the client was given."""
+        """Build, and return the client's arguments."""
         built = self.run(*arguments)
         assert built.returncode == 0, built.stderr
         return (self.stub / "arguments").read_text().splitlines()
@@ -70,7 +71,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_version_and_revision_are_arguments_and_labels(checkout: Checkout) -> None:
+def test_version_and_revision_become_arguments_and_labels(checkout: Checkout) -> None:
     arguments = checkout.build()
     for argument in (f"REVISION={checkout.head}", f"org.opencontainers.image.revision={checkout.head}"):
         assert argument in arguments
@@ -78,47 +79,47 @@ def test_version_and_revision_are_arguments_and_labels(checkout: Checkout) -> No
     assert arguments[1:3] == ["--tag", "longhaul"] and arguments[-1] == "."
 
 
-def test_what_was_built_is_told(checkout: Checkout) -> None:
-    told = checkout.run("--tag", "other:1").stdout
-    assert told.startswith("build: other:1 sha256:12, 1234 MB, version ") and told.endswith(f"{checkout.head}\n")
+def test_build_reports_its_image(checkout: Checkout) -> None:
+    output = checkout.run("--tag", "other:1").stdout
+    assert output.startswith("build: other:1 sha256:12, 1234 MB, version ") and output.endswith(f"{checkout.head}\n")
 
 
 @pytest.mark.parametrize("change", ["container/__init__.py", "container/new.py"])
-def test_an_uncommitted_change_makes_the_revision_dirty(checkout: Checkout, change: str) -> None:
+def test_uncommitted_change_makes_revision_dirty(checkout: Checkout, change: str) -> None:
     with (checkout.folder / change).open("a") as file:
         file.write("# changed\n")
     assert f"REVISION={checkout.head}-dirty" in checkout.build()
 
 
-def test_without_git_the_revision_is_unknown(checkout: Checkout) -> None:
+def test_revision_is_unknown_without_git(checkout: Checkout) -> None:
     shutil.rmtree(checkout.folder / ".git")
     assert "REVISION=unknown" in checkout.build()
 
 
-def test_a_git_that_fails_is_no_unknown_revision(checkout: Checkout) -> None:
+def test_failing_git_fails_the_build(checkout: Checkout) -> None:
     (checkout.folder / ".git/HEAD").write_text("broken")
-    assert checkout.fail().endswith("build: git doesn't tell the revision")
+    assert checkout.fail().endswith("build: git can't name the revision")
 
 
-def test_it_is_built_by_buildkit_without_provenance(checkout: Checkout) -> None:
+def test_buildkit_builds_without_provenance(checkout: Checkout) -> None:
     checkout.build()
     assert (checkout.stub / "environment").read_text() == "buildkit=1 attestations=1\n"
 
 
-def test_base_image_and_network_of_the_environment_count(checkout: Checkout) -> None:
+def test_environment_sets_base_image_and_network(checkout: Checkout) -> None:
     checkout.environment |= {"BASE_IMAGE": "base:1", "BUILD_NETWORK": "host"}
     arguments = checkout.build()
     assert "BASE_IMAGE=base:1" in arguments and arguments[arguments.index("--network") + 1] == "host"
     assert "BASE_IMAGE=base:2" in checkout.build("--base-image", "base:2")
 
 
-def test_without_them_the_dockerfiles_own_count(checkout: Checkout) -> None:
+def test_dockerfile_sets_base_image_by_default(checkout: Checkout) -> None:
     arguments = checkout.build()
     assert "--network" not in arguments and "--secret" not in arguments
     assert not any(argument.startswith("BASE_IMAGE=") for argument in arguments)
 
 
-def test_pips_indexes_reach_the_build_as_a_secret(checkout: Checkout) -> None:
+def test_pip_indexes_become_a_secret(checkout: Checkout) -> None:
     checkout.environment |= {
         "PIP_INDEX_URL": "https://user:secret@example.com/simple",
         "PIP_EXTRA_INDEX_URL": "https://b",
@@ -132,7 +133,7 @@ def test_pips_indexes_reach_the_build_as_a_secret(checkout: Checkout) -> None:
     assert not Path(source).exists()
 
 
-def test_another_index_makes_another_key_of_the_cache(checkout: Checkout) -> None:
+def test_another_index_makes_another_cache_key(checkout: Checkout) -> None:
     def key(index: str) -> str:
         checkout.environment["PIP_INDEX_URL"] = index
         return next(argument for argument in checkout.build() if argument.startswith("PIP_CONF_KEY="))
@@ -140,19 +141,19 @@ def test_another_index_makes_another_key_of_the_cache(checkout: Checkout) -> Non
     assert key("https://a") != key("https://b")
 
 
-def test_folders_of_this_machine_are_not_for_the_build(checkout: Checkout) -> None:
+def test_local_folders_are_not_passed_as_index(checkout: Checkout) -> None:
     checkout.environment |= {"PIP_INDEX_URL": "file:///srv/simple", "PIP_EXTRA_INDEX_URL": "/srv/simple"}
     assert "--secret" not in checkout.build()
 
 
-def test_a_pip_conf_is_handed_on_as_it_is(checkout: Checkout) -> None:
+def test_pip_conf_is_passed_unchanged(checkout: Checkout) -> None:
     file = checkout.stub / "my.conf"
     file.write_text("[global]\nindex-url = https://c\n")
     assert f"id=pip_conf,src={file}" in checkout.build("--pip-conf", str(file))
     assert checkout.fail("--pip-conf", "/nowhere") == "build: can't read /nowhere"
 
 
-def test_more_options_go_to_docker(checkout: Checkout) -> None:
+def test_further_options_go_to_docker(checkout: Checkout) -> None:
     assert checkout.build("--", "--no-cache", "--build-arg", "A=b c")[-4:] == [
         "--no-cache",
         "--build-arg",
@@ -162,17 +163,17 @@ def test_more_options_go_to_docker(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--tga", "x"), ("x",)])
-def test_an_unknown_argument_is_refused(checkout: Checkout, arguments: tuple[str, ...]) -> None:
+def test_unknown_argument_is_refused(checkout: Checkout, arguments: tuple[str, ...]) -> None:
     assert checkout.fail(*arguments).startswith(f"build: unknown argument {arguments[0]}")
 
 
-def test_an_image_of_another_build_is_not_reported(checkout: Checkout) -> None:
+def test_image_of_another_build_is_refused(checkout: Checkout) -> None:
     checkout.environment["TITLE"] = "longhaul"
     (checkout.stub / "docker").write_text(STUB.replace("s/^REVISION=//p", "s/^REVISION=.*/older/p"))
     assert "the engine holds no image longhaul of this build" in checkout.fail()
 
 
-def test_longhauls_own_image_is_tried(checkout: Checkout) -> None:
+def test_own_image_must_import_torch(checkout: Checkout) -> None:
     checkout.build()
     assert not (checkout.stub / "run").exists()  # another's
     checkout.environment["TITLE"] = "longhaul"
@@ -182,11 +183,11 @@ def test_longhauls_own_image_is_tried(checkout: Checkout) -> None:
     assert checkout.fail().startswith("build: torch can't be imported in longhaul")
 
 
-def test_no_docker_client(checkout: Checkout) -> None:
+def test_missing_docker_client_is_named(checkout: Checkout) -> None:
     checkout.environment["DOCKER"] = "/nowhere/docker"
     assert checkout.fail().startswith("build: no Docker client: /nowhere/docker not found; install Docker")
 
 
-def test_help_tells_the_options(checkout: Checkout) -> None:
-    told = checkout.run("--help").stdout
-    assert told.startswith("Builds the image") and "--pip-conf" in told and "set -euo" not in told
+def test_help_lists_the_options(checkout: Checkout) -> None:
+    output = checkout.run("--help").stdout
+    assert output.startswith("Builds the image") and "--pip-conf" in output and "set -euo" not in output
