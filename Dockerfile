@@ -1,17 +1,17 @@
-# The production image. scripts/build knows the arguments; a plain `docker build -t longhaul .` does it, too.
+# The production image. scripts/build passes the arguments; a plain `docker build -t longhaul .` works, too.
 #
 #   docker run --rm --gpus all -p 127.0.0.1:8080:8080 -v "$PWD/model:/opt/ml/model:ro" longhaul serve
 #
-# BuildKit as of Docker 20.10 is enough. Each COPY of the last stage is a layer, from what changes rarely to what changes
-# often; docs/image.md has their sizes.
+# BuildKit as of Docker 20.10 is enough. Each COPY of the last stage is a layer, from rare to frequent change;
+# docs/image.md has their sizes.
 
-# Of the CUDA release that the pinned torch wheel is built for (constraints.txt: cuda-toolkit), because NVIDIA's compat
-# libraries, which help an older driver, come with it.
+# The base has the CUDA release that the pinned torch wheel is built for (constraints.txt: cuda-toolkit), because NVIDIA's
+# compat libraries, which help an older driver, come with it.
 ARG BASE_IMAGE=nvidia/cuda:13.0.3-base-ubuntu24.04
 
 # The distribution's Python: 3.12 on Ubuntu 24.04, 3.11 on Debian 12.
 FROM ${BASE_IMAGE} AS python
-# 1 for torch.compile and Triton, which call a C compiler as they run; the headers in torch's wheels then stay, too.
+# 1 is for torch.compile and Triton, which call a C compiler as they run; the headers in torch's wheels then stay, too.
 ARG WITH_COMPILER=0
 # hadolint ignore=DL3008,SC2086
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
@@ -22,7 +22,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates python3 ${compiler} && \
     rm -rf /var/log/apt /var/log/*.log /var/cache/ldconfig/aux-cache
 
-# Torch's pins by themselves: a new web framework then leaves torch's layers as they are.
+# Torch's pins alone, so that a new web framework leaves torch's layers as they are.
 FROM python AS pins
 WORKDIR /pins
 COPY pyproject.toml constraints.txt ./
@@ -40,10 +40,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 COPY --from=pins /pins/torch.txt /pins/
 COPY scripts/image/slim scripts/image/split /usr/local/bin/
 ARG WITH_COMPILER=0
-# An index of your own comes as a secret (scripts/build): nothing of it stays in the image. The key is its checksum, which
-# has the cache ask again with other settings.
+# An index of your own comes as a secret (scripts/build): nothing of it stays in the image. The key is the secret's
+# checksum, so that other settings don't get the cached layer.
 ARG PIP_CONF_KEY=
-# Moved in the step that installs: from a layer below, moving would be copying gigabytes.
+# The files are moved in the step that installs them: moving them from a layer below would copy gigabytes.
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     --mount=type=secret,id=pip_conf,target=/root/.config/pip/pip.conf \
     python3 -m venv /opt/longhaul/.venv && \
@@ -53,7 +53,7 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     split /opt/longhaul/.venv /pieces && \
     find /pieces -depth -exec touch -h -d @0 {} +
 
-# All else that constraints.txt pins. pip sees the moved pieces through a .pth file, and leaves them where they are.
+# Everything else that constraints.txt pins. pip sees the moved pieces through a .pth file, and leaves them in place.
 FROM torch AS dependencies
 COPY --from=pins /pins/requirements.txt /pins/constraints.txt /pins/
 ARG WITH_COMPILER=0
@@ -72,7 +72,7 @@ FROM python AS code
 WORKDIR /code
 COPY container/ opt/longhaul/container/
 COPY serve LICENSE opt/longhaul/
-# Whatever the builder's umask was, every user may read it.
+# Every user may read the code, whichever umask the builder had.
 RUN chmod -R u=rwX,go=rX . && \
     PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /code opt/longhaul/container && \
     mkdir -p usr/local/bin && ln -s /opt/longhaul/serve usr/local/bin/serve && \
@@ -88,10 +88,10 @@ COPY --from=torch /pieces/torch/ /
 COPY --from=dependencies /opt/longhaul/ /opt/longhaul/
 COPY --from=code /code/ /
 
-# Every setting that a base image might have made otherwise is made here.
-# - The NVIDIA runtime refuses a container whose base asks for a newer driver before a line of ours runs; our own check
-#   knows the compat libraries, and says what to do (NVIDIA_DISABLE_REQUIRE).
-# - Any user, with or without an entry in /etc/passwd, and a read-only root: what is written goes below /tmp.
+# Every setting that a base image might have made differently is made here.
+# - NVIDIA_DISABLE_REQUIRE: the NVIDIA runtime refuses a container whose base asks for a newer driver before a line of ours
+#   runs; our own check knows the compat libraries, and says what to do.
+# - HOME and the caches are below /tmp, for any user, with or without an entry in /etc/passwd, and a read-only root.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_DISABLE_REQUIRE=true \
@@ -106,7 +106,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     HF_HOME=/tmp/.cache/huggingface
 WORKDIR /tmp
 EXPOSE 8080
-# SageMaker runs `docker run IMAGE serve`; it supports no init of ours before it.
+# SageMaker runs `docker run IMAGE serve`, without an init process before it.
 ENTRYPOINT []
 CMD ["serve"]
 

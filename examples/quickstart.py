@@ -1,6 +1,6 @@
 """The asynchronous workflow of SageMaker on this machine: the endpoint of `python -m endpoint`, and unmodified boto3.
 
-Nothing here knows that it isn't AWS, but for the environment variables of `aws_environment`.
+The code is as for AWS, except for the environment variables of `aws_environment`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ SHOWN_OF_EACH_TASK = 2
 
 
 class Failed(Exception):
-    """Something that should have worked did not; the message says what."""
+    """A step failed that should have worked; the message says what."""
 
 
 # ---- the terminal --------------------------------------------------------------------------------------------------
 
 
 class StatusLine:
-    """One line that is rewritten on a terminal; elsewhere a line every five seconds."""
+    """A line that is rewritten on a terminal; elsewhere a line every five seconds."""
 
     def __init__(self) -> None:
         self.is_terminal = sys.stdout.isatty()
@@ -91,7 +91,7 @@ def free_port() -> int:
 
 
 def aws_environment(url: str) -> dict[str, str]:
-    """All that an AWS client needs to talk to this machine instead of AWS."""
+    """Return all variables that an AWS client needs to talk to this machine instead of AWS."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "test",
@@ -102,7 +102,7 @@ def aws_environment(url: str) -> dict[str, str]:
 
 @contextmanager
 def platform(port: int, keep: bool) -> Iterator[None]:
-    """`python -m endpoint up`. The end of its log is shown after a failure."""
+    """Run `python -m endpoint up`. After a failure the end of its log is shown."""
     fail_if_in_use(DATA_DIR)
     shutil.rmtree(DATA_DIR, ignore_errors=True)
     DATA_DIR.mkdir(parents=True)
@@ -125,7 +125,7 @@ def platform(port: int, keep: bool) -> Iterator[None]:
 
 
 def fail_if_in_use(data_dir: Path) -> None:
-    """An earlier run with --keep may still be up."""
+    """Raise Failed if an earlier run with --keep is still up."""
     try:
         with (data_dir / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -169,12 +169,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 # ---- the steps, as on AWS ------------------------------------------------------------------------------------------
 
 
-def make_places() -> str:
-    """A bucket, topics for good and bad news, and a queue that hears both. Returns the queue's URL."""
+def make_bucket_topics_and_queue() -> str:
+    """Make a bucket, topics for good and bad news, and a queue subscribed to both. Returns the queue's URL."""
     heading("A bucket, two topics, a queue")
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     sns, sqs = boto3.client("sns"), boto3.client("sqs")
-    queue = sqs.create_queue(QueueName="notices")["QueueUrl"]
+    queue = sqs.create_queue(QueueName="notifications")["QueueUrl"]
     queue_arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     for topic in ("success", "error"):
         arn = sns.create_topic(Name=topic)["TopicArn"]
@@ -191,7 +191,7 @@ def make_endpoint() -> None:
     # and a process may read a directory as it is.
     container = {
         "Image": f"{account}.dkr.ecr.us-east-1.amazonaws.com/longhaul:0.1.0",
-        # So small a model needs no GPU, and nobody's driver.
+        # A model so small needs no GPU, whatever driver this machine has.
         "Environment": {"LONGHAUL_MODEL": str(MODEL), "LONGHAUL_DEVICE": "cpu"},
     }
     sagemaker.create_model(ModelName=NAME, PrimaryContainer=container, ExecutionRoleArn=ROLE)
@@ -239,7 +239,7 @@ class Request:
     body: bytes
     attributes: str = ""
 
-    def shown(self, answer: bytes) -> None:
+    def show(self, answer: bytes) -> None:
         if self.content_type == "text/plain":
             exchange(self.body.decode(), answer.decode())
         elif self.key.endswith(".jsonl"):
@@ -292,7 +292,7 @@ REQUESTS = (
 
 
 def invoke_all() -> dict[str, Request]:
-    """By inference id."""
+    """Upload and invoke all requests. Returns them by inference id."""
     heading("Documents uploaded, invocations accepted")
     s3, runtime = boto3.client("s3"), boto3.client("sagemaker-runtime")
     accepted = {}
@@ -311,44 +311,45 @@ def invoke_all() -> dict[str, Request]:
     return accepted
 
 
-def gather_notices(queue: str, accepted: dict[str, Request]) -> dict[str, dict[str, Any]]:
-    """A notice for each, read from the queue as they come."""
-    heading("Waiting for notices")
-    sqs, notices = boto3.client("sqs"), dict[str, dict[str, Any]]()
+def gather_notifications(queue: str, accepted: dict[str, Request]) -> dict[str, dict[str, Any]]:
+    """Read the notifications from the queue as they come, until each request has one."""
+    heading("Waiting for notifications")
+    sqs, notifications = boto3.client("sqs"), dict[str, dict[str, Any]]()
     line, started = StatusLine(), time.monotonic()
-    while len(notices) < len(accepted):
+    while len(notifications) < len(accepted):
         waited = time.monotonic() - started
         if waited > RESULTS_TIMEOUT_S:
-            raise Failed(f"{len(notices)} of {len(accepted)} notices after {RESULTS_TIMEOUT_S} s")
-        bar = "█" * round(20 * len(notices) / len(accepted))
-        line.show(f"{bar:░<20} {len(notices)} of {len(accepted)} done, {waited:.0f} s")
+            raise Failed(f"{len(notifications)} of {len(accepted)} notifications after {RESULTS_TIMEOUT_S} s")
+        bar = "█" * round(20 * len(notifications) / len(accepted))
+        line.show(f"{bar:░<20} {len(notifications)} of {len(accepted)} done, {waited:.0f} s")
         received = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=1)
         for message in received.get("Messages", []):
-            notice = json.loads(message["Body"])
+            notification = json.loads(message["Body"])
             sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
-            if notice["eventName"] == "InferenceResult":  # else the test of the topics that came with the endpoint
-                notices[notice["inferenceId"]] = notice
+            if notification["eventName"] == "InferenceResult":  # the endpoint also sends a test to each topic
+                notifications[notification["inferenceId"]] = notification
                 took = time.monotonic() - started
-                line.end(f"{notice['invocationStatus']:<9} {accepted[notice['inferenceId']].key} after {took:.1f} s")
-    return notices
+                key = accepted[notification["inferenceId"]].key
+                line.end(f"{notification['invocationStatus']:<9} {key} after {took:.1f} s")
+    return notifications
 
 
-def show_results(accepted: dict[str, Request], notices: dict[str, dict[str, Any]]) -> None:
+def show_results(accepted: dict[str, Request], notifications: dict[str, dict[str, Any]]) -> None:
     s3 = boto3.client("s3")
     for inference_id, request in accepted.items():
         heading(request.title)
-        notice = notices[inference_id]
+        notification = notifications[inference_id]
         is_mistake = request.key == "mistake.json"
-        if (notice["invocationStatus"] == "Failed") != is_mistake:
-            raise Failed(f"{request.key}: {notice['invocationStatus']}: {notice.get('failureReason')}")
+        if (notification["invocationStatus"] == "Failed") != is_mistake:
+            raise Failed(f"{request.key}: {notification['invocationStatus']}: {notification.get('failureReason')}")
         if is_mistake:
-            print(f"notice: {notice['failureReason']}")
+            print(f"notification: {notification['failureReason']}")
             (failure,) = s3.list_objects_v2(Bucket=BUCKET, Prefix="failures/")["Contents"]
             print(f"s3://{BUCKET}/{failure['Key']}:")
             print(textwrap.indent(s3.get_object(Bucket=BUCKET, Key=failure["Key"])["Body"].read().decode(), "    "))
             continue
-        bucket, _, key = notice["responseParameters"]["outputLocation"].removeprefix("s3://").partition("/")
-        request.shown(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        bucket, _, key = notification["responseParameters"]["outputLocation"].removeprefix("s3://").partition("/")
+        request.show(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
 def show_document(asked: dict[str, Any], answered: Any) -> None:
@@ -401,7 +402,7 @@ def show_accuracy(items: list[dict[str, Any]], results: list[dict[str, Any]]) ->
     print(f"Positive or negative: {right} of {len(labelled)} right ({right / len(labelled):.0%})")
 
 
-# ---- all of it -----------------------------------------------------------------------------------------------------
+# ---- everything ----------------------------------------------------------------------------------------------------
 
 
 def run(port: int, keep: bool) -> None:
@@ -409,16 +410,16 @@ def run(port: int, keep: bool) -> None:
     os.environ.update(environment)
     heading("SageMaker's API on this machine")
     with platform(port, keep):
-        queue = make_places()
+        queue = make_bucket_topics_and_queue()
         make_endpoint()
         accepted = invoke_all()
-        show_results(accepted, gather_notices(queue, accepted))
+        show_results(accepted, gather_notifications(queue, accepted))
         if keep:
             show_what_next(environment)
         else:
             boto3.client("sagemaker").delete_endpoint(EndpointName=NAME)
     if not keep:
-        print("\nAll of it is stopped. scripts/quickstart --keep leaves it running and says what to try.")
+        print("\nEverything is stopped. scripts/quickstart --keep leaves it running and says what to try.")
 
 
 def show_what_next(environment: dict[str, str]) -> None:
@@ -444,9 +445,11 @@ def end_by_signal(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave it running, and say what to try next")
-    parser.add_argument("--port", type=int, help="of AWS's API on 127.0.0.1 (default: a free one; 4566 with --keep)")
+    parser.add_argument(
+        "--port", type=int, help="port of AWS's API on 127.0.0.1 (default: a free one; 4566 with --keep)"
+    )
     options = parser.parse_args()
-    # As an exception, so that the endpoint is stopped too.
+    # Signals become exceptions, so that the endpoint is stopped, too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_by_signal)
     try:

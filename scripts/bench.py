@@ -16,7 +16,7 @@ import torch
 from benchmarks import acceptance, fairness, journal, memory, payloads, throughput
 from testing import ROOT
 
-BUSY_PERCENT = 10.0
+MAX_BUSY_PERCENT = 10.0
 MEASURES = {
     "throughput": throughput,
     "fairness": fairness,
@@ -30,7 +30,7 @@ MEASURES = {
 def main() -> None:
     options = _options()
     busy = psutil.cpu_percent(interval=3.0)
-    if busy > BUSY_PERCENT and not options.busy:
+    if busy > MAX_BUSY_PERCENT and not options.busy:
         sys.exit(f"the machine is {busy:.0f} % busy; timings need a quiet one (--busy measures all the same)")
     torch.set_grad_enabled(False)
     results: dict[str, Any] = MEASURES[options.measure].run(options)
@@ -40,17 +40,20 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", type=Path, help="write the measures there")
+    common.add_argument("--json", type=Path, help="write the measures to this file")
     common.add_argument("--busy", action="store_true", help="measure although the machine is not quiet")
     common.add_argument("--model", type=Path, default=ROOT / ".models/SmolLM2-135M-Instruct")
     parser = argparse.ArgumentParser(description=__doc__)
     measures = parser.add_subparsers(dest="measure", required=True)
     for name, module in MEASURES.items():
-        plain = argparse.RawDescriptionHelpFormatter
-        one = measures.add_parser(name, description=module.__doc__, formatter_class=plain, parents=[common])
-        module.add_options(one)
-    given = sys.argv[1:]
-    return parser.parse_args(given if given and given[0] in {*MEASURES, "-h", "--help"} else ["throughput", *given])
+        preformatted = argparse.RawDescriptionHelpFormatter
+        module.add_options(
+            measures.add_parser(name, description=module.__doc__, formatter_class=preformatted, parents=[common])
+        )
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in {*MEASURES, "-h", "--help"}:
+        arguments = ["throughput", *arguments]
+    return parser.parse_args(arguments)
 
 
 def machine() -> dict[str, object]:

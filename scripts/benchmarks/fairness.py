@@ -1,7 +1,7 @@
 """One prompt beside a long batch: how long it takes, and what it costs the batch.
 
 alone      a batch of 2,000 lines
-visited    the same batch, while ten prompts of 32 tokens are asked for, one after the other, 32 new tokens each
+visited    the same batch, while ten prompts of 32 tokens are sent, one after the other, 32 new tokens each
 first      the same, with one new token each: how long until a prompt is done
 joining    the same engine fed directly, without HTTP: a full batch of the same rows runs, and the same prompt joins it
            as its last row, at the start of a step
@@ -32,7 +32,7 @@ from container.engine.worker.model import load
 from testing.tiny_models import save_tiny_model
 
 from .serving import Served
-from .throughput import Job, fresh, make_jobs
+from .throughput import Prompt, make_prompts, with_new_prefix
 
 LINES = 2000
 VISITORS = 10
@@ -41,21 +41,21 @@ PROMPT_TOKENS = 32
 
 
 class Visited:
-    """`./serve` with a long batch, and now and then a single prompt."""
+    """`./serve` with a long batch and, now and then, a single prompt."""
 
-    def __init__(self, model_dir: Path, jobs: list[Job]) -> None:
+    def __init__(self, model_dir: Path, prompts: list[Prompt]) -> None:
         self._served = Served(model_dir, LONGHAUL_DTYPE="float32")
-        self._jobs = jobs
-        self._visitor = jobs[0]
+        self._prompts = prompts
+        self._visitor = prompts[0]
         self._batches = count()
         self._threads = ThreadPoolExecutor(1)
 
     def alone(self) -> float:
-        """Seconds of the batch."""
+        """Measure the seconds of the batch alone."""
         return self._batch().result()
 
     def visited(self, new_tokens: int) -> tuple[float, list[float]]:
-        """Seconds of the batch, and of each visitor."""
+        """Measure the seconds of the batch and of each visitor."""
         batch = self._batch()
         self._wait_until_full()
         visits = [self._visit(new_tokens) for _ in range(VISITORS)]
@@ -63,16 +63,18 @@ class Visited:
         return batch.result(), visits
 
     def step_s(self) -> float:
-        """The mean time between a sequence's tokens, so far."""
+        """Return the mean time between a sequence's tokens so far."""
         return self._metric("inter_token_latency_seconds_sum") / self._metric("inter_token_latency_seconds_count")
 
     def _batch(self) -> Future[float]:
-        requests = [_request(job, job.new_tokens) for job in fresh(self._jobs, next(self._batches))]
+        requests = [
+            _request(prompt, prompt.new_tokens) for prompt in with_new_prefix(self._prompts, next(self._batches))
+        ]
         body = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
         return self._threads.submit(self._post, body, "application/jsonlines")
 
     def _visit(self, new_tokens: int) -> float:
-        # Of the same request again there might be nothing left to generate.
+        # Made unique: the same request again might be answered from the journal.
         request = _request(self._visitor, new_tokens) | {"user": str(uuid.uuid4())}
         return self._post(json.dumps(request).encode(), "application/json")
 
@@ -88,7 +90,7 @@ class Visited:
         return took
 
     def _wait_until_full(self) -> None:
-        """So many as the edge lets a batch have, and the first of them done."""
+        """Wait until the batch has as many sequences as the server admits, and the first of them are done."""
         before = self._metric("sequences_total")
         while self._metric("sequences_total") < before + 100:
             time.sleep(0.02)
@@ -110,14 +112,14 @@ class Visited:
 class Joined:
     """The engine's batch in this process, kept full."""
 
-    def __init__(self, model_dir: Path, jobs: list[Job]) -> None:
+    def __init__(self, model_dir: Path, prompts: list[Prompt]) -> None:
         settings = EngineConfig(model_dir=str(model_dir), dtype="float32")
         loaded = load(settings)
         self._batch = Batch(loaded, settings, on_step=self._take, on_crash=lambda error: sys.exit(str(error)))
-        places = self._batch.info(loaded, 0.0).max_running
-        self._rows = places - places // 8  # as many as the edge gives a batch
-        self._jobs: Iterator[Job] = (job for round_ in count() for job in fresh(jobs, round_))
-        self._visitor = jobs[0]
+        max_running = self._batch.info(loaded, 0.0).max_running
+        self._rows = max_running - max_running // 8  # as many as the server gives a batch
+        self._prompts: Iterator[Prompt] = (prompt for round_ in count() for prompt in with_new_prefix(prompts, round_))
+        self._visitor = prompts[0]
         self._ids = count()
         self._visitor_id = -1
         self._joined_at: float | None = None
@@ -128,16 +130,16 @@ class Joined:
         self._batch.start()
 
     def visits_s(self) -> list[float]:
-        """Seconds of ten prompts, one after the other, each joining at the start of a step."""
+        """Measure the seconds of ten prompts, one after the other, each joining at the start of a step."""
         self._visits, self._finished, self._joined_at = [], 0, None
         self._done.clear()
         for _ in range(self._rows):
-            self._submit(next(self._jobs))
+            self._submit(next(self._prompts))
         self._done.wait()
         return self._visits
 
     def _take(self, step: Step) -> None:
-        """Called between two steps."""
+        """Take the tokens of a step. Called between two steps."""
         for new in step.tokens:
             if new.finish_reason is None:
                 continue
@@ -148,7 +150,7 @@ class Joined:
                 self._visits.append(time.perf_counter() - self._joined_at)
                 self._joined_at = None
             elif len(self._visits) < VISITORS:
-                self._submit(next(self._jobs))
+                self._submit(next(self._prompts))
         if len(self._visits) < VISITORS:
             if self._finished >= 100 and self._joined_at is None:
                 self._joined_at = time.perf_counter()
@@ -156,18 +158,18 @@ class Joined:
         elif not self._open:
             self._done.set()
 
-    def _submit(self, job: Job, newcomer: bool = False) -> int:
+    def _submit(self, prompt: Prompt, newcomer: bool = False) -> int:
         id = next(self._ids)
         self._open.add(id)
-        self._batch.submit(Submit(id, job.prompt_ids, Sampling(max_new_tokens=job.new_tokens), newcomer))
+        self._batch.submit(Submit(id, prompt.ids, Sampling(max_new_tokens=prompt.new_tokens), newcomer))
         return id
 
     def close(self) -> None:
         self._batch.stop()
 
 
-def _request(job: Job, new_tokens: int) -> dict[str, object]:
-    return {"prompt": job.prompt_ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
+def _request(prompt: Prompt, new_tokens: int) -> dict[str, object]:
+    return {"prompt": prompt.ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -181,10 +183,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(options: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
-    jobs = [Job(job.prompt_ids, 16 + job.new_tokens % 48) for job in make_jobs(LINES, options.model, 1)]
-    visitor = next(job.prompt_ids for job in jobs if len(job.prompt_ids) >= PROMPT_TOKENS)[:PROMPT_TOKENS]
-    jobs[0] = Job(visitor, NEW_TOKENS)
-    visited, joined = Visited(model_dir, jobs), Joined(model_dir, jobs)
+    prompts = [Prompt(prompt.ids, 16 + prompt.new_tokens % 48) for prompt in make_prompts(LINES, options.model, 1)]
+    visitor = next(prompt.ids for prompt in prompts if len(prompt.ids) >= PROMPT_TOKENS)[:PROMPT_TOKENS]
+    prompts[0] = Prompt(visitor, NEW_TOKENS)
+    visited, joined = Visited(model_dir, prompts), Joined(model_dir, prompts)
     results: dict[str, list[float]] = {name: [] for name in ("alone_s", "visited_s", "visit_s", "first_s", "joining_s")}
     try:
         for round_ in range(options.runs + 1):

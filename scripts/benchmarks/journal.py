@@ -1,8 +1,8 @@
-"""What the journal costs: CPU seconds of the edge per token with it and without it, as a share of the engine's.
+"""Cost of the journal: CPU seconds of the server process per token with and without it, as a share of the engine's.
 
 Two servers, in turns, with the same prompts as in `throughput`. One journals as it does by default, into a directory,
-under the name of a job; the other never gets to writing anything. The engine knows of no journal: all of its cost is
-the edge's.
+under the name of a job; the other never comes to write anything. The engine knows nothing of a journal: all of its cost
+is the server process's.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 import psutil
 
 from .serving import Served
-from .throughput import WARM_UP_SHARE, Job, fresh, make_jobs
+from .throughput import WARM_UP_SHARE, Prompt, make_prompts, with_new_prefix
 
 NEVER_S = 3600
 
 
 class Effort(NamedTuple):
-    """CPU seconds."""
+    """CPU seconds of the two processes."""
 
-    edge: float
+    server: float
     engine: float
 
     def since(self, before: Effort) -> Effort:
-        return Effort(self.edge - before.edge, self.engine - before.engine)
+        return Effort(self.server - before.server, self.engine - before.engine)
 
 
 class System:
@@ -39,12 +39,12 @@ class System:
     def __init__(self, model_dir: Path, interval_s: float, *, is_named: bool) -> None:
         self._is_named = is_named
         self._served = Served(model_dir, LONGHAUL_DTYPE="float32", LONGHAUL_CHECKPOINT_INTERVAL_S=interval_s)
-        self._edge = psutil.Process(self._served.process.pid)
+        self._process = psutil.Process(self._served.process.pid)
 
-    def run(self, jobs: list[Job]) -> Effort:
+    def run(self, prompts: list[Prompt]) -> Effort:
         lines = [
-            {"prompt": job.prompt_ids, "max_tokens": job.new_tokens, "temperature": 0, "ignore_eos": True}
-            for job in jobs
+            {"prompt": prompt.ids, "max_tokens": prompt.new_tokens, "temperature": 0, "ignore_eos": True}
+            for prompt in prompts
         ]
         body = "".join(json.dumps(line) + "\n" for line in lines)
         headers = {"Content-Type": "application/jsonlines"}
@@ -57,12 +57,12 @@ class System:
         connection.close()
         effort = self._effort().since(before)
         counts = [answer["usage"]["completion_tokens"] for answer in answers]
-        assert counts == [job.new_tokens for job in jobs], "other work than was asked"
+        assert counts == [prompt.new_tokens for prompt in prompts], "other work than was asked"
         return effort
 
     def _effort(self) -> Effort:
-        (engine,) = self._edge.children()
-        return Effort(_cpu_seconds(self._edge), _cpu_seconds(engine))
+        (engine,) = self._process.children()
+        return Effort(_cpu_seconds(self._process), _cpu_seconds(engine))
 
     def close(self) -> None:
         self._served.close()
@@ -81,8 +81,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    jobs = make_jobs(options.prompts, options.model, options.seed)
-    tokens = sum(job.new_tokens for job in jobs)
+    prompts = make_prompts(options.prompts, options.model, options.seed)
+    tokens = sum(prompt.new_tokens for prompt in prompts)
     systems = {
         "with": System(options.model, options.interval, is_named=True),
         "without": System(options.model, NEVER_S, is_named=False),
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     efforts: dict[str, list[Effort]] = {name: [] for name in systems}
     try:
         for round_ in range(options.runs + 1):
-            todo = fresh(jobs if round_ else jobs[::WARM_UP_SHARE], round_)
+            todo = with_new_prefix(prompts if round_ else prompts[::WARM_UP_SHARE], round_)
             for name in sorted(systems, reverse=round_ % 2 == 1):
                 effort = systems[name].run(todo)
                 print(f"round {round_} of {options.runs}: {name:7} {effort}", file=sys.stderr, flush=True)
@@ -103,12 +103,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(efforts: dict[str, list[Effort]], tokens: int) -> dict[str, Any]:
-    edge = {name: statistics.median(effort.edge for effort in each) for name, each in efforts.items()}
-    engine = statistics.median(effort.engine for each in efforts.values() for effort in each)
-    cost = (edge["with"] - edge["without"]) / engine
+    server = {name: statistics.median(effort.server for effort in runs) for name, runs in efforts.items()}
+    engine = statistics.median(effort.engine for runs in efforts.values() for effort in runs)
+    cost = (server["with"] - server["without"]) / engine
     print(f"{tokens} tokens a run; CPU ms a token, medians")
-    for name, value in edge.items():
-        print(f"edge {name:7} the journal  {1e3 * value / tokens:.3f}")
-    print(f"engine                    {1e3 * engine / tokens:.3f}")
+    for name, value in server.items():
+        print(f"server {name:7} the journal  {1e3 * value / tokens:.3f}")
+    print(f"engine                      {1e3 * engine / tokens:.3f}")
     print(f"the journal costs {cost:.2%} of the engine's CPU seconds per token")
-    return {"edge": edge, "engine": engine, "tokens": tokens, "cost": cost}
+    return {"server": server, "engine": engine, "tokens": tokens, "cost": cost}

@@ -1,4 +1,5 @@
-"""What large bodies do to the edge process: its memory and its `/ping`, with a model so small that text is the work.
+"""Effect of large bodies on the server process: its memory and its `/ping`, with a model so small that text is the
+work.
 
 lines       200 MB of JSON lines, short items
 prompts     one JSON document of 64 MiB, 10,000 prompts
@@ -21,18 +22,18 @@ from testing.tiny_models import save_tiny_model
 
 from .serving import Served, Watch
 
-LIMIT_GROWTH_MB = 150.0
-LIMIT_PING_P99_MS = 100.0
+MAX_GROWTH_MB = 150.0
+MAX_PING_P99_MS = 100.0
 _MIB = 1 << 20
 _PIECE = 1 << 20
 
 
 def lines(size: int) -> Iterator[bytes]:
-    """Items of about 1,000 characters, each with an answer of one token."""
+    """Generate items of about 1,000 characters, each with an answer of one token."""
     words = _words()
     number = written = 0
     while written < size:
-        prompt = " ".join(words[(number * 7 + place) % len(words)] for place in range(150))
+        prompt = " ".join(words[(number * 7 + index) % len(words)] for index in range(150))
         body = {"prompt": prompt, "max_tokens": 1, "temperature": 0}
         request = {"custom_id": f"item-{number}", "method": "POST", "url": "/v1/completions", "body": body}
         line = json.dumps(request).encode() + b"\n"
@@ -45,7 +46,7 @@ def prompts(size: int) -> Iterator[bytes]:
     count = 10_000
     yield b'{"max_tokens": 1, "temperature": 0, "prompt": ['
     for number in range(count):
-        text = "\\u00e9 \\ud83d\\ude00 "  # characters that make Python keep a text in four bytes each
+        text = "\\u00e9 \\ud83d\\ude00 "  # with an emoji, Python stores every character of a text in four bytes
         while len(text) < size // count - 20:
             text += words[(number + len(text)) % len(words)] + " "
         yield (b", " if number else b"") + b'"%s"' % text.encode()
@@ -111,26 +112,27 @@ def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, A
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", choices=list(BODIES), default=list(BODIES))
-    parser.add_argument("--scale", type=float, default=1.0, help="of the bodies' sizes")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the sizes of the bodies")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     results = {}
     with tempfile.TemporaryDirectory() as directory:
         save_tiny_model(Path(directory), options.model)
-        print("| body | MB | status | answer MB | s | edge grows MB | ping p99 ms | ping max ms | pings |")
+        print("| body | MB | status | answer MB | s | server grows MB | ping p99 ms | ping max ms | pings |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
         served = Served(Path(directory), LONGHAUL_MAX_BATCH_TOKENS=2048, LONGHAUL_KV_CACHE_TOKENS=65536)
         try:
-            measure(served, "lines", 0.005)  # what is loaded with first use is not growth
+            measure(served, "lines", 0.005)  # so that what is loaded at first use doesn't count as growth
             for name in options.only:
-                results[name] = of = measure(served, name, options.scale)[1]
+                results[name] = result = measure(served, name, options.scale)[1]
                 print(
-                    f"| {name} | {of['body_mb']} | {of['status']} | {of['answer_mb']} | {of['seconds']}"
-                    f" | {of['growth_mb']} | {of['ping_p99_ms']} | {of['ping_max_ms']} | {of['pings']} |",
+                    f"| {name} | {result['body_mb']} | {result['status']} | {result['answer_mb']} | {result['seconds']}"
+                    f" | {result['growth_mb']} | {result['ping_p99_ms']} | {result['ping_max_ms']}"
+                    f" | {result['pings']} |",
                     flush=True,
                 )
         finally:
             served.close()
-    print(f"promised: the edge grows by less than {LIMIT_GROWTH_MB:.0f} MB, ping p99 under {LIMIT_PING_P99_MS:.0f} ms")
+    print(f"promised: the server grows by less than {MAX_GROWTH_MB:.0f} MB, ping p99 under {MAX_PING_P99_MS:.0f} ms")
     return results

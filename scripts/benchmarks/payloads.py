@@ -1,4 +1,4 @@
-"""What the largest payloads do to the local endpoint's memory: a 1 GiB input, a 300 MiB output, and both at once.
+"""Memory of the local endpoint with the largest payloads: a 1 GiB input, a 300 MiB output, and both at once.
 
 The gateway streams them; the embedded backend (MiniStack) holds whole objects, and its memory is printed beside.
 """
@@ -22,13 +22,13 @@ from boto3.s3.transfer import TransferConfig
 
 from testing.endpoint.soak import NAME, Gateway, make_endpoint, make_places
 
-LIMIT_MB = 300.0
+MAX_GATEWAY_MB = 300.0
 _MIB = 1 << 20
-_EVERY_S = 0.02
-_PATIENCE_S = 900.0
+_INTERVAL_S = 0.02
+_TIMEOUT_S = 900.0
 _BLOCK = bytes(range(256)) * 4096
 
-# Answers with the digest of what it was sent, and so many MiB more as the custom attributes say.
+# Answers with the digest of its input, and as many MiB more as the custom attributes say.
 _CONTAINER = """
 import hashlib, http.server, os
 
@@ -58,7 +58,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_
 
 
 class Peaks:
-    """The most memory, in MB, of processes by name, seen while the body of the `with` runs."""
+    """Highest memory, in MB, of processes by name, seen while the body of the `with` runs."""
 
     def __init__(self, processes: dict[str, psutil.Process]) -> None:
         self._processes = processes
@@ -76,7 +76,7 @@ class Peaks:
             thread.join()
 
     def _watch(self, over: threading.Event) -> None:
-        while not over.wait(_EVERY_S):
+        while not over.wait(_INTERVAL_S):
             for name, process in self._processes.items():
                 self.mb[name] = max(self.mb[name], process.memory_info().rss / 1e6)
 
@@ -103,17 +103,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             gateway.end()
     print("| payload | input MiB | output MiB | s | gateway peak MB | backend peak MB |")
     print("|---|---|---|---|---|---|")
-    for case, of in results.items():
+    for case, result in results.items():
         print(
-            f"| {case} | {of['input_mib']} | {of['output_mib']} | {of['seconds']} | {of['gateway_mb']}"
-            f" | {of['backend_mb']} |"
+            f"| {case} | {result['input_mib']} | {result['output_mib']} | {result['seconds']} | {result['gateway_mb']}"
+            f" | {result['backend_mb']} |"
         )
-    print(f"promised: the gateway stays under {LIMIT_MB:.0f} MB")
+    print(f"promised: the gateway stays under {MAX_GATEWAY_MB:.0f} MB")
     return results
 
 
 def _upload(gateway: Gateway, directory: Path, mib: int) -> str:
-    """The digest of the input of that size, which is in S3 then."""
+    """Upload an input of that size to S3, and return its digest."""
     path, digest = directory / "input", hashlib.sha256()
     with path.open("wb") as file:
         for number in range(mib):
@@ -139,7 +139,7 @@ def _measure(gateway: Gateway, input_mib: int, output_mib: int, digest: str) -> 
     assert size == 64 + output_mib * _MIB, f"the output has {size} bytes"
     bucket, _, key = answer["OutputLocation"].removeprefix("s3://").partition("/")
     head = gateway.client("s3").get_object(Bucket=bucket, Key=key, Range="bytes=0-63")["Body"].read().decode()
-    assert head == digest, "the container was sent something else"
+    assert head == digest, "the container received something else"
     return {
         "input_mib": input_mib,
         "output_mib": output_mib,
@@ -149,9 +149,9 @@ def _measure(gateway: Gateway, input_mib: int, output_mib: int, digest: str) -> 
 
 
 def _wait_for(gateway: Gateway, answer: dict[str, Any]) -> int:
-    """The output's size."""
+    """Wait for the output, and return its size."""
     s3 = gateway.client("s3")
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
         for location in ("OutputLocation", "FailureLocation"):
             bucket, _, prefix = answer[location].removeprefix("s3://").partition("/")

@@ -21,11 +21,12 @@ import psutil
 
 from testing import ROOT
 
-_EVERY_S = 0.02
+_INTERVAL_S = 0.02
 
 
 class Served:
-    """Started at once; `close` ends it. It has a journal of its own: nothing that another measured goes on in it."""
+    """A server, started when it is made and ended by `close`. Its journal is its own, so that it continues no
+    other's work."""
 
     def __init__(self, model_dir: Path, **settings: object) -> None:
         with socket.socket() as probe:
@@ -60,7 +61,7 @@ class Served:
 
     @contextmanager
     def watched(self) -> Iterator[Watch]:
-        """What memory and `/ping` do while the body of the `with` runs."""
+        """Watch memory and `/ping` while the body of the `with` runs."""
         watch = Watch(psutil.Process(self.process.pid).memory_info().rss)
         over = threading.Event()
         threads = [
@@ -77,13 +78,13 @@ class Served:
                 thread.join()
 
     def _watch_memory(self, watch: Watch, over: threading.Event) -> None:
-        edge = psutil.Process(self.process.pid)
-        while not over.wait(_EVERY_S):
-            watch.rss_peak = max(watch.rss_peak, edge.memory_info().rss)
+        process = psutil.Process(self.process.pid)
+        while not over.wait(_INTERVAL_S):
+            watch.rss_peak = max(watch.rss_peak, process.memory_info().rss)
 
     def _watch_pings(self, watch: Watch, over: threading.Event) -> None:
         connection = self.connect()
-        while not over.wait(_EVERY_S):
+        while not over.wait(_INTERVAL_S):
             started = time.perf_counter()
             connection.request("GET", "/ping")
             response = connection.getresponse()
@@ -100,7 +101,7 @@ class Served:
 
 @dataclass(slots=True)
 class Watch:
-    """Resident memory of the edge process in bytes, and how long each ping took."""
+    """Resident memory of the server process in bytes, and the seconds that each ping took."""
 
     rss_before: int
     rss_peak: int = 0

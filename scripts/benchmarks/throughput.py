@@ -1,4 +1,4 @@
-"""Throughput of the server beside what bounds it and what it replaces, in one run on one machine.
+"""Throughput of the server beside its limits and its alternatives, in one run on one machine.
 
 served    `./serve`, all prompts in one JSON-lines body over HTTP
 direct    the same continuous batch fed directly, without HTTP, text or a second process
@@ -45,47 +45,47 @@ _FIRST_TOKENS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One prompt and how many tokens to generate from it."""
+class Prompt:
+    """One prompt, and how many tokens to generate from it."""
 
-    prompt_ids: list[int]
+    ids: list[int]
     new_tokens: int
 
 
-def make_jobs(count: int, model_dir: Path, seed: int) -> list[Job]:
-    """Real texts, cut to 16 to 256 tokens; output lengths long-tailed from 16 to 384 (log-uniform, squared)."""
+def make_prompts(count: int, model_dir: Path, seed: int) -> list[Prompt]:
+    """Make prompts of real texts, cut to 16 to 256 tokens; output lengths are long-tailed from 16 to 384."""
     lines = (ROOT / "examples/documents.jsonl").read_text().splitlines()
     texts = [json.loads(line)["body"]["messages"][-1]["content"] for line in lines]
     tokenizer: Any = AutoTokenizer.from_pretrained(model_dir)
     draw = random.Random(seed)
-    jobs = []
+    prompts = []
     for index in range(count):
         ids = tokenizer(texts[index % len(texts)])["input_ids"][: draw.randint(16, 256)]
-        jobs.append(Job(ids, round(16 * (384 / 16) ** (draw.random() ** 2))))
-    return jobs
+        prompts.append(Prompt(ids, round(16 * (384 / 16) ** (draw.random() ** 2))))
+    return prompts
 
 
-def fresh(jobs: list[Job], round_: int) -> list[Job]:
-    """The same work, of which no prefix cache knows anything: every prompt begins with a token of this round's own."""
-    return [Job([_FIRST_TOKENS + round_, *job.prompt_ids[1:]], job.new_tokens) for job in jobs]
+def with_new_prefix(prompts: list[Prompt], round_: int) -> list[Prompt]:
+    """Copy the prompts with a first token of this round's own, so that no prefix cache helps."""
+    return [Prompt([_FIRST_TOKENS + round_, *prompt.ids[1:]], prompt.new_tokens) for prompt in prompts]
 
 
 class System(Protocol):
-    def run(self, jobs: list[Job]) -> list[int]:
-        """How many new tokens each job got."""
+    def run(self, prompts: list[Prompt]) -> list[int]:
+        """Generate, and return the number of new tokens of each prompt."""
         ...
 
     def close(self) -> None: ...
 
 
 class OverHTTP:
-    """`./serve` in processes of its own."""
+    """`./serve`, in processes of its own."""
 
     def __init__(self, model_dir: Path) -> None:
         self._served = Served(model_dir, LONGHAUL_DTYPE="float32")
 
-    def run(self, jobs: list[Job]) -> list[int]:
-        body = b"".join(json.dumps(_request(job)).encode() + b"\n" for job in jobs)
+    def run(self, prompts: list[Prompt]) -> list[int]:
+        body = b"".join(json.dumps(_request(prompt)).encode() + b"\n" for prompt in prompts)
         connection = self._served.connect()
         connection.request("POST", "/invocations", body, {"Content-Type": "application/jsonlines"})
         answers = [json.loads(line) for line in connection.getresponse().read().splitlines()]
@@ -96,8 +96,8 @@ class OverHTTP:
         self._served.close()
 
 
-def _request(job: Job) -> dict[str, object]:
-    return {"prompt": job.prompt_ids, "max_tokens": job.new_tokens, "temperature": 0, "ignore_eos": True}
+def _request(prompt: Prompt) -> dict[str, object]:
+    return {"prompt": prompt.ids, "max_tokens": prompt.new_tokens, "temperature": 0, "ignore_eos": True}
 
 
 class Direct:
@@ -106,20 +106,20 @@ class Direct:
     def __init__(self, model_dir: Path) -> None:
         settings = EngineConfig(model_dir=str(model_dir), dtype="float32")
         self._loaded = load(settings)
-        self._batch = Batch(self._loaded, settings, on_step=self._take, on_crash=self._crashed)
+        self._batch = Batch(self._loaded, settings, on_step=self._take, on_crash=self._exit)
         self._outputs: dict[int, list[int]] = {}
         self._open: set[int] = set()
         self._done = threading.Event()
         self._next_id = 0
         self._batch.start()
 
-    def run(self, jobs: list[Job]) -> list[int]:
-        first, self._next_id = self._next_id, self._next_id + len(jobs)
+    def run(self, prompts: list[Prompt]) -> list[int]:
+        first, self._next_id = self._next_id, self._next_id + len(prompts)
         self._outputs = {id: [] for id in range(first, self._next_id)}
         self._open = set(self._outputs)
         self._done.clear()
-        for id, job in zip(self._outputs, jobs, strict=True):
-            self._batch.submit(Submit(id, job.prompt_ids, Sampling(max_new_tokens=job.new_tokens)))
+        for id, prompt in zip(self._outputs, prompts, strict=True):
+            self._batch.submit(Submit(id, prompt.ids, Sampling(max_new_tokens=prompt.new_tokens)))
         self._done.wait()
         return [len(output) for output in self._outputs.values()]
 
@@ -131,7 +131,7 @@ class Direct:
         if not self._open:
             self._done.set()
 
-    def _crashed(self, error: Exception) -> None:
+    def _exit(self, error: Exception) -> None:
         print(f"the batch died: {error}", file=sys.stderr)
         os._exit(1)
 
@@ -140,38 +140,38 @@ class Direct:
 
 
 class Limit:
-    """Nothing but forward passes."""
+    """Forward passes and nothing else."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model: Any = model
 
-    def run(self, jobs: list[Job]) -> list[int]:
-        caches = [self._prefill(job) for job in jobs]
+    def run(self, prompts: list[Prompt]) -> list[int]:
+        caches = [self._prefill(prompt) for prompt in prompts]
         tokens = torch.stack([token for token, _ in caches])
-        cache, lengths = self._merge([cache for _, cache in caches], jobs)
+        cache, lengths = self._merge([cache for _, cache in caches], prompts)
         outputs = [[int(token)] for token in tokens]
-        rows = list(range(len(jobs)))
+        rows = list(range(len(prompts)))
         while True:
-            going = [place for place, row in enumerate(rows) if len(outputs[row]) < jobs[row].new_tokens]
+            going = [index for index, row in enumerate(rows) if len(outputs[row]) < prompts[row].new_tokens]
             if not going:
                 return [len(output) for output in outputs]
             if len(going) < len(rows):
                 kept = torch.tensor(going)
                 cache.batch_select_indices(kept)
                 tokens, lengths = tokens[kept], lengths[kept]
-                rows = [rows[place] for place in going]
+                rows = [rows[index] for index in going]
             tokens, lengths = self._decode(tokens, lengths, cache)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 outputs[row].append(token)
 
-    def _prefill(self, job: Job) -> tuple[torch.Tensor, DynamicCache]:
+    def _prefill(self, prompt: Prompt) -> tuple[torch.Tensor, DynamicCache]:
         cache = DynamicCache(config=self._model.config)
-        logits = self._model(torch.tensor([job.prompt_ids]), past_key_values=cache, logits_to_keep=1).logits
+        logits = self._model(torch.tensor([prompt.ids]), past_key_values=cache, logits_to_keep=1).logits
         return logits[0, -1].argmax(), cache
 
-    def _merge(self, caches: list[DynamicCache], jobs: list[Job]) -> tuple[DynamicCache, torch.Tensor]:
-        """One left-padded cache of all rows."""
-        longest = max(len(job.prompt_ids) for job in jobs)
+    def _merge(self, caches: list[DynamicCache], prompts: list[Prompt]) -> tuple[DynamicCache, torch.Tensor]:
+        """Merge the caches of all rows into a left-padded one."""
+        longest = max(len(prompt.ids) for prompt in prompts)
         merged = DynamicCache(config=self._model.config)
         for layer in range(len(caches[0].layers)):
             keys, values = (
@@ -179,7 +179,7 @@ class Limit:
                 for part in ("keys", "values")
             )
             merged.update(keys, values, layer)
-        return merged, torch.tensor([len(job.prompt_ids) for job in jobs])
+        return merged, torch.tensor([len(prompt.ids) for prompt in prompts])
 
     def _decode(
         self, tokens: torch.Tensor, lengths: torch.Tensor, cache: DynamicCache
@@ -200,26 +200,26 @@ def _left_pad(states: torch.Tensor, length: int) -> torch.Tensor:
 
 
 class Static:
-    """What people write first."""
+    """Batches of `model.generate`, as a first version is often written."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model: Any = model
 
-    def run(self, jobs: list[Job]) -> list[int]:
+    def run(self, prompts: list[Prompt]) -> list[int]:
         counts: list[int] = []
-        for start in range(0, len(jobs), STATIC_BATCH):
-            counts += self._generate(jobs[start : start + STATIC_BATCH])
+        for start in range(0, len(prompts), STATIC_BATCH):
+            counts += self._generate(prompts[start : start + STATIC_BATCH])
         return counts
 
-    def _generate(self, jobs: list[Job]) -> list[int]:
-        longest = max(len(job.prompt_ids) for job in jobs)
-        ids = torch.tensor([[0] * (longest - len(job.prompt_ids)) + job.prompt_ids for job in jobs])
-        mask = torch.tensor([[0] * (longest - len(job.prompt_ids)) + [1] * len(job.prompt_ids) for job in jobs])
-        new_tokens = max(job.new_tokens for job in jobs)
+    def _generate(self, prompts: list[Prompt]) -> list[int]:
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.tensor([[0] * (longest - len(prompt.ids)) + prompt.ids for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts])
+        new_tokens = max(prompt.new_tokens for prompt in prompts)
         out = self._model.generate(
             ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
         )
-        return [len(row[longest : longest + job.new_tokens]) for row, job in zip(out, jobs, strict=True)]
+        return [len(row[longest : longest + prompt.new_tokens]) for row, prompt in zip(out, prompts, strict=True)]
 
     def close(self) -> None:
         pass
@@ -233,11 +233,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    jobs = make_jobs(options.prompts, options.model, options.seed)
+    prompts = make_prompts(options.prompts, options.model, options.seed)
     systems = _systems(options.model, options.only)
-    seconds = measure(systems, jobs, options.runs)
-    report(seconds, jobs)
-    return {"jobs": [[len(job.prompt_ids), job.new_tokens] for job in jobs], "seconds": seconds}
+    seconds = measure(systems, prompts, options.runs)
+    report(seconds, prompts)
+    return {"jobs": [[len(prompt.ids), prompt.new_tokens] for prompt in prompts], "seconds": seconds}
 
 
 def _systems(model_dir: Path, names: Sequence[str]) -> dict[str, System]:
@@ -264,18 +264,19 @@ def _packed(model_dir: Path) -> PreTrainedModel:
     return model
 
 
-def measure(systems: dict[str, System], jobs: list[Job], runs: int) -> dict[str, list[float]]:
-    """Seconds per run. A third of the jobs warms up; the order of the systems turns from round to round."""
+def measure(systems: dict[str, System], prompts: list[Prompt], runs: int) -> dict[str, list[float]]:
+    """Measure the seconds of each run. A third of the prompts warms up; the order of the systems turns from round to
+    round."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     names = list(systems)
     try:
         for round_ in range(runs + 1):
-            todo = fresh(jobs if round_ else jobs[::WARM_UP_SHARE], round_)
+            todo = with_new_prefix(prompts if round_ else prompts[::WARM_UP_SHARE], round_)
             for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
                 started = time.perf_counter()
                 counts = systems[name].run(todo)
                 took = time.perf_counter() - started
-                assert counts == [job.new_tokens for job in todo], f"{name} did other work than was asked"
+                assert counts == [prompt.new_tokens for prompt in todo], f"{name} did other work than it was given"
                 print(f"round {round_} of {runs}: {name:7} {took:7.2f} s", file=sys.stderr, flush=True)
                 if round_:
                     seconds[name].append(took)
@@ -285,11 +286,11 @@ def measure(systems: dict[str, System], jobs: list[Job], runs: int) -> dict[str,
     return seconds
 
 
-def report(seconds: dict[str, list[float]], jobs: list[Job]) -> None:
-    tokens = sum(job.new_tokens for job in jobs)
+def report(seconds: dict[str, list[float]], prompts: list[Prompt]) -> None:
+    tokens = sum(prompt.new_tokens for prompt in prompts)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"{len(jobs)} prompts, {sum(len(j.prompt_ids) for j in jobs)} prompt tokens, {tokens} new tokens, float32")
-    print("| system | median s | spread | new tokens/s | served is so many times as fast |\n|---|---|---|---|---|")
+    print(f"{len(prompts)} prompts, {sum(len(j.ids) for j in prompts)} prompt tokens, {tokens} new tokens, float32")
+    print("| system | median s | spread | new tokens/s | served is faster by a factor of |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         spread = (max(times) - min(times)) / medians[name]
         ratio = f"{medians[name] / medians['served']:.2f}" if "served" in medians else ""

@@ -1,4 +1,5 @@
-"""What a cold start pulls and unpacks: each layer of an image, and what in it is large. `report.py IMAGE`."""
+"""Bytes that a cold start pulls and unpacks, for each layer of an image with its largest directories. `report.py
+IMAGE`."""
 
 from __future__ import annotations
 
@@ -15,31 +16,31 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-LARGEST = 4
+MAX_DIRECTORIES = 4
 CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
 DEPTH = 7
-"""Of the directories that are told: /opt/longhaul/.venv/lib/python3.x/site-packages/torch."""
+"""Number of parts of the directories shown: /opt/longhaul/.venv/lib/python3.x/site-packages/torch."""
 
 
 @dataclass
 class Layer:
     made_by: str
     unpacked: int = 0
-    """Bytes of its tar."""
+    """Bytes of the layer's tar."""
     pulled: int = 0
-    """Bytes of that after gzip -6, which `docker push` sends and a host pulls."""
+    """Bytes of the tar after gzip -6, as `docker push` sends and a host pulls it."""
     largest: Counter[str] = field(default_factory=Counter)
-    """Bytes by directory."""
+    """Bytes of the files by directory."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image")
-    show(read(parser.parse_args().image))
+    show(measure_layers(parser.parse_args().image))
 
 
-def read(image: str) -> list[Layer]:
+def measure_layers(image: str) -> list[Layer]:
     docker = os.environ.get("DOCKER", "docker")
     with tempfile.TemporaryFile() as file:
         subprocess.run([docker, "save", image], stdout=file, check=True)
@@ -48,7 +49,7 @@ def read(image: str) -> list[Layer]:
             (manifest,) = _json(archive, "manifest.json")
             history = _json(archive, manifest["Config"])["history"]
             made_by = [entry.get("created_by", "") for entry in history if not entry.get("empty_layer")]
-            layers = [Layer(_short(each)) for each in made_by]
+            layers = [Layer(_short(command)) for command in made_by]
             total = sum(archive.getmember(name).size for name in manifest["Layers"])
             with tqdm(total=total, unit="B", unit_scale=True, desc="compressing", disable=None) as bar:
                 for name, layer in zip(manifest["Layers"], layers, strict=True):
@@ -84,7 +85,7 @@ def _open(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def _short(made_by: str) -> str:
-    """`COPY /pieces/torch/ /`, or that it is the base or a RUN."""
+    """Shorten the layer's command to `COPY /pieces/torch/ /`, or say that it is the base or a RUN."""
     line = made_by.removesuffix(" # buildkit").strip()
     if line.startswith("RUN"):
         return "packages of the distribution" if "apt-get" in line else "RUN"
@@ -97,10 +98,10 @@ def show(layers: list[Layer]) -> None:
         if layer.unpacked < 1 << 16:
             continue
         print(f"{_mb(layer.unpacked)} {_mb(layer.pulled)}  {layer.made_by}")
-        for path, size in layer.largest.most_common(LARGEST):
+        for path, size in layer.largest.most_common(MAX_DIRECTORIES):
             if size > layer.unpacked / 10:
                 print(f"{_mb(size)} {'':10}    of it {path}")
-    print(f"{_mb(sum(e.unpacked for e in layers))} {_mb(sum(e.pulled for e in layers))}  all")
+    print(f"{_mb(sum(layer.unpacked for layer in layers))} {_mb(sum(layer.pulled for layer in layers))}  all")
 
 
 def _mb(size: int) -> str:

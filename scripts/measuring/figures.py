@@ -23,7 +23,7 @@ TESTS_COLUMN = "tests"
 
 @dataclass(slots=True)
 class _Package:
-    """What the figures of one column are made of. Findings are made for each package alone, then put together."""
+    """Sources and counts that the figures of one column are made of, found for each package alone and then added up."""
 
     sources: list[Source] = field(default_factory=list)
     circles: int = 0

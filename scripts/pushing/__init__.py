@@ -1,8 +1,8 @@
-"""What scripts/push.py is made of: the Docker client, the repository in ECR, the registry that holds its images."""
+"""The parts of scripts/push.py: the Docker client, the repository in ECR, and the registry with its images."""
 
 
 class PushError(Exception):
-    """Ends the push; its message is the one line that the user reads."""
+    """An error that ends the push; its message is the one line that the user reads."""
 
 
 def one_line(text: object) -> str:

@@ -33,7 +33,7 @@ class Docker:
         self._client = client
 
     def check(self) -> None:
-        """That there is a client, and an engine that answers it."""
+        """Check that there is a client, and an engine that answers it."""
         answer = self._run("version", "--format", "{{.Server.Version}}")
         if answer.returncode:
             raise PushError(f"Docker's engine doesn't answer: {_reason(answer.stderr)}")
@@ -54,7 +54,7 @@ class Docker:
             raise PushError(f"can't tag the image {name}: {_reason(answer.stderr)}")
 
     def push(self, name: str, user: str, password: str) -> None:
-        """With a login of its own. The client draws its progress on our stderr."""
+        """Push with a login for this push alone. The client shows its progress on our stderr."""
         registry = name.partition("/")[0]
         with tempfile.TemporaryDirectory(prefix="longhaul-push-") as config:
             _copy_config(Path(config), registry)
@@ -78,7 +78,7 @@ class Docker:
 
 
 def _copy_config(directory: Path, registry: str) -> None:
-    """The user's configuration without its logins: contexts say where the engine is, plugins and proxies count, too.
+    """Copy the user's configuration without its logins: contexts name the engine, and plugins and proxies count, too.
 
     The registry's empty entry keeps `docker login` from looking for a keychain to leave the password in.
     """
@@ -97,6 +97,6 @@ def _copy_config(directory: Path, registry: str) -> None:
 
 
 def _reason(stderr: str) -> str:
-    """The last thing the client said: before it come warnings and hints."""
+    """Return the client's last line: warnings and hints come before it."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     return one_line(lines[-1]) if lines else "no reason given"

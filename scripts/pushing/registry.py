@@ -1,4 +1,4 @@
-"""Reads what a registry holds under a tag, by the registry's own HTTP API. Pushes nothing; that is Docker's."""
+"""Reads the manifest of a tag by the registry's own HTTP API. It pushes nothing; Docker does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Manifest:
     config_digest: str | None
 
     def is_of(self, image_id: str) -> bool:
-        """An engine calls an image by its configuration's digest, or (containerd's store) by its manifest's."""
+        """Return whether the image is this one. An engine names an image by its configuration's digest, or
+        (containerd's store) by its manifest's."""
         return image_id in (self.digest, self.config_digest)
 
 
@@ -52,7 +53,7 @@ class Registry:
         self._opener = urllib.request.build_opener(*handlers)
 
     def manifest(self, repository: str, tag: str) -> Manifest | None:
-        """What the tag names, or None if there is no such tag."""
+        """Read the tag's manifest; None if there is no such tag. Raise PushError if it can't be read."""
         url = f"{self._scheme}://{self.host}/v2/{repository}/manifests/{tag}"
         try:
             with self._opener.open(urllib.request.Request(url, headers=self._headers), timeout=TIMEOUT_S) as answer:
@@ -69,7 +70,7 @@ class Registry:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the credentials along to another host."""
+    """Follows no redirect, which would take the credentials to another host."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str

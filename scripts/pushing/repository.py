@@ -59,7 +59,7 @@ DENIED = ("AccessDeniedException", "AccessDenied", "UnauthorizedOperation")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Good for twelve hours and everything its owner may do in ECR: `repr` doesn't show it."""
+    """A login to the registry, good for twelve hours and everything its owner may do in ECR: `repr` hides the token."""
 
     registry: str
     token: str
@@ -85,7 +85,10 @@ class Ecr:
         return Login(registry=data["proxyEndpoint"].partition("://")[2], token=data["authorizationToken"])
 
     def repository_uri(self, name: str, say: Callable[[str], None]) -> str:
-        """Of the repository, made if it is missing. `say` hears what differs from what we would have made."""
+        """Return the repository's URI, and make the repository if it is missing.
+
+        `say` is called with each difference from a repository made by us.
+        """
         with plain_errors(self.region):
             try:
                 (found,) = self._ecr.describe_repositories(repositoryNames=[name])["repositories"]
@@ -133,7 +136,7 @@ class Ecr:
 
 @contextmanager
 def plain_errors(region: str | None = None) -> Iterator[None]:
-    """botocore's errors, each as the one line that tells what to do."""
+    """Turn botocore's errors into a PushError of one line that says what to do."""
     try:
         yield
     except ClientError as error:
@@ -146,7 +149,7 @@ def plain_errors(region: str | None = None) -> Iterator[None]:
         raise PushError(f"{one_line(error)}: is there such a region ({region}), and a network?") from error
     except InvalidRegionError as error:
         raise PushError(f"{one_line(error)}: regions look like eu-west-1") from error
-    except (BotoCoreError, ValueError) as error:  # an AWS_ENDPOINT_URL that is none is a ValueError
+    except (BotoCoreError, ValueError) as error:  # a malformed AWS_ENDPOINT_URL is a ValueError
         raise PushError(one_line(error)) from error
 
 

@@ -44,7 +44,7 @@ class FaultyS3:
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer
 
             def _refuse(self, status: int, code: str) -> None:
-                body = f"<Error><Code>{code}</Code><Message>told to</Message></Error>".encode()
+                body = f"<Error><Code>{code}</Code><Message>as the test says</Message></Error>".encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()

@@ -31,7 +31,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class AnswerLine:
-    """What one line says: choices, or the code of its error."""
+    """One line of an answer: its choices, or the code of its error."""
 
     choices: tuple[Choice, ...] = ()
     generated: int = 0

@@ -20,7 +20,7 @@ MAX_MODEL_LEN = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceAnswer:
-    """What the undisturbed server answered to one batch."""
+    """Answer of the undisturbed server to one batch."""
 
     lines: tuple[AnswerLine, ...]
     tokens: int

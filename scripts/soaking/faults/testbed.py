@@ -1,4 +1,4 @@
-"""What runs need: directories, models, reference servers, an emulated S3, and the servers of one run."""
+"""The testbed of all runs: directories, models, reference servers, an emulated S3, and the servers of one run."""
 
 from __future__ import annotations
 
