@@ -63,7 +63,7 @@ class Platform:
             Attempt, settings, storage, self._containers, self._metrics, self._data_log, delivery.answers
         )
         self._dispatcher = Dispatcher(settings, self._catalog, self._queue, self._fleet, make_attempt, delivery)
-        control = ControlPlane(settings, self._catalog, self._fleet, self._changed)
+        control = ControlPlane(settings, self._catalog, self._fleet.wake, self._announce)
         runtime = Runtime(settings, self._catalog, self._queue, self._fleet, self._dispatcher, self._containers)
         routes = {
             "sagemaker": _handler(Service("sagemaker"), control.call),
@@ -106,7 +106,7 @@ class Platform:
         await self._containers.close()
         await self._backend.stop()
 
-    async def _changed(self, endpoint: str) -> None:
+    async def _announce(self, endpoint: str) -> None:
         await self._notifications.send_test(endpoint)
         self._dispatcher.wake()
 

@@ -10,86 +10,87 @@ Left open by AWS, and decided here: names are told apart by case when they are l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 from endpoint.aws.service import AwsError, not_implemented
+from endpoint.control_plane.descriptions import description, endpoint_description, summary, weight_of, without_tags
 from endpoint.control_plane.pagination import page
-from endpoint.control_plane.validation import validate_config, validate_deployment, validate_model, validate_tags
+from endpoint.control_plane.validation import (
+    invalid,
+    validate_config,
+    validate_deployment,
+    validate_model,
+    validate_tags,
+    validate_variant_update,
+)
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, Deployment, Endpoint, Exists, Kind, NotFound, Resource
 
 MAX_TAGS = 50
 _NOUNS: dict[Kind, str] = {"model": "model", "endpoint-config": "endpoint configuration", "endpoint": "endpoint"}
-_SUMMARIES: dict[Kind, tuple[str, str]] = {
-    "model": ("Models", "Model"),
-    "endpoint-config": ("EndpointConfigs", "EndpointConfig"),
-    "endpoint": ("Endpoints", "Endpoint"),
-}
+_PREFIXES: dict[Kind, str] = {"model": "Model", "endpoint-config": "EndpointConfig", "endpoint": "Endpoint"}
 
 Parameters = dict[str, Any]
 Result = dict[str, Any]
 
 
-class FleetPort(Protocol):
-    def wake(self) -> None:
-        """Rows of endpoints have changed."""
-
-
 class ControlPlane:
-    """Owns the endpoints' way out of InService and Failed; one of it per catalog."""
+    """The operations, by AWS's names in `call`. They raise AwsError.
+
+    Owns the endpoints' way out of InService and Failed; there is one of it per catalog.
+    """
 
     def __init__(
         self,
         settings: Settings,
         catalog: Catalog,
-        fleet: FleetPort,
+        wake_fleet: Callable[[], None],
         on_change: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`on_change` gets the endpoint's name after Create, Update and UpdateWeightsAndCapacities (test notices)."""
+        """Call `wake_fleet` when rows of endpoints have changed, `on_change` with the name of one made or updated."""
         self._settings = settings
         self._catalog = catalog
-        self._fleet = fleet
+        self._wake_fleet = wake_fleet
         self._on_change = on_change
-        self._one_at_a_time = asyncio.Lock()  # between looking at an endpoint's status and changing it
+        self._lock = asyncio.Lock()  # between looking at an endpoint's status and changing it
+        # Models and configs may be deleted at any time: endpoints go on with those that they have.
         self._operations: dict[str, Callable[[Parameters], Awaitable[Result]]] = {
-            "CreateModel": self._create_model,
-            "DescribeModel": self._describe_model,
-            "ListModels": lambda parameters: self._list("model", parameters),
-            "DeleteModel": self._delete_model,
-            "CreateEndpointConfig": self._create_config,
-            "DescribeEndpointConfig": self._describe_config,
-            "ListEndpointConfigs": lambda parameters: self._list("endpoint-config", parameters),
-            "DeleteEndpointConfig": self._delete_config,
-            "CreateEndpoint": self._create_endpoint,
-            "DescribeEndpoint": self._describe_endpoint,
-            "ListEndpoints": lambda parameters: self._list("endpoint", parameters),
-            "DeleteEndpoint": self._delete_endpoint,
-            "UpdateEndpoint": self._update_endpoint,
-            "UpdateEndpointWeightsAndCapacities": self._update_capacity,
-            "AddTags": self._add_tags,
-            "ListTags": self._list_tags,
-            "DeleteTags": self._delete_tags,
+            "CreateModel": self.create_model,
+            "DescribeModel": partial(self.describe_resource, "model"),
+            "ListModels": partial(self.list_resources, "model"),
+            "DeleteModel": partial(self.delete_resource, "model"),
+            "CreateEndpointConfig": self.create_config,
+            "DescribeEndpointConfig": partial(self.describe_resource, "endpoint-config"),
+            "ListEndpointConfigs": partial(self.list_resources, "endpoint-config"),
+            "DeleteEndpointConfig": partial(self.delete_resource, "endpoint-config"),
+            "CreateEndpoint": self.create_endpoint,
+            "DescribeEndpoint": self.describe_endpoint,
+            "ListEndpoints": partial(self.list_resources, "endpoint"),
+            "DeleteEndpoint": self.delete_endpoint,
+            "UpdateEndpoint": self.update_endpoint,
+            "UpdateEndpointWeightsAndCapacities": self.update_capacity,
+            "AddTags": self.add_tags,
+            "ListTags": self.list_tags,
+            "DeleteTags": self.delete_tags,
         }
 
     async def call(self, operation: str, parameters: Parameters) -> Result:
-        """Raises AwsError."""
+        """Call an operation by its name. Raises AwsError."""
         if operation not in self._operations:
             raise not_implemented(operation)
         return await self._operations[operation](parameters)
 
     # Models and configs
 
-    async def _create_model(self, parameters: Parameters) -> Result:
+    async def create_model(self, parameters: Parameters) -> Result:
         validate_model(parameters)
         return {"ModelArn": await self._create("model", parameters["ModelName"], parameters)}
 
-    async def _describe_model(self, parameters: Parameters) -> Result:
-        model = await self._get("model", parameters["ModelName"])
-        described = {"EnableNetworkIsolation": False, **_without_tags(model.request)}
-        return {**described, "ModelArn": model.arn, "CreationTime": model.created_at}
-
-    async def _create_config(self, parameters: Parameters) -> Result:
+    async def create_config(self, parameters: Parameters) -> Result:
         validate_config(parameters)
         for variant in parameters["ProductionVariants"]:
             await self._get("model", variant["ModelName"])
@@ -97,22 +98,26 @@ class ControlPlane:
         name = parameters["EndpointConfigName"]
         return {"EndpointConfigArn": await self._create("endpoint-config", name, parameters)}
 
-    async def _describe_config(self, parameters: Parameters) -> Result:
-        config = await self._get("endpoint-config", parameters["EndpointConfigName"])
-        described = {"EnableNetworkIsolation": False, **_without_tags(config.request)}
-        return {**described, "EndpointConfigArn": config.arn, "CreationTime": config.created_at}
+    async def describe_resource(self, kind: Kind, parameters: Parameters) -> Result:
+        prefix = _PREFIXES[kind]
+        return description(prefix, await self._get(kind, parameters[f"{prefix}Name"]))
 
-    # Endpoints go on with the model and config that they have: both may be deleted at any time.
+    async def delete_resource(self, kind: Kind, parameters: Parameters) -> Result:
+        name = parameters[f"{_PREFIXES[kind]}Name"]
+        with self._must_exist(kind, name):
+            await self._catalog.delete(kind, name)
+        return {}
 
-    async def _delete_model(self, parameters: Parameters) -> Result:
-        return await self._delete("model", parameters["ModelName"])
-
-    async def _delete_config(self, parameters: Parameters) -> Result:
-        return await self._delete("endpoint-config", parameters["EndpointConfigName"])
+    async def list_resources(self, kind: Kind, parameters: Parameters) -> Result:
+        prefix = _PREFIXES[kind]
+        rows: Sequence[Resource | Endpoint]
+        rows = await (self._catalog.endpoints() if kind == "endpoint" else self._catalog.all(kind))
+        shown, token = page(rows, parameters)
+        return {f"{prefix}s": [summary(prefix, row) for row in shown], "NextToken": token}
 
     # Endpoints
 
-    async def _create_endpoint(self, parameters: Parameters) -> Result:
+    async def create_endpoint(self, parameters: Parameters) -> Result:
         deployment_config = parameters.get("DeploymentConfig")
         validate_deployment(deployment_config)
         name, config_name = parameters["EndpointName"], parameters["EndpointConfigName"]
@@ -125,146 +130,109 @@ class ControlPlane:
             "desired": deployment.variant["InitialInstanceCount"],
             "current": 0,
             "deployment_config": deployment_config,
-            "deployed": {config_name: _as_json(deployment)},
+            "deployed": {config_name: asdict(deployment)},
         }
         arn = await self._create("endpoint", name, parameters, state)
-        await self._changed(name)
+        await self._announce(name)
         return {"EndpointArn": arn}
 
-    async def _describe_endpoint(self, parameters: Parameters) -> Result:
+    async def describe_endpoint(self, parameters: Parameters) -> Result:
         endpoint = await self._endpoint(parameters["EndpointName"])
-        result: Result = {
-            "EndpointName": endpoint.name,
-            "EndpointArn": endpoint.arn,
-            "EndpointConfigName": endpoint.config_name,
-            "EndpointStatus": endpoint.status,
-            "FailureReason": endpoint.failure_reason,
-            "CreationTime": endpoint.created_at,
-            "LastModifiedTime": endpoint.modified_at,
-            "LastDeploymentConfig": endpoint.deployment_config,
-            "PendingDeploymentSummary": await self._pending(endpoint),
-        }
-        if deployment := await self._deployment(endpoint, endpoint.config_name):
-            result["ProductionVariants"] = [_variant_summary(endpoint, deployment)]
-            for name in ("AsyncInferenceConfig", "MetricsConfig"):
-                result[name] = deployment.config.get(name)
-        return result
+        serving = await self._deployment(endpoint, endpoint.config_name)
+        # A config is under way while `Creating`, and while `Updating` by UpdateEndpoint.
+        pending_name = endpoint.config_name if endpoint.status == "Creating" else endpoint.target_config_name
+        pending = await self._deployment(endpoint, pending_name) if pending_name else None
+        return endpoint_description(endpoint, serving, (pending_name, pending) if pending_name and pending else None)
 
-    async def _pending(self, endpoint: Endpoint) -> Result | None:
-        """What is under way with a new config: while `Creating`, and while `Updating` by UpdateEndpoint."""
-        name = endpoint.config_name if endpoint.status == "Creating" else endpoint.target_config_name
-        deployment = await self._deployment(endpoint, name) if name else None
-        if deployment is None:
-            return None
-        variant = _variant_summary(endpoint, deployment)
-        variant["InstanceType"] = deployment.variant.get("InstanceType")
-        if name != endpoint.config_name:
-            del variant["CurrentInstanceCount"]  # the row counts those of the config that serves
-        return {"EndpointConfigName": name, "ProductionVariants": [variant], "StartTime": endpoint.modified_at}
-
-    async def _update_endpoint(self, parameters: Parameters) -> Result:
+    async def update_endpoint(self, parameters: Parameters) -> Result:
         name, config_name = parameters["EndpointName"], parameters["EndpointConfigName"]
-        async with self._one_at_a_time:
+        async with self._lock:
             endpoint = await self._updatable(name)
             if config_name == endpoint.config_name:
-                raise _invalid(
+                raise invalid(
                     "Cannot update endpoint with the currently in use endpoint configuration "
                     f'"{self._arn("endpoint-config", config_name)}".'
                 )
-            deployment_config = _deployment_config(endpoint, parameters)
+            deployment_config = parameters.get("DeploymentConfig")
+            if parameters.get("RetainDeploymentConfig"):
+                if deployment_config is not None:
+                    raise invalid("Only one of DeploymentConfig and RetainDeploymentConfig may be specified.")
+                deployment_config = endpoint.deployment_config
             validate_deployment(deployment_config)
             deployment = await self._deployable(config_name)
             serving = await self._catalog.deployment(endpoint, endpoint.config_name)
             if ("AsyncInferenceConfig" in serving.config) != ("AsyncInferenceConfig" in deployment.config):
-                raise _invalid("An update by the local endpoint can neither add nor remove AsyncInferenceConfig.")
-            retained = _retained(parameters)
-            await self._change(
+                raise invalid("An update by the local endpoint can neither add nor remove AsyncInferenceConfig.")
+            desired, weight = deployment.variant["InitialInstanceCount"], None
+            if parameters.get("RetainAllVariantProperties"):
+                excluded = parameters.get("ExcludeRetainedVariantProperties", [])
+                replaced = {entry["VariantPropertyType"] for entry in excluded}
+                desired = desired if "DesiredInstanceCount" in replaced else endpoint.desired
+                weight = None if "DesiredWeight" in replaced else weight_of(endpoint, serving)
+            await self._start_update(
                 endpoint,
-                status="Updating",
-                failure_reason=None,
                 target_config_name=config_name,
-                desired=endpoint.desired
-                if "DesiredInstanceCount" in retained
-                else deployment.variant["InitialInstanceCount"],
-                weight=_weight(endpoint, serving) if "DesiredWeight" in retained else None,
+                desired=desired,
+                weight=weight,
                 deployment_config=deployment_config,
-                deployed={endpoint.config_name: _as_json(serving), config_name: _as_json(deployment)},
+                deployed={endpoint.config_name: asdict(serving), config_name: asdict(deployment)},
             )
-        await self._changed(name)
+        await self._announce(name)
         return {"EndpointArn": endpoint.arn}
 
-    async def _update_capacity(self, parameters: Parameters) -> Result:
+    async def update_capacity(self, parameters: Parameters) -> Result:
         name = parameters["EndpointName"]
-        async with self._one_at_a_time:
+        async with self._lock:
             endpoint = await self._updatable(name)
             deployment = await self._catalog.deployment(endpoint, endpoint.config_name)
-            wanted = _wanted_of(deployment, parameters["DesiredWeightsAndCapacities"])
-            await self._change(
-                endpoint,
-                status="Updating",
-                failure_reason=None,
-                desired=wanted.get("DesiredInstanceCount", endpoint.desired),
-                weight=wanted.get("DesiredWeight", endpoint.weight),
-            )
-        await self._changed(name)
+            entries = parameters["DesiredWeightsAndCapacities"]
+            validate_variant_update(deployment, entries)
+            desired = entries[0].get("DesiredInstanceCount", endpoint.desired)
+            weight = entries[0].get("DesiredWeight", endpoint.weight)
+            await self._start_update(endpoint, desired=desired, weight=weight)
+        await self._announce(name)
         return {"EndpointArn": endpoint.arn}
 
-    async def _delete_endpoint(self, parameters: Parameters) -> Result:
-        async with self._one_at_a_time:
+    async def delete_endpoint(self, parameters: Parameters) -> Result:
+        async with self._lock:
             endpoint = await self._endpoint(parameters["EndpointName"])
             if endpoint.status not in ("InService", "Failed"):
                 raise _in_progress(endpoint)
-            await self._change(endpoint, status="Deleting")
-        self._fleet.wake()
+            with self._must_exist("endpoint", endpoint.name):
+                await self._catalog.change_endpoint(endpoint.name, status="Deleting")
+        self._wake_fleet()
         return {}
-
-    async def _updatable(self, name: str) -> Endpoint:
-        endpoint = await self._endpoint(name)
-        if endpoint.status == "Failed":
-            raise _invalid(f'Cannot update failed endpoint "{endpoint.arn}".')
-        if endpoint.status != "InService":
-            raise _in_progress(endpoint)
-        return endpoint
-
-    async def _change(self, endpoint: Endpoint, **changes: Any) -> None:
-        try:
-            await self._catalog.change_endpoint(endpoint.name, **changes)
-        except NotFound:
-            raise self._not_found("endpoint", endpoint.name) from None
-
-    async def _changed(self, name: str) -> None:
-        self._fleet.wake()
-        await self._on_change(name)
 
     # Tags
 
-    async def _add_tags(self, parameters: Parameters) -> Result:
-        arn = await self._tagged(parameters["ResourceArn"])
+    async def add_tags(self, parameters: Parameters) -> Result:
+        arn = parameters["ResourceArn"]
+        await self._check_exists(arn)
         validate_tags(parameters["Tags"])
         tags = {tag["Key"]: tag["Value"] for tag in parameters["Tags"]}
         if len(await self._catalog.tags(arn) | tags) > MAX_TAGS:
             raise AwsError("ResourceLimitExceeded", f"A resource can have at most {MAX_TAGS} tags.")
         await self._catalog.add_tags(arn, tags)
-        return await self._list_tags({"ResourceArn": arn})
+        return await self.list_tags({"ResourceArn": arn})
 
-    async def _list_tags(self, parameters: Parameters) -> Result:
-        """All at once: the least MaxResults is as many as a resource can have."""
+    async def list_tags(self, parameters: Parameters) -> Result:
+        # All at once: the smallest MaxResults is as many as a resource can have.
         if "NextToken" in parameters:
-            raise _invalid("NextToken is not one that this operation gave.")
-        tags = await self._catalog.tags(await self._tagged(parameters["ResourceArn"]))
+            raise invalid("NextToken is not one that this operation gave.")
+        await self._check_exists(parameters["ResourceArn"])
+        tags = await self._catalog.tags(parameters["ResourceArn"])
         return {"Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
 
-    async def _delete_tags(self, parameters: Parameters) -> Result:
-        await self._catalog.remove_tags(await self._tagged(parameters["ResourceArn"]), parameters["TagKeys"])
+    async def delete_tags(self, parameters: Parameters) -> Result:
+        await self._check_exists(parameters["ResourceArn"])
+        await self._catalog.remove_tags(parameters["ResourceArn"], parameters["TagKeys"])
         return {}
 
-    async def _tagged(self, arn: str) -> str:
-        """The ARN, if it is of something here."""
+    async def _check_exists(self, arn: str) -> None:
         if not await self._catalog.exists(arn):
             kind = arn.split(":", 5)[5].split("/")[0]
             noun = next((noun for name, noun in _NOUNS.items() if name == kind), "resource")
-            raise _invalid(f'Could not find {noun} "{arn}".')
-        return arn
+            raise invalid(f'Could not find {noun} "{arn}".')
 
     # What all kinds have in common
 
@@ -276,138 +244,57 @@ class ControlPlane:
         try:
             await self._catalog.create(kind, name, arn, parameters, by_key, state or {})
         except Exists:
-            raise _invalid(f'Cannot create already existing {_NOUNS[kind]} "{arn}".') from None
+            raise invalid(f'Cannot create already existing {_NOUNS[kind]} "{arn}".') from None
         return arn
 
     async def _get(self, kind: Kind, name: str) -> Resource:
-        try:
+        with self._must_exist(kind, name):
             return await self._catalog.get(kind, name)
-        except NotFound:
-            raise self._not_found(kind, name) from None
 
     async def _endpoint(self, name: str) -> Endpoint:
-        try:
+        with self._must_exist("endpoint", name):
             return await self._catalog.endpoint(name)
-        except NotFound:
-            raise self._not_found("endpoint", name) from None
+
+    async def _updatable(self, name: str) -> Endpoint:
+        endpoint = await self._endpoint(name)
+        if endpoint.status == "Failed":
+            raise invalid(f'Cannot update failed endpoint "{endpoint.arn}".')
+        if endpoint.status != "InService":
+            raise _in_progress(endpoint)
+        return endpoint
+
+    async def _start_update(self, endpoint: Endpoint, **changes: Any) -> None:
+        with self._must_exist("endpoint", endpoint.name):
+            await self._catalog.change_endpoint(endpoint.name, status="Updating", failure_reason=None, **changes)
+
+    async def _announce(self, name: str) -> None:
+        self._wake_fleet()
+        await self._on_change(name)
 
     async def _deployable(self, config_name: str) -> Deployment:
         config = await self._get("endpoint-config", config_name)
         model = await self._get("model", config.request["ProductionVariants"][0]["ModelName"])
-        return Deployment(config=_without_tags(config.request), model=_without_tags(model.request))
+        return Deployment(config=without_tags(config.request), model=without_tags(model.request))
 
     async def _deployment(self, endpoint: Endpoint, config_name: str) -> Deployment | None:
-        try:
+        with contextlib.suppress(NotFound):
             return await self._catalog.deployment(endpoint, config_name)
-        except NotFound:
-            return None
-
-    async def _delete(self, kind: Kind, name: str) -> Result:
-        try:
-            await self._catalog.delete(kind, name)
-        except NotFound:
-            raise self._not_found(kind, name) from None
-        return {}
-
-    async def _list(self, kind: Kind, parameters: Parameters) -> Result:
-        members, prefix = _SUMMARIES[kind]
-        token: str | None
-        if kind == "endpoint":
-            endpoints, token = page(await self._catalog.endpoints(), parameters)
-            summaries = [
-                _summary(prefix, endpoint)
-                | {"LastModifiedTime": endpoint.modified_at, "EndpointStatus": endpoint.status}
-                for endpoint in endpoints
-            ]
-        else:
-            rows, token = page(await self._catalog.all(kind), parameters)
-            summaries = [_summary(prefix, row) for row in rows]
-        return {members: summaries, "NextToken": token}
+        return None
 
     def _arn(self, kind: Kind, name: str) -> str:
         region, account = self._settings.region, self._settings.account
         partition = {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(region.rsplit("-", 2)[0], "aws")
         return f"arn:{partition}:sagemaker:{region}:{account}:{kind}/{name.lower()}"
 
-    def _not_found(self, kind: Kind, name: str) -> AwsError:
-        return _invalid(f'Could not find {_NOUNS[kind]} "{self._arn(kind, name)}".')
-
-
-def _invalid(message: str) -> AwsError:
-    return AwsError("ValidationException", message)
+    @contextlib.contextmanager
+    def _must_exist(self, kind: Kind, name: str) -> Iterator[None]:
+        """Make the catalog's NotFound AWS's error."""
+        try:
+            yield
+        except NotFound:
+            raise invalid(f'Could not find {_NOUNS[kind]} "{self._arn(kind, name)}".') from None
 
 
 def _in_progress(endpoint: Endpoint) -> AwsError:
-    """AWS says "update" of deletions, too."""
-    return _invalid(f'Cannot update in-progress endpoint "{endpoint.arn}".')
-
-
-def _summary(prefix: str, row: Resource | Endpoint) -> Result:
-    return {f"{prefix}Name": row.name, f"{prefix}Arn": row.arn, "CreationTime": row.created_at}
-
-
-def _variant_summary(endpoint: Endpoint, deployment: Deployment) -> Result:
-    """Local images aren't resolved to digests, so the resolved one is the one specified."""
-    variant, image = deployment.variant, deployment.container["Image"]
-    weight = _weight(endpoint, deployment)
-    images = [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": endpoint.created_at}]
-    summary = {
-        "VariantName": variant["VariantName"],
-        "DeployedImages": images,
-        "CurrentWeight": weight,
-        "DesiredWeight": weight,
-        "CurrentInstanceCount": endpoint.current,
-        "DesiredInstanceCount": endpoint.desired,
-        "RoutingConfig": variant.get("RoutingConfig"),
-    }
-    if pools := variant.get("InstancePools"):
-        first = min(pools, key=lambda pool: pool["Priority"])
-        summary["InstancePools"] = [{"InstanceType": first["InstanceType"], "CurrentInstanceCount": endpoint.current}]
-    if endpoint.status in ("Creating", "Updating", "Deleting"):
-        summary["VariantStatus"] = [{"Status": endpoint.status, "StartTime": endpoint.modified_at}]
-    return summary
-
-
-def _weight(endpoint: Endpoint, deployment: Deployment) -> float:
-    weight = deployment.variant.get("InitialVariantWeight", 1) if endpoint.weight is None else endpoint.weight
-    return float(weight)
-
-
-def _wanted_of(deployment: Deployment, wanted: list[dict[str, Any]]) -> dict[str, Any]:
-    """The entry of UpdateEndpointWeightsAndCapacities for the one variant. Raises AwsError."""
-    name = deployment.variant["VariantName"]
-    for entry in wanted:
-        if entry["VariantName"] != name:
-            raise _invalid(f'Could not find variant "{entry["VariantName"]}": the endpoint has "{name}".')
-        if "ServerlessUpdateConfig" in entry:
-            raise _invalid("ServerlessUpdateConfig is only for serverless variants.")
-    entry = wanted[0]
-    if len(wanted) > 1:
-        raise _invalid(f'Variant "{name}" is given more than once.')
-    if entry.get("DesiredInstanceCount") == 0 and "AsyncInferenceConfig" not in deployment.config:
-        raise _invalid("DesiredInstanceCount can only be 0 for asynchronous endpoints.")
-    return entry
-
-
-def _deployment_config(endpoint: Endpoint, parameters: Parameters) -> dict[str, Any] | None:
-    given: dict[str, Any] | None = parameters.get("DeploymentConfig")
-    if not parameters.get("RetainDeploymentConfig"):
-        return given
-    if given is not None:
-        raise _invalid("Only one of DeploymentConfig and RetainDeploymentConfig may be specified.")
-    return endpoint.deployment_config
-
-
-def _retained(parameters: Parameters) -> set[str]:
-    if not parameters.get("RetainAllVariantProperties"):
-        return set()
-    excluded = {entry["VariantPropertyType"] for entry in parameters.get("ExcludeRetainedVariantProperties", [])}
-    return {"DesiredInstanceCount", "DesiredWeight"} - excluded
-
-
-def _as_json(deployment: Deployment) -> dict[str, Any]:
-    return {"config": deployment.config, "model": deployment.model}
-
-
-def _without_tags(request: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in request.items() if name != "Tags"}
+    # AWS says "update" of deletions, too.
+    return invalid(f'Cannot update in-progress endpoint "{endpoint.arn}".')

@@ -86,7 +86,7 @@ class ControlServer:
         self.database = Database(settings.data_dir / "endpoint.sqlite", SCHEMA)
         self.catalog = Catalog(self.database)
         self.fleet = StubFleet(self.catalog)
-        self.control = ControlPlane(settings, self.catalog, self.fleet, self._notify)
+        self.control = ControlPlane(settings, self.catalog, self.fleet.wake, self._notify)
 
     async def _notify(self, endpoint: str) -> None:
         self.notified.append(endpoint)
