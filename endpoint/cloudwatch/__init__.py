@@ -1,1 +1,1 @@
-"""What SageMaker reports to CloudWatch: metrics, the data log and the containers' logs."""
+"""The reports to CloudWatch: metrics, the data log and the containers' logs."""

@@ -113,7 +113,11 @@ class ContainerLogs:
 
     async def _send(self, log: Log) -> None:
         while (lines := await asyncio.to_thread(_read_lines, log.path, log.sent, log.ended)).end > log.sent:
-            self._show(log, lines)
+            shown = self._shown.get(log.instance, 0)
+            for end, text in lines.texts:
+                if end > shown and self._echo is not None:
+                    self._echo(f"[{log.endpoint} {log.instance}] {text}")
+            self._shown[log.instance] = max(shown, lines.end)
             try:
                 await asyncio.to_thread(self._put, log, lines)
             except (BotoCoreError, ClientError) as error:
@@ -123,13 +127,6 @@ class ContainerLogs:
             log = await self._advance(log, lines.end)
         if log.ended:
             await self._forget(log)
-
-    def _show(self, log: Log, lines: _Lines) -> None:
-        shown = self._shown.get(log.instance, 0)
-        for end, text in lines.texts:
-            if end > shown and self._echo is not None:
-                self._echo(f"[{log.endpoint} {log.instance}] {text}")
-        self._shown[log.instance] = max(shown, lines.end)
 
     def _put(self, log: Log, lines: _Lines) -> None:
         now_ms = round(time.time() * 1000)

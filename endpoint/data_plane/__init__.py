@@ -1,1 +1,1 @@
-"""From InvokeEndpointAsync to the notification: accepts, dispatches, calls the container and delivers."""
+"""Accepts, dispatches and delivers requests: all from InvokeEndpointAsync to the notification."""

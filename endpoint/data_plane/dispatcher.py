@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from endpoint.data_plane.attempt import Attempt
@@ -61,14 +61,20 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Dispatch until cancelled. Never raises. The next run gives again, or delivers, what was in flight."""
+        has_recovered = False
         try:
-            while not await self._try(self._recover):
-                await asyncio.sleep(_RETRY_INTERVAL_S)
-            self._spawn(self._follow_fleet())
-            self._spawn(self._end_expired())
             while True:
                 self._may_give.clear()
-                if not await self._try(self._give_all):
+                try:
+                    if not has_recovered:
+                        for job, outcome in await self._delivery.recover():
+                            self._spawn(self._delivery.deliver(job, outcome))
+                        has_recovered = True
+                        self._spawn(self._follow_fleet())
+                        self._spawn(self._end_expired())
+                    await self._give_all()
+                except Exception:
+                    _LOG.exception("The dispatcher failed; next attempt in %g s", _RETRY_INTERVAL_S)
                     asyncio.get_running_loop().call_later(_RETRY_INTERVAL_S, self._may_give.set)
                 await self._may_give.wait()
         finally:
@@ -80,19 +86,6 @@ class Dispatcher:
         """Look at once: a job was accepted, or an endpoint changed."""
         self._may_give.set()
         self._may_expire.set()
-
-    async def _try(self, step: Callable[[], Awaitable[None]]) -> bool:
-        """Run a step that is to be retried if this returns False."""
-        try:
-            await step()
-            return True
-        except Exception:
-            _LOG.exception("The dispatcher failed; next attempt in %g s", _RETRY_INTERVAL_S)
-            return False
-
-    async def _recover(self) -> None:
-        for job, outcome in await self._delivery.recover():
-            self._spawn(self._delivery.deliver(job, outcome))
 
     async def _follow_fleet(self) -> None:
         version = self._fleet.version
@@ -183,30 +176,24 @@ class Dispatcher:
     # Ending what was given to no instance
 
     async def _end_expired(self) -> None:
+        """End jobs whose time to wait is over, and forget old ones, until cancelled."""
         prune_at = 0.0
         while True:
             self._may_expire.clear()
             wait_s = _RETRY_INTERVAL_S
             try:
-                wait_s = await self._end_expired_now()
+                while (next_at := await self._queue.next_expiry()) is not None and next_at <= time.time():
+                    jobs = await self._queue.lease_expired()
+                    await asyncio.gather(*(self._end(job, failure(job, "expired")) for job in jobs))
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + _PRUNE_INTERVAL_S
                     await self._queue.prune(_KEEP_DONE_S)
+                wait_s = _MAX_EXPIRY_WAIT_S if next_at is None else min(next_at - time.time(), _MAX_EXPIRY_WAIT_S)
             except Exception:
                 _LOG.exception("Expired jobs could not be ended; next attempt in %g s", wait_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._may_expire.wait()
-
-    async def _end_expired_now(self) -> float:
-        """End all jobs that have expired; return the seconds until the next one does."""
-        while True:
-            next_at = await self._queue.next_expiry()
-            wait_s = _MAX_EXPIRY_WAIT_S if next_at is None else min(next_at - time.time(), _MAX_EXPIRY_WAIT_S)
-            if wait_s > 0:
-                return wait_s
-            jobs = await self._queue.lease_expired()
-            await asyncio.gather(*(self._end(job, failure(job, "expired")) for job in jobs))
 
     async def _end_deleted(self, name: str) -> None:
         try:

@@ -162,7 +162,9 @@ class Notifications:
         seq, notification = first
         try:
             async with self._publish_limit:
-                await asyncio.to_thread(self._publish, notification)
+                await asyncio.to_thread(
+                    lambda: self._backend.client("sns").publish(TopicArn=topic, Message=notification.message)
+                )
         except (BotoCoreError, ClientError) as error:
             if not is_refusal(error):
                 raise
@@ -171,9 +173,6 @@ class Notifications:
             self._metrics.count(endpoint, notification.variant, "NotificationFailures")
         await self._outbox.remove(seq)
         return True
-
-    def _publish(self, notification: Notification) -> None:
-        self._backend.client("sns").publish(TopicArn=notification.topic, Message=notification.message)
 
     def _response_parameters(self, job: Job, outcome: Outcome) -> dict[str, Any] | None:
         if outcome.succeeded:

@@ -96,12 +96,20 @@ class Storage:
             bucket, key = parse_location(location)
         except ValueError as error:
             raise InputUnreadable(str(error)) from error
+
+        def get() -> Any:
+            return self._backend.client("s3").get_object(Bucket=bucket, Key=key)
+
+        def close(opening: Future[Any]) -> None:
+            if not opening.cancelled() and opening.exception() is None:
+                opening.result()["Body"].close()
+
         begin = time.monotonic()
-        opening = self._readers.submit(self._get, bucket, key)
+        opening = self._readers.submit(get)
         try:
             found = await asyncio.wrap_future(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(_close)
+            opening.add_done_callback(close)
             raise
         except ClientError as error:
             raise InputUnreadable(f"{_s3_message(error)} ({location})") from error
@@ -142,9 +150,6 @@ class Storage:
             _LOG.exception("An object could not be written")
             raise UploadFailed(type(error).__name__, may_pass=False) from error
 
-    def _get(self, bucket: str, key: str) -> Any:
-        return self._backend.client("s3").get_object(Bucket=bucket, Key=key)
-
     def _put(self, bucket: str, key: str, source: Path | bytes, extra: dict[str, str]) -> None:
         client = self._backend.client("s3")
         if isinstance(source, bytes):
@@ -155,11 +160,6 @@ class Storage:
         else:
             with TransferManager(client, _TRANSFER) as manager:
                 manager.upload(str(source), bucket, key, extra).result()
-
-
-def _close(opening: Future[Any]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result()["Body"].close()
 
 
 def _one_line(error: Exception) -> str:

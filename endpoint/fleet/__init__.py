@@ -1,1 +1,1 @@
-"""The instances of each endpoint: starts, watches and ends their containers."""
+"""The instances of each endpoint: their containers are started, watched and ended."""

@@ -1,1 +1,1 @@
-"""What outlives the gateway, in SQLite: resources, the queue and what is still to be sent."""
+"""The state that outlives the gateway, in SQLite: resources, the queue and the outbox."""

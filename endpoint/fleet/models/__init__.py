@@ -1,1 +1,1 @@
-"""The model artefacts of instances: found, downloaded and kept."""
+"""The model data of instances: found, downloaded and kept."""

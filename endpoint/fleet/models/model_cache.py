@@ -49,6 +49,11 @@ class ModelCache:
 
         Raises ModelDataError, also after `timeout_s`.
         """
+
+        def release(work: asyncio.Future[Path]) -> None:
+            if not work.cancelled() and work.exception() is None:
+                self._held[work.result()] -= 1
+
         stop = threading.Event()
         work = asyncio.ensure_future(self._lay_out(source, stop))
         try:
@@ -56,7 +61,7 @@ class ModelCache:
                 directory = await asyncio.shield(work)
         except BaseException as error:
             stop.set()
-            work.add_done_callback(self._release_unwanted)
+            work.add_done_callback(release)
             if source is None or not isinstance(error, TimeoutError):
                 raise
             raise ModelDataError(
@@ -67,10 +72,6 @@ class ModelCache:
             yield directory
         finally:
             self._held[directory] -= 1
-
-    def _release_unwanted(self, work: asyncio.Future[Path]) -> None:
-        if not work.cancelled() and work.exception() is None:
-            self._held[work.result()] -= 1
 
     async def keep_only(self, used: Iterable[Path]) -> None:
         """Remove the directories that are neither in `used` nor held."""
