@@ -93,7 +93,7 @@ def test_lines_arrive_under_sagemakers_names(tmp_path: Path, emulator: Emulator)
     asyncio.run(run())
 
 
-def test_after_the_end_the_rest_is_sent_and_the_directory_is_removed(tmp_path: Path, emulator: Emulator) -> None:
+def test_ended_log_is_sent_and_directory_removed(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         async with Tail(tmp_path, emulator, "i-2") as tail:
             await tail.follow()
@@ -106,7 +106,7 @@ def test_after_the_end_the_rest_is_sent_and_the_directory_is_removed(tmp_path: P
     asyncio.run(run())
 
 
-def test_another_gateway_goes_on_where_the_one_before_was(tmp_path: Path, emulator: Emulator) -> None:
+def test_next_gateway_goes_on_in_log(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         async with Tail(tmp_path, emulator, "i-3") as tail:
             await tail.follow()
@@ -125,7 +125,7 @@ def test_another_gateway_goes_on_where_the_one_before_was(tmp_path: Path, emulat
     asyncio.run(run())
 
 
-def test_lines_wait_for_a_backend_that_is_away(tmp_path: Path, emulator: Emulator) -> None:
+def test_lines_wait_for_dead_backend(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         flaky = Flaky(emulator)
         async with Tail(tmp_path, flaky, "i-4") as tail:
@@ -143,7 +143,7 @@ def test_lines_wait_for_a_backend_that_is_away(tmp_path: Path, emulator: Emulato
     asyncio.run(run())
 
 
-def test_a_backend_that_lost_its_groups_gets_new_ones(tmp_path: Path, emulator: Emulator) -> None:
+def test_lost_log_groups_are_made_again(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         async with Tail(tmp_path, emulator, "i-5") as tail:
             await tail.follow()
@@ -155,7 +155,7 @@ def test_a_backend_that_lost_its_groups_gets_new_ones(tmp_path: Path, emulator: 
     asyncio.run(run())
 
 
-def test_the_oldest_of_too_much_is_dropped(tmp_path: Path, emulator: Emulator) -> None:
+def test_oldest_unsent_lines_are_dropped(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         flaky = Flaky(emulator)
         async with Tail(tmp_path, flaky, "i-6", max_bytes=100) as tail:
@@ -171,7 +171,7 @@ def test_the_oldest_of_too_much_is_dropped(tmp_path: Path, emulator: Emulator) -
     asyncio.run(run())
 
 
-def test_what_was_sent_takes_no_disk(tmp_path: Path, emulator: Emulator) -> None:
+def test_sent_lines_take_no_disk(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         async with Tail(tmp_path, emulator, "i-7") as tail:
             await tail.follow()
@@ -185,7 +185,7 @@ def test_what_was_sent_takes_no_disk(tmp_path: Path, emulator: Emulator) -> None
     asyncio.run(run())
 
 
-def test_a_line_that_no_event_could_hold_comes_in_pieces(tmp_path: Path, emulator: Emulator) -> None:
+def test_oversized_line_comes_in_pieces(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> None:
         async with Tail(tmp_path, emulator, "i-8") as tail:
             await tail.follow()
@@ -237,7 +237,7 @@ def test_empty_lines_are_not_sent(tmp_path: Path) -> None:
     assert recorder.calls == []
 
 
-def test_what_a_container_prints_arrives_to_its_last_word(tmp_path: Path, emulator: Emulator) -> None:
+def test_containers_output_arrives_to_last_word(tmp_path: Path, emulator: Emulator) -> None:
     async def run() -> str:
         async with a_world(quick(tmp_path / "data"), emulator) as world:
             await world.create("talker", environment={"SAY": "hello"})

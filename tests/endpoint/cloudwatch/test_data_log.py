@@ -64,7 +64,7 @@ def test_lines_have_the_platforms_form(backend: Backend) -> None:
     assert before - 0.01 <= at <= time.time() and event["timestamp"] == round(at * 1000)
 
 
-def test_each_instance_has_a_stream_of_its_own_and_its_order(backend: Backend) -> None:
+def test_each_instance_has_own_ordered_stream(backend: Backend) -> None:
     async def run() -> None:
         log = a_log(backend)
         async with running(log.run):
@@ -77,7 +77,7 @@ def test_each_instance_has_a_stream_of_its_own_and_its_order(backend: Backend) -
     assert texts(backend, "streams", "i-1") == [str(number) for number in range(1, 50, 2)]
 
 
-def test_lines_wait_for_a_backend_that_is_down(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_wait_for_dead_backend(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         line = Line(backend, is_cut=True)
         log = a_log(line)
@@ -93,7 +93,7 @@ def test_lines_wait_for_a_backend_that_is_down(backend: Backend, caplog: pytest.
     assert len([record for record in caplog.records if record.name.startswith("endpoint.cloudwatch")]) == 1
 
 
-def test_the_last_lines_are_sent_at_the_end(backend: Backend) -> None:
+def test_last_lines_are_sent_at_end(backend: Backend) -> None:
     async def run() -> None:
         log = a_log(backend)
         async with running(log.run):
@@ -104,7 +104,7 @@ def test_the_last_lines_are_sent_at_the_end(backend: Backend) -> None:
     assert texts(backend, "end") == ["last"]
 
 
-def test_the_oldest_of_too_much_is_dropped(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_oldest_unsent_lines_are_dropped(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         line = Line(backend, is_cut=True)
         log = a_log(line, max_waiting_bytes=1000)
@@ -121,7 +121,7 @@ def test_the_oldest_of_too_much_is_dropped(backend: Backend, caplog: pytest.LogC
     assert f"oldest {100 - len(found)} lines" in caplog.records[-1].message
 
 
-def test_a_backend_that_lost_its_groups_gets_new_ones(backend: Backend) -> None:
+def test_lost_log_groups_are_made_again(backend: Backend) -> None:
     async def run() -> None:
         log = a_log(backend)
         for text in ("one", "two"):
@@ -135,7 +135,7 @@ def test_a_backend_that_lost_its_groups_gets_new_ones(backend: Backend) -> None:
     assert texts(backend, "lost") == ["two"]
 
 
-def test_many_and_long_lines_come_in_batches(backend: Backend) -> None:
+def test_many_and_long_lines_are_batched(backend: Backend) -> None:
     async def run() -> None:
         log = a_log(backend)
         for number in range(10_001):
@@ -171,7 +171,7 @@ class Refuser:
         return getattr(self._client, name)
 
 
-def test_what_is_refused_for_good_keeps_nothing_up(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_lines_do_not_block_others(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         log = a_log(Refuser(backend, "refused"))
         log.write("refused", "AllTraffic", "i-1", "id", "one")

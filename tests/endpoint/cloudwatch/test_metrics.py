@@ -131,7 +131,7 @@ def test_counts_are_summed_with_their_units(tmp_path: Path, backend: Backend) ->
         assert read.statistics("sums", name) == wanted, name
 
 
-def test_what_sagemaker_does_not_publish_is_refused(tmp_path: Path, backend: Backend) -> None:
+def test_unknown_metric_is_refused(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         async with a_world(tmp_path, backend) as world:
             for name in ("Invocations", "OverheadLatency", "ApproximateBacklogSize", "InvocationsProcesssed"):
@@ -141,7 +141,7 @@ def test_what_sagemaker_does_not_publish_is_refused(tmp_path: Path, backend: Bac
     asyncio.run(run())
 
 
-def test_more_values_than_a_datum_holds_keep_their_sum_and_range(tmp_path: Path, backend: Backend) -> None:
+def test_values_beyond_datum_limit_keep_statistics(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         async with a_world(tmp_path, backend) as world:
             for value in range(1, 1001):
@@ -203,7 +203,7 @@ def test_a_backlog_is_published_each_period(tmp_path: Path, backend: Backend) ->
     asyncio.run(run())
 
 
-def test_a_backlog_without_an_instance_wakes(tmp_path: Path, backend: Backend) -> None:
+def test_backlog_without_instance_reports_missing_capacity(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         read = Reader(backend)
         async with a_world(tmp_path, backend) as world:
@@ -218,7 +218,7 @@ def test_a_backlog_without_an_instance_wakes(tmp_path: Path, backend: Backend) -
     asyncio.run(run())
 
 
-def test_idle_at_no_instance_says_nothing_of_capacity(tmp_path: Path, backend: Backend) -> None:
+def test_idle_endpoint_without_instance_omits_capacity_gauge(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         read = Reader(backend)
         async with a_world(tmp_path, backend) as world:
@@ -234,7 +234,7 @@ def test_idle_at_no_instance_says_nothing_of_capacity(tmp_path: Path, backend: B
     asyncio.run(run())
 
 
-def test_counts_wait_for_a_backend_that_is_down_and_gauges_do_not(
+def test_counts_wait_for_dead_backend_gauges_do_not(
     tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -258,7 +258,7 @@ def test_counts_wait_for_a_backend_that_is_down_and_gauges_do_not(
     assert len([record for record in caplog.records if record.name.startswith("endpoint.cloudwatch")]) == 1
 
 
-def test_what_was_counted_last_is_sent_at_the_end(tmp_path: Path, backend: Backend) -> None:
+def test_last_counts_are_sent_at_end(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         async with a_world(tmp_path, backend) as world:
             async with running(world.metrics.run):

@@ -52,13 +52,13 @@ def is_hung_up_on(container: FaultyContainer) -> bool:
     return container.hung_up_on.acquire(timeout=TIMEOUT_S)
 
 
-def test_the_answer_is_in_the_spool(container: FaultyContainer, tmp_path: Path) -> None:
+def test_answer_is_spooled(container: FaultyContainer, tmp_path: Path) -> None:
     answer = invoke(container.url, tmp_path / "spool", "type=c/d")
     assert (answer.status, answer.content_type, answer.size) == (200, "c/d", 4)
     assert answer.file.read_bytes() == b"body"
 
 
-def test_no_header_is_added_but_those_of_http_itself(container: FaultyContainer, tmp_path: Path) -> None:
+def test_only_http_headers_are_added(container: FaultyContainer, tmp_path: Path) -> None:
     invoke(container.url, tmp_path / "spool")
     assert set(container.seen[0].headers) == {
         "host",
@@ -87,19 +87,19 @@ def test_any_status_is_an_answer(container: FaultyContainer, tmp_path: Path, sta
     assert invoke(container.url, tmp_path / "spool", f"status={status} size=0").status == status
 
 
-def test_an_answer_before_the_body_was_read_counts(container: FaultyContainer, tmp_path: Path) -> None:
+def test_answer_before_body_is_read_counts(container: FaultyContainer, tmp_path: Path) -> None:
     answer = invoke(container.url, tmp_path / "spool", "early", body=Stream(16 * MEBIBYTE))
     assert (answer.status, answer.file.read_bytes()) == (413, b"too big")
 
 
 @pytest.mark.parametrize("told", ["hang_up", "reset", "half", "garbage"])
-def test_a_connection_that_ends_too_soon_is_no_answer(container: FaultyContainer, tmp_path: Path, told: str) -> None:
+def test_early_end_of_connection_is_no_answer(container: FaultyContainer, tmp_path: Path, told: str) -> None:
     with pytest.raises(NoAnswer):
         invoke(container.url, tmp_path / "spool", told)
     assert not (tmp_path / "spool").exists()
 
 
-def test_where_nobody_listens_there_is_no_answer(tmp_path: Path) -> None:
+def test_refused_connection_is_no_answer(tmp_path: Path) -> None:
     with pytest.raises(NoAnswer):
         invoke(f"http://127.0.0.1:{free_port()}", tmp_path / "spool")
 
@@ -113,7 +113,9 @@ def test_where_nobody_listens_there_is_no_answer(tmp_path: Path) -> None:
         ("long_line", "greater than 4096 bytes"),
     ],
 )
-def test_what_sagemaker_refuses_is_refused(container: FaultyContainer, tmp_path: Path, told: str, words: str) -> None:
+def test_unacceptable_headers_are_bad_answers(
+    container: FaultyContainer, tmp_path: Path, told: str, words: str
+) -> None:
     with pytest.raises(BadAnswer, match=words):
         invoke(container.url, tmp_path / "spool", told)
 
@@ -127,23 +129,21 @@ def test_bodies_are_not_unpacked(container: FaultyContainer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("told", ["never", "slow"])
-def test_the_connection_ends_with_the_time(container: FaultyContainer, tmp_path: Path, told: str) -> None:
+def test_timeout_closes_connection(container: FaultyContainer, tmp_path: Path, told: str) -> None:
     with pytest.raises(Timeout):
         invoke(container.url, tmp_path / "spool", told, timeout_s=0.2)
     assert is_hung_up_on(container)
     assert not (tmp_path / "spool").exists()
 
 
-def test_the_connection_ends_with_the_time_although_the_body_is_unsent(
-    container: FaultyContainer, tmp_path: Path
-) -> None:
+def test_timeout_closes_connection_while_body_is_unsent(container: FaultyContainer, tmp_path: Path) -> None:
     with pytest.raises(Timeout):
         invoke(container.url, tmp_path / "spool", "deaf", body=Stream(64 * MEBIBYTE), timeout_s=0.2)
     container.let_go()
     assert is_hung_up_on(container)
 
 
-def test_an_input_that_breaks_is_its_own_error(container: FaultyContainer, tmp_path: Path) -> None:
+def test_input_error_is_raised_as_is(container: FaultyContainer, tmp_path: Path) -> None:
     with pytest.raises(InputUnreadable, match="broken"):
         invoke(container.url, tmp_path / "spool", body=Stream(4 * MEBIBYTE, breaks_after=2 * MEBIBYTE))
     assert is_hung_up_on(container)
@@ -165,7 +165,7 @@ def test_a_cancelled_call_hangs_up(container: FaultyContainer, tmp_path: Path) -
     assert is_hung_up_on(container)
 
 
-def test_each_call_has_a_connection_of_its_own(container: FaultyContainer, tmp_path: Path) -> None:
+def test_each_call_has_own_connection(container: FaultyContainer, tmp_path: Path) -> None:
     async def work() -> None:
         client = ContainerClient()
         for number in range(3):
@@ -176,6 +176,6 @@ def test_each_call_has_a_connection_of_its_own(container: FaultyContainer, tmp_p
     assert len({seen.connection for seen in container.seen}) == 3
 
 
-def test_a_spool_that_cannot_be_written_is_an_error_of_the_disk(container: FaultyContainer, tmp_path: Path) -> None:
+def test_unwritable_spool_raises_os_error(container: FaultyContainer, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         invoke(container.url, tmp_path / "missing" / "spool", "size=3000000")

@@ -113,7 +113,7 @@ def test_an_answer_becomes_the_output(tmp_path: Path, emulator: Emulator, s3: An
     }
 
 
-def test_an_input_in_s3_is_streamed_with_the_objects_content_type(
+def test_s3_input_is_streamed_with_objects_content_type(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     s3.put_object(Bucket="bucket", Key="in", Body=bytes(20 * MEBIBYTE), ContentType="g/h")
@@ -150,7 +150,7 @@ def test_first_in_first_out(tmp_path: Path, emulator: Emulator, s3: Any, contain
     assert container.most_at_once == 1
 
 
-def test_the_least_loaded_instance_is_given_work_up_to_its_limit(
+def test_least_loaded_instance_gets_work_within_limit(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World, other: FaultyContainer) -> None:
@@ -177,7 +177,7 @@ def test_the_least_loaded_instance_is_given_work_up_to_its_limit(
         run(tmp_path, emulator, lambda world: work(world, other))
 
 
-def test_without_a_client_config_the_settings_say_how_many(
+def test_settings_limit_concurrency_without_client_config(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -194,9 +194,7 @@ def test_without_a_client_config_the_settings_say_how_many(
     run(tmp_path, emulator, work, concurrency=3)
 
 
-def test_a_slot_is_free_while_the_output_is_written(
-    tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
-) -> None:
+def test_slot_is_free_during_upload(tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer) -> None:
     async def work(world: World) -> None:
         world.storage = stuck = Stuck(world.storage)
         await world.create(limit=1)
@@ -290,7 +288,7 @@ def test_jobs_wait_for_an_instance(tmp_path: Path, emulator: Emulator, s3: Any, 
         ),
     ],
 )
-def test_a_failure_is_told_in_the_object_the_notice_the_metrics_and_the_data_log(
+def test_failure_reaches_object_notification_metrics_and_log(
     tmp_path: Path,
     emulator: Emulator,
     s3: Any,
@@ -323,7 +321,7 @@ def test_a_failure_is_told_in_the_object_the_notice_the_metrics_and_the_data_log
     assert errors == ({} if metric is None else {metric: 1})
 
 
-def test_the_containers_error_keeps_its_content_type(
+def test_containers_error_keeps_content_type(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -337,7 +335,7 @@ def test_the_containers_error_keeps_its_content_type(
     assert objects(s3) == {"fail/status-error.out": (b"body", "application/problem+json")}
 
 
-def test_the_data_log_quotes_a_kilobyte_at_most(
+def test_data_log_quotes_at_most_a_kilobyte(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> World:
@@ -352,7 +350,7 @@ def test_the_data_log_quotes_a_kilobyte_at_most(
     assert line.count("x") == 1024
 
 
-def test_without_a_place_for_failures_nothing_is_written(
+def test_no_failure_location_writes_nothing(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -369,9 +367,7 @@ def test_without_a_place_for_failures_nothing_is_written(
     assert objects(s3) == {}
 
 
-def test_an_input_that_is_missing_is_a_failure(
-    tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
-) -> None:
+def test_missing_input_is_failure(tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer) -> None:
     async def work(world: World) -> World:
         await world.create()
         world.fleet.have(container.url)
@@ -387,7 +383,7 @@ def test_an_input_that_is_missing_is_a_failure(
     assert container.seen == []
 
 
-def test_a_job_that_waited_too_long_is_a_failure(tmp_path: Path, emulator: Emulator, s3: Any) -> None:
+def test_expired_job_is_failure(tmp_path: Path, emulator: Emulator, s3: Any) -> None:
     async def work(world: World) -> World:
         await world.create()
         async with world.running():
@@ -412,7 +408,7 @@ def test_many_expired_jobs_end(tmp_path: Path, emulator: Emulator, s3: Any) -> N
     run(tmp_path, emulator, work)
 
 
-def test_a_job_without_an_answer_is_given_again_three_times(
+def test_unanswered_job_is_redelivered_three_times(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> World:
@@ -429,7 +425,7 @@ def test_a_job_without_an_answer_is_given_again_three_times(
     assert world.metrics.sums["InvocationFailures"] == 1
 
 
-def test_a_redelivered_job_keeps_its_place(
+def test_redelivered_job_keeps_its_place(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -447,7 +443,7 @@ def test_a_redelivered_job_keeps_its_place(
     assert ids == ["job-0", "job-1", "job-2"]
 
 
-def test_a_dead_instance_is_not_given_the_whole_queue(
+def test_dead_instance_does_not_drain_queue(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -516,7 +512,7 @@ def test_an_upload_is_tried_again(tmp_path: Path, emulator: Emulator, s3: Any, c
     assert objects(s3) == {"out/job.out": (b"body", "text/plain")}
 
 
-def test_an_output_that_cannot_be_written_makes_a_failure(
+def test_unwritable_output_makes_failure(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> World:
@@ -539,7 +535,7 @@ def test_an_output_that_cannot_be_written_makes_a_failure(
     assert "NoSuchBucket" in line
 
 
-def test_a_place_that_can_not_be_makes_a_failure(
+def test_invalid_output_location_makes_failure(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -554,7 +550,7 @@ def test_a_place_that_can_not_be_makes_a_failure(
     assert b"s3://Bad_Bucket!/out is not a valid S3 location" in body
 
 
-def test_a_job_accepted_after_its_endpoint_was_deleted_is_told_so(
+def test_job_accepted_after_deletion_ends_as_deleted(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -570,7 +566,7 @@ def test_a_job_accepted_after_its_endpoint_was_deleted_is_told_so(
     assert sorted(objects(s3)) == [f"fail/job{number}-error.out" for number in range(3)]
 
 
-def test_what_waits_for_a_deleted_endpoint_is_told_so(
+def test_waiting_job_of_deleted_endpoint_is_ended(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> World:
@@ -591,7 +587,7 @@ def test_what_waits_for_a_deleted_endpoint_is_told_so(
 # Gateways that die
 
 
-def test_what_was_decided_is_delivered_by_the_next_gateway(
+def test_next_gateway_delivers_decided_jobs(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -617,7 +613,7 @@ def test_what_was_decided_is_delivered_by_the_next_gateway(
     assert len(container.seen) == 1
 
 
-def test_what_was_in_flight_is_given_again_by_the_next_gateway(
+def test_next_gateway_gives_in_flight_jobs_again(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -637,7 +633,7 @@ def test_what_was_in_flight_is_given_again_by_the_next_gateway(
     assert len(container.seen) == 2
 
 
-def test_a_job_of_an_endpoint_that_is_gone_is_delivered_with_its_notice(
+def test_decided_job_of_deleted_endpoint_is_delivered(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -653,9 +649,7 @@ def test_a_job_of_an_endpoint_that_is_gone_is_delivered_with_its_notice(
     assert list(objects(s3)) == ["fail/job-error.out"]
 
 
-def test_who_lost_a_job_writes_nothing_of_it(
-    tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
-) -> None:
+def test_stale_holder_writes_nothing(tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer) -> None:
     async def work(world: World) -> None:
         await world.create()
         world.fleet.have(container.url)
@@ -721,7 +715,7 @@ def test_an_ailing_database_ends_nothing(
     assert len(container.seen) == 1
 
 
-def test_an_error_of_our_own_in_one_job_ends_that_job_alone(
+def test_internal_error_ends_its_job_alone(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     class Broken(Storage):
@@ -741,7 +735,7 @@ def test_an_error_of_our_own_in_one_job_ends_that_job_alone(
     assert sorted(objects(s3)) == ["fail/first-error.out", "out/second.out"]
 
 
-def test_an_answer_that_the_disk_does_not_hold_is_a_failure(
+def test_answer_that_disk_refuses_is_failure(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World) -> None:
@@ -756,7 +750,7 @@ def test_an_answer_that_the_disk_does_not_hold_is_a_failure(
     assert b"can't be kept on the disk" in objects(s3)["fail/job-error.out"][0]
 
 
-def test_no_body_is_in_the_log(
+def test_log_has_no_bodies(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(world: World) -> None:

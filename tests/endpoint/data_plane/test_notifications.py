@@ -162,7 +162,7 @@ class Subscriber:
         return found
 
 
-def test_a_success_is_told_in_sagemakers_words_and_order(tmp_path: Path) -> None:
+def test_success_message_has_sagemakers_fields_in_order(tmp_path: Path) -> None:
     before = time.time()
     message = message_of(tmp_path, JOB, DONE, config("SUCCESS_NOTIFICATION_TOPIC"), b"four")
     assert message is not None
@@ -195,7 +195,7 @@ def test_a_success_is_told_in_sagemakers_words_and_order(tmp_path: Path) -> None
     )
 
 
-def test_a_failure_is_told_in_sagemakers_words_and_order(tmp_path: Path) -> None:
+def test_failure_message_has_sagemakers_fields_in_order(tmp_path: Path) -> None:
     message = message_of(tmp_path, replace(JOB, **PLAIN), FAILED, config("SUCCESS_NOTIFICATION_TOPIC"), b"no")
     assert message is not None
     assert json.dumps(message) == json.dumps(
@@ -214,12 +214,12 @@ def test_a_failure_is_told_in_sagemakers_words_and_order(tmp_path: Path) -> None
     )
 
 
-def test_a_body_that_came_inline_has_no_location(tmp_path: Path) -> None:
+def test_inline_body_has_no_input_location(tmp_path: Path) -> None:
     message = message_of(tmp_path, replace(JOB, **PLAIN, input_location=None, body=b"in"), DONE, config())
     assert message is not None and message["requestParameters"] == {"endpointName": "e"}
 
 
-def test_a_failure_carries_its_answer_where_that_is_wanted(tmp_path: Path) -> None:
+def test_failure_message_includes_answer_if_configured(tmp_path: Path) -> None:
     message = message_of(tmp_path, JOB, FAILED, config("ERROR_NOTIFICATION_TOPIC"), b"no")
     assert message is not None and "responseParameters" not in message
     assert base64.b64decode(message["responseBody"]["content"]) == b"no"
@@ -231,12 +231,12 @@ def test_a_failure_carries_its_answer_where_that_is_wanted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("size", "is_there"), [(0, True), (MAX_INCLUDED_BYTES, True), (MAX_INCLUDED_BYTES + 1, False)])
-def test_answers_up_to_128_kb_are_in_the_notice(tmp_path: Path, size: int, is_there: bool) -> None:
+def test_notification_includes_answers_up_to_128_kb(tmp_path: Path, size: int, is_there: bool) -> None:
     message = message_of(tmp_path, JOB, DONE, config("SUCCESS_NOTIFICATION_TOPIC"), b"x" * size)
     assert message is not None and ("responseBody" in message) is is_there
 
 
-def test_answers_are_asked_for_only_where_they_are_sent(tmp_path: Path) -> None:
+def test_answer_is_wanted_only_where_configured(tmp_path: Path) -> None:
     async def run() -> None:
         async with a_world(tmp_path) as world:
 
@@ -251,13 +251,13 @@ def test_answers_are_asked_for_only_where_they_are_sent(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_without_a_topic_there_is_no_notice(tmp_path: Path) -> None:
+def test_no_topic_means_no_notification(tmp_path: Path) -> None:
     assert message_of(tmp_path, JOB, DONE, config(success=None)) is None
     assert message_of(tmp_path, JOB, FAILED, config(error=None)) is None
     assert message_of(tmp_path, JOB, DONE, {"AsyncInferenceConfig": {"OutputConfig": {}}}) is None
 
 
-def test_notices_arrive_as_they_are_in_order(tmp_path: Path, backend: Backend) -> None:
+def test_notifications_arrive_unchanged_in_order(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         one, other = Subscriber(backend), Subscriber(backend)
         async with a_world(tmp_path, backend) as world, running(world.notifications.run):
@@ -287,7 +287,7 @@ def test_the_largest_notice_arrives_whole(tmp_path: Path, backend: Backend) -> N
     asyncio.run(run())
 
 
-def test_what_an_earlier_gateway_left_is_published(tmp_path: Path, backend: Backend) -> None:
+def test_earlier_gateways_notifications_are_published(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         subscriber = Subscriber(backend)
         async with a_world(tmp_path, backend) as world:
@@ -299,7 +299,7 @@ def test_what_an_earlier_gateway_left_is_published(tmp_path: Path, backend: Back
     asyncio.run(run())
 
 
-def test_a_topic_that_does_not_exist_keeps_nothing_up(
+def test_missing_topic_does_not_block_others(
     tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -316,7 +316,7 @@ def test_a_topic_that_does_not_exist_keeps_nothing_up(
     assert "absent" in record.message and "lost" not in record.message
 
 
-def test_notices_wait_for_a_backend_that_is_down(
+def test_notifications_wait_for_dead_backend(
     tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -336,7 +336,7 @@ def test_notices_wait_for_a_backend_that_is_down(
     ]
 
 
-def test_the_end_waits_for_no_backend(tmp_path: Path, backend: Backend) -> None:
+def test_end_does_not_wait_for_backend(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         line = Line(backend, is_cut=True)
         async with a_world(tmp_path, line) as world:
@@ -369,7 +369,7 @@ async def make_endpoint(world: World, name: str, *configs: dict[str, Any]) -> No
 TEST = '{"eventVersion":"1.0","eventSource":"aws:sagemaker","eventName":"TestNotification"}'
 
 
-def test_a_test_notification_goes_to_both_topics(tmp_path: Path, backend: Backend) -> None:
+def test_notification_goes_to_both_topics(tmp_path: Path, backend: Backend) -> None:
     async def run() -> None:
         success, error = Subscriber(backend), Subscriber(backend)
         async with a_world(tmp_path, backend) as world, running(world.notifications.run):
@@ -381,7 +381,7 @@ def test_a_test_notification_goes_to_both_topics(tmp_path: Path, backend: Backen
     asyncio.run(run())
 
 
-def test_a_test_notification_goes_to_the_topics_of_the_config_that_shall_serve(tmp_path: Path) -> None:
+def test_notification_goes_to_target_configs_topics(tmp_path: Path) -> None:
     async def run() -> None:
         async with a_world(tmp_path) as world:
             await make_endpoint(world, "e", config(), config(success="arn:both", error="arn:both"))
@@ -391,7 +391,7 @@ def test_a_test_notification_goes_to_the_topics_of_the_config_that_shall_serve(t
     asyncio.run(run())
 
 
-def test_an_endpoint_without_topics_tells_nobody(tmp_path: Path) -> None:
+def test_endpoint_without_topics_gets_no_test(tmp_path: Path) -> None:
     async def run() -> None:
         async with a_world(tmp_path) as world:
             await make_endpoint(world, "e", {"ProductionVariants": [{"VariantName": "v", "ModelName": "m"}]})

@@ -57,7 +57,7 @@ def refused(call: Any, *arguments: Any, code: str = "ValidationError", status: i
 # InvokeEndpointAsync
 
 
-def test_an_accepted_request_is_answered_with_202_and_its_places(asynchronous: RuntimePort) -> None:
+def test_accepted_request_gets_202_and_locations(asynchronous: RuntimePort) -> None:
     answer = submit(asynchronous)
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == 202
     uuid.UUID(answer["InferenceId"])
@@ -68,7 +68,7 @@ def test_an_accepted_request_is_answered_with_202_and_its_places(asynchronous: R
     assert asynchronous.dispatcher.wakes == 1
 
 
-def test_what_was_asked_is_in_the_queue(asynchronous: RuntimePort) -> None:
+def test_request_fields_are_queued(asynchronous: RuntimePort) -> None:
     answer = submit(
         asynchronous,
         ContentType="application/jsonlines",
@@ -88,14 +88,14 @@ def test_what_was_asked_is_in_the_queue(asynchronous: RuntimePort) -> None:
     assert job["accepted_at"] == pytest.approx(time.time(), abs=30)
 
 
-def test_who_says_nothing_has_six_hours_to_wait_and_fifteen_minutes_to_run(asynchronous: RuntimePort) -> None:
+def test_default_ttl_is_six_hours_timeout_15_minutes(asynchronous: RuntimePort) -> None:
     submit(asynchronous)
     [job] = asynchronous.jobs()
     assert job["timeout_s"] == 900
     assert job["expires_at"] - job["accepted_at"] == pytest.approx(21_600)
 
 
-def test_a_quick_clock_shortens_the_wait_and_not_the_work(tmp_path: Path) -> None:
+def test_quick_clock_shortens_ttl_but_not_timeout(tmp_path: Path) -> None:
     port = RuntimePort(tmp_path, time_scale=60.0)
     port.endpoint()
     submit(port, RequestTTLSeconds=600, InvocationTimeoutSeconds=600)
@@ -105,7 +105,7 @@ def test_a_quick_clock_shortens_the_wait_and_not_the_work(tmp_path: Path) -> Non
     assert job["timeout_s"] == 600
 
 
-def test_a_body_is_kept_as_it_was_sent(asynchronous: RuntimePort) -> None:
+def test_body_is_stored_unchanged(asynchronous: RuntimePort) -> None:
     body = bytes(range(256)) * (MAX_INLINE_BYTES // 256)
     assert len(body) == MAX_INLINE_BYTES
     submit(asynchronous, Body=body)
@@ -118,7 +118,7 @@ def test_a_longer_body_is_refused(asynchronous: RuntimePort) -> None:
     assert asynchronous.jobs() == []
 
 
-def test_input_is_given_in_exactly_one_way(asynchronous: RuntimePort) -> None:
+def test_request_needs_body_or_input_location(asynchronous: RuntimePort) -> None:
     refused(submit, asynchronous, Body=b"x", InputLocation=INPUT)
     refused(asynchronous.client.invoke_endpoint_async, EndpointName="e")
     assert asynchronous.jobs() == []
@@ -146,26 +146,26 @@ def test_input_is_given_in_exactly_one_way(asynchronous: RuntimePort) -> None:
     ],
     ids=str,
 )
-def test_what_breaks_a_limit_is_refused(asynchronous: RuntimePort, parameters: dict[str, Any]) -> None:
+def test_parameters_beyond_limits_are_refused(asynchronous: RuntimePort, parameters: dict[str, Any]) -> None:
     message = refused(submit, asynchronous, **parameters)["Error"]["Message"]
     assert message.startswith("1 validation error detected: ") and "failed to satisfy constraint" in message
     assert asynchronous.jobs() == []
 
 
-def test_a_repeated_inference_id_is_a_second_request(asynchronous: RuntimePort) -> None:
+def test_repeated_inference_id_is_second_request(asynchronous: RuntimePort) -> None:
     first, second = (submit(asynchronous, InferenceId="again") for _ in range(2))
     assert first["OutputLocation"] != second["OutputLocation"]
     assert [job["inference_id"] for job in asynchronous.jobs()] == ["again", "again"]
 
 
-def test_without_a_failure_path_there_is_no_failure_location(port: RuntimePort) -> None:
+def test_no_failure_path_means_no_failure_location(port: RuntimePort) -> None:
     port.endpoint(output={"S3OutputPath": "s3://bucket/out"})
     answer = submit(port)
     assert "FailureLocation" not in answer
     assert port.jobs()[0]["failure_location"] is None
 
 
-def test_a_name_and_an_extension_of_the_path_are_in_both_places(asynchronous: RuntimePort) -> None:
+def test_filename_and_extension_are_in_both_locations(asynchronous: RuntimePort) -> None:
     answer = submit(asynchronous, Filename="report.json", S3OutputPathExtension="2026/may")
     assert answer["OutputLocation"] == "s3://bucket/out/2026/may/report.json"
     assert answer["FailureLocation"] == "s3://bucket/failed/2026/may/report-error.json"
@@ -186,7 +186,7 @@ def test_paths_are_joined_with_one_slash(root: str, extension: str | None, filen
 
 
 @pytest.mark.parametrize("filename", [None, "a", "a.json", "a."])
-def test_an_output_and_a_failure_in_one_path_have_names_of_their_own(filename: str | None) -> None:
+def test_output_and_failure_in_one_path_differ(filename: str | None) -> None:
     same = {"S3OutputPath": "s3://b/p", "S3FailurePath": "s3://b/p"}
     output, failure = locations(same, "id", None, filename)
     assert output != failure
@@ -208,19 +208,19 @@ def test_an_endpoint_that_changes_takes_requests(port: RuntimePort) -> None:
 
 
 @pytest.mark.parametrize("status", ["Creating", "Failed", "Deleting"])
-def test_an_endpoint_that_does_not_serve_takes_none(port: RuntimePort, status: str) -> None:
+def test_endpoint_not_in_service_refuses_requests(port: RuntimePort, status: str) -> None:
     port.endpoint(status=status)
     refused(submit, port)
     assert port.jobs() == []
 
 
-def test_requests_are_accepted_when_there_is_no_instance(asynchronous: RuntimePort) -> None:
+def test_requests_are_accepted_without_instance(asynchronous: RuntimePort) -> None:
     asynchronous.fleet.instances.clear()
     submit(asynchronous)
     assert len(asynchronous.jobs()) == 1
 
 
-def test_an_endpoint_takes_either_kind_of_request(port: RuntimePort) -> None:
+def test_endpoint_takes_one_kind_of_request(port: RuntimePort) -> None:
     port.endpoint("a")
     port.endpoint("s", output=None)
     refused(invoke, port, EndpointName="a")
@@ -228,7 +228,7 @@ def test_an_endpoint_takes_either_kind_of_request(port: RuntimePort) -> None:
     assert port.jobs() == [] and port.container.asked == []
 
 
-def test_an_operation_that_is_lacking_is_refused_as_such(asynchronous: RuntimePort) -> None:
+def test_unknown_operation_is_refused(asynchronous: RuntimePort) -> None:
     call = asynchronous.client.invoke_endpoint_with_response_stream
     refused(call, EndpointName="e", Body=b"", code="UnknownOperationException")
 
@@ -245,7 +245,7 @@ def test_the_containers_answer_comes_back(synchronous: RuntimePort) -> None:
     assert answer["CustomAttributes"] == "used=7"
 
 
-def test_the_container_gets_the_body_and_the_callers_headers(synchronous: RuntimePort) -> None:
+def test_container_gets_body_and_callers_headers(synchronous: RuntimePort) -> None:
     headers = {"ContentType": "c/t", "Accept": "a/c", "CustomAttributes": "k=v", "InferenceId": "mine"}
     invoke(synchronous, Body=b"\x00in\xff", **headers)
     [(path, got, body)] = synchronous.container.asked
@@ -257,7 +257,7 @@ def test_the_container_gets_the_body_and_the_callers_headers(synchronous: Runtim
 
 
 @pytest.mark.parametrize("status", [400, 413, 500, 503])
-def test_the_containers_error_is_a_model_error_with_its_words(synchronous: RuntimePort, status: int) -> None:
+def test_containers_error_is_model_error_with_message(synchronous: RuntimePort, status: int) -> None:
     synchronous.container.status, synchronous.container.body = status, b'{"error": "why"}'
     response = refused(invoke, synchronous, code="ModelError", status=424)
     assert (response["OriginalStatusCode"], response["OriginalMessage"]) == (status, '{"error": "why"}')
@@ -268,15 +268,13 @@ def test_the_containers_error_is_a_model_error_with_its_words(synchronous: Runti
     )
 
 
-def test_a_container_that_hangs_up_is_a_model_error_without_a_status(synchronous: RuntimePort) -> None:
+def test_hangup_is_model_error_without_status(synchronous: RuntimePort) -> None:
     synchronous.container.status = None
     response = refused(invoke, synchronous, code="ModelError", status=424)
     assert response["OriginalStatusCode"] == 0
 
 
-def test_an_answer_that_takes_too_long_is_a_model_error(
-    synchronous: RuntimePort, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_answer_is_model_error(synchronous: RuntimePort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "SYNC_TIMEOUT_S", 0.2)
     synchronous.container.may_answer.clear()
     response = refused(invoke, synchronous, code="ModelError", status=424)
@@ -285,18 +283,18 @@ def test_an_answer_that_takes_too_long_is_a_model_error(
     assert response["OriginalMessage"].startswith("Your invocation timed out while waiting for a response")
 
 
-def test_without_an_instance_the_service_is_unavailable(synchronous: RuntimePort) -> None:
+def test_no_instance_means_service_unavailable(synchronous: RuntimePort) -> None:
     synchronous.fleet.instances.clear()
     refused(invoke, synchronous, code="ServiceUnavailable", status=503)
 
 
-def test_a_body_may_have_six_mib_and_no_more(synchronous: RuntimePort) -> None:
+def test_body_has_at_most_six_mib(synchronous: RuntimePort) -> None:
     invoke(synchronous, Body=b"x" * MAX_SYNC_BYTES)
     assert len(synchronous.container.asked[0][2]) == MAX_SYNC_BYTES
     refused(invoke, synchronous, Body=b"x" * (MAX_SYNC_BYTES + 1))
 
 
-def test_an_answer_may_have_six_mib_and_no_more(synchronous: RuntimePort) -> None:
+def test_answer_has_at_most_six_mib(synchronous: RuntimePort) -> None:
     synchronous.container.body = b"x" * MAX_SYNC_BYTES
     assert len(invoke(synchronous)["Body"].read()) == MAX_SYNC_BYTES
     synchronous.container.body += b"x"
@@ -306,12 +304,12 @@ def test_an_answer_may_have_six_mib_and_no_more(synchronous: RuntimePort) -> Non
 @pytest.mark.parametrize(
     "parameters", [{"TargetModel": "m"}, {"TargetVariant": "other"}, {"InferenceComponentName": "c"}], ids=str
 )
-def test_what_this_endpoint_lacks_is_refused(synchronous: RuntimePort, parameters: dict[str, Any]) -> None:
+def test_unsupported_parameters_are_refused(synchronous: RuntimePort, parameters: dict[str, Any]) -> None:
     refused(invoke, synchronous, **parameters)
     assert synchronous.container.asked == []
 
 
-def test_the_answers_file_is_gone_with_the_answer(synchronous: RuntimePort, tmp_path: Path) -> None:
+def test_answer_file_is_removed_after_answer(synchronous: RuntimePort, tmp_path: Path) -> None:
     invoke(synchronous)
     synchronous.container.status = 500
     refused(invoke, synchronous, code="ModelError", status=424)

@@ -100,7 +100,7 @@ def read(tmp_path: Path, backend: Any, location: str) -> tuple[Source, bytes]:
         "https://s3.cn-north-1.amazonaws.com.cn/my.bucket/a/k%2520.json",
     ],
 )
-def test_a_location_is_s3_or_a_url_of_s3(location: str) -> None:
+def test_only_s3_uris_and_s3_urls_are_locations(location: str) -> None:
     assert parse_location(location) == ("my.bucket", "a/k%20.json")
 
 
@@ -120,13 +120,13 @@ def test_a_location_is_s3_or_a_url_of_s3(location: str) -> None:
         "",
     ],
 )
-def test_all_else_is_no_location(location: str) -> None:
+def test_everything_else_is_not_a_location(location: str) -> None:
     with pytest.raises(ValueError):
         parse_location(location)
 
 
 @pytest.mark.parametrize("size", [0, 1, MEBIBYTE, 3 * MEBIBYTE + 1])
-def test_an_object_is_read_as_a_stream(emulator: Emulator, tmp_path: Path, size: int) -> None:
+def test_object_is_read_as_stream(emulator: Emulator, tmp_path: Path, size: int) -> None:
     emulator.client("s3").put_object(Bucket="bucket", Key="in", Body=b"x" * size, ContentType="a/b")
     source, body = read(tmp_path, emulator, "s3://bucket/in")
     assert (source.size, source.content_type) == (size, "a/b")
@@ -142,24 +142,24 @@ def test_an_object_is_read_as_a_stream(emulator: Emulator, tmp_path: Path, size:
         ("https://example.com/in", "not a location on S3"),
     ],
 )
-def test_an_input_that_is_not_there_says_so(emulator: Emulator, tmp_path: Path, location: str, words: str) -> None:
+def test_missing_input_is_unreadable(emulator: Emulator, tmp_path: Path, location: str, words: str) -> None:
     with pytest.raises(InputUnreadable, match=words):
         read(tmp_path, emulator, location)
 
 
-def test_an_input_of_an_s3_that_is_gone_is_unreadable(tmp_path: Path) -> None:
+def test_input_in_dead_s3_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(InputUnreadable, match="no answer"):
         read(tmp_path, One(f"http://127.0.0.1:{free_port()}"), "s3://bucket/in")
 
 
-def test_an_input_has_a_gigabyte_at_most(tmp_path: Path) -> None:
+def test_input_has_at_most_one_gigabyte(tmp_path: Path) -> None:
     backend = Canned(io.BytesIO(), MAX_INPUT_BYTES + 1)
     with pytest.raises(InputUnreadable, match="1073741824 at most"):
         read(tmp_path, backend, "s3://bucket/in")
     assert backend.closed.wait(10)
 
 
-def test_an_input_that_breaks_off_is_unreadable(tmp_path: Path) -> None:
+def test_truncated_input_is_unreadable(tmp_path: Path) -> None:
     class Broken:
         def read(self, size: int) -> bytes:
             raise ConnectionResetError
@@ -170,7 +170,7 @@ def test_an_input_that_breaks_off_is_unreadable(tmp_path: Path) -> None:
     assert backend.closed.wait(10)
 
 
-def test_a_source_is_closed_without_waiting_for_a_read_that_hangs(tmp_path: Path) -> None:
+def test_close_does_not_wait_for_hanging_read(tmp_path: Path) -> None:
     class Hanging:
         def __init__(self) -> None:
             self.asked = threading.Event()
@@ -215,7 +215,7 @@ def test_bytes_are_written_under_a_key(emulator: Emulator, tmp_path: Path) -> No
     assert (found["Body"].read(), found["ContentType"]) == (b"text", "text/plain")
 
 
-def test_the_key_is_named_to_s3(tmp_path: Path) -> None:
+def test_kms_key_is_sent_to_s3(tmp_path: Path) -> None:
     seen: list[Any] = []
 
     def answer(request: Any) -> tuple[int, str, bytes]:
@@ -230,7 +230,7 @@ def test_the_key_is_named_to_s3(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status, may_pass", [(403, False), (404, False), (400, False), (500, True), (503, True)])
-def test_an_upload_that_failed_says_whether_it_may_pass(tmp_path: Path, status: int, may_pass: bool) -> None:
+def test_failed_upload_tells_whether_it_may_pass(tmp_path: Path, status: int, may_pass: bool) -> None:
     def answer(request: Any) -> tuple[int, str, bytes]:
         request.rfile.read(int(request.headers["Content-Length"]))
         return status, "application/xml", b"<Error><Code>Why</Code><Message>so</Message></Error>"
@@ -241,7 +241,7 @@ def test_an_upload_that_failed_says_whether_it_may_pass(tmp_path: Path, status: 
 
 
 @pytest.mark.parametrize("size", [5, 9 * MEBIBYTE])
-def test_an_upload_to_an_s3_that_is_gone_may_pass(tmp_path: Path, size: int) -> None:
+def test_upload_to_dead_s3_may_pass(tmp_path: Path, size: int) -> None:
     path = tmp_path / "answer"
     path.write_bytes(bytes(size))
     with pytest.raises(UploadFailed, match="no answer") as caught:
@@ -249,7 +249,7 @@ def test_an_upload_to_an_s3_that_is_gone_may_pass(tmp_path: Path, size: int) -> 
     assert caught.value.may_pass
 
 
-def test_an_upload_to_a_bucket_that_is_missing_does_not_pass(emulator: Emulator, tmp_path: Path) -> None:
+def test_upload_to_missing_bucket_will_not_pass(emulator: Emulator, tmp_path: Path) -> None:
     path = tmp_path / "answer"
     path.write_bytes(bytes(9 * MEBIBYTE))
     with pytest.raises(UploadFailed, match="NoSuchBucket") as caught:

@@ -73,7 +73,7 @@ def is_alive(pid: int) -> bool:
 # Created
 
 
-def test_an_endpoint_is_in_service_when_its_instances_answer_pings(tmp_path: Path) -> None:
+def test_endpoint_is_in_service_once_instances_answer(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", 2)
         assert world.fleet.healthy("e") == []
@@ -86,7 +86,7 @@ def test_an_endpoint_is_in_service_when_its_instances_answer_pings(tmp_path: Pat
     run(tmp_path, work)
 
 
-def test_a_container_may_take_its_time(tmp_path: Path) -> None:
+def test_slow_container_gets_healthy(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", environment={"WAIT_FOR_HEALTHY": "1"})
         await until(lambda: any("here" in line for line in world.said))
@@ -98,7 +98,7 @@ def test_a_container_may_take_its_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("environment", [{"WAIT_FOR_HEALTHY": "1"}, {"HANG_AT_ONCE": "1"}])
-def test_one_that_never_passes_its_ping_fails_its_endpoint(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_instance_that_never_answers_fails_endpoint(tmp_path: Path, environment: dict[str, str]) -> None:
     async def work(world: World) -> Endpoint:
         if "HANG_AT_ONCE" in environment:
             (world.control / "hang").touch()
@@ -112,7 +112,7 @@ def test_one_that_never_passes_its_ping_fails_its_endpoint(tmp_path: Path, envir
     assert run(tmp_path, work).failure_reason == NO_PING
 
 
-def test_one_that_exits_as_it_starts_is_started_again_and_then_fails(tmp_path: Path) -> None:
+def test_process_that_exits_at_start_is_restarted(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", environment={"EXIT_AT_START": "3"})
         endpoint = await world.until_status("e", "Failed")
@@ -122,7 +122,7 @@ def test_one_that_exits_as_it_starts_is_started_again_and_then_fails(tmp_path: P
     run(tmp_path, work, start_attempts=2)
 
 
-def test_a_command_that_does_not_exist_is_a_reason(tmp_path: Path) -> None:
+def test_missing_command_is_failure_reason(tmp_path: Path) -> None:
     async def work(world: World) -> str | None:
         await world.create("e")
         return (await world.until_status("e", "Failed")).failure_reason
@@ -130,7 +130,7 @@ def test_a_command_that_does_not_exist_is_a_reason(tmp_path: Path) -> None:
     assert "No such file or directory: '/no/such/serve'" in run(tmp_path, work, serve=("/no/such/serve",))
 
 
-def test_model_data_that_can_not_be_had_is_the_reason(tmp_path: Path) -> None:
+def test_missing_model_data_is_failure_reason(tmp_path: Path) -> None:
     async def work(world: World) -> str | None:
         await world.create("e", container={"ModelDataUrl": "s3://b/model.tar.gz"})
         return (await world.until_status("e", "Failed")).failure_reason
@@ -141,9 +141,7 @@ def test_model_data_that_can_not_be_had_is_the_reason(tmp_path: Path) -> None:
 # What a container is given
 
 
-def test_a_container_gets_its_environment_and_nothing_of_the_developers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_container_gets_only_its_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a real one")
     monkeypatch.setenv("AWS_PROFILE", "work")
     monkeypatch.setenv("LONGHAUL_THREADS", "7")
@@ -178,7 +176,7 @@ def test_network_isolation_takes_aws_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["/a/directory", "s3://mine/journal", ""])
-def test_a_model_that_names_a_journal_of_its_own_keeps_it(tmp_path: Path, uri: str) -> None:
+def test_models_own_journal_uri_is_kept(tmp_path: Path, uri: str) -> None:
     async def work(world: World) -> dict[str, str]:
         await world.create("e", environment={"LONGHAUL_CHECKPOINT_URI": uri})
         await world.until_status("e", "InService")
@@ -190,7 +188,7 @@ def test_a_model_that_names_a_journal_of_its_own_keeps_it(tmp_path: Path, uri: s
 # Life
 
 
-def test_one_that_dies_is_replaced_and_the_endpoint_stays_in_service(tmp_path: Path) -> None:
+def test_dead_instance_is_replaced_while_in_service(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", 2)
         await world.until_status("e", "InService")
@@ -205,7 +203,7 @@ def test_one_that_dies_is_replaced_and_the_endpoint_stays_in_service(tmp_path: P
 
 
 @pytest.mark.parametrize("illness", ["sick", "hang"])
-def test_one_that_misses_its_pings_is_replaced(tmp_path: Path, illness: str) -> None:
+def test_instance_that_misses_pings_is_replaced(tmp_path: Path, illness: str) -> None:
     async def work(world: World) -> None:
         await world.create("e")
         await world.until_status("e", "InService")
@@ -218,7 +216,7 @@ def test_one_that_misses_its_pings_is_replaced(tmp_path: Path, illness: str) -> 
     run(tmp_path, work, unhealthy_pings=2)
 
 
-def test_replacements_that_fail_are_tried_with_pauses_and_the_reason_is_told_until_one_is_well(tmp_path: Path) -> None:
+def test_failing_replacements_are_retried_with_failure_reason(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", variant={"ContainerStartupHealthCheckTimeoutInSeconds": 60})
         await world.until_status("e", "InService")
@@ -235,7 +233,7 @@ def test_replacements_that_fail_are_tried_with_pauses_and_the_reason_is_told_unt
 # Updates
 
 
-def test_an_update_switches_when_the_new_ones_are_healthy(tmp_path: Path) -> None:
+def test_update_switches_once_new_instances_are_healthy(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e")
         await world.until_status("e", "InService")
@@ -254,7 +252,7 @@ def test_an_update_switches_when_the_new_ones_are_healthy(tmp_path: Path) -> Non
     run(tmp_path, work)
 
 
-def test_an_update_that_fails_goes_back(tmp_path: Path) -> None:
+def test_failed_update_goes_back(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", 2)
         await world.until_status("e", "InService")
@@ -268,7 +266,7 @@ def test_an_update_that_fails_goes_back(tmp_path: Path) -> None:
     run(tmp_path, work, start_attempts=1)
 
 
-def test_capacity_grows_and_the_idle_are_ended_first(tmp_path: Path) -> None:
+def test_scale_in_ends_idle_instances_first(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", 1)
         await world.until_status("e", "InService")
@@ -289,7 +287,7 @@ def test_capacity_grows_and_the_idle_are_ended_first(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_capacity_that_can_not_be_had_goes_back(tmp_path: Path) -> None:
+def test_failed_scale_out_goes_back(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", environment={"WAIT_FOR_HEALTHY": "1"})
         (world.control / "healthy").touch()
@@ -306,7 +304,7 @@ def test_capacity_that_can_not_be_had_goes_back(tmp_path: Path) -> None:
 # The end
 
 
-def test_a_deleted_endpoint_is_gone_when_its_instances_are(tmp_path: Path) -> None:
+def test_deleted_endpoint_goes_with_its_instances(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", 2)
         await world.until_status("e", "InService")
@@ -320,7 +318,7 @@ def test_a_deleted_endpoint_is_gone_when_its_instances_are(tmp_path: Path) -> No
     run(tmp_path, work)
 
 
-def test_a_deletion_is_a_change(tmp_path: Path) -> None:
+def test_deletion_changes_fleet_version(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", 0)
         await world.until_status("e", "InService")
@@ -333,7 +331,7 @@ def test_a_deletion_is_a_change(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_one_that_still_starts_can_be_deleted(tmp_path: Path) -> None:
+def test_starting_endpoint_can_be_deleted(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", environment={"WAIT_FOR_HEALTHY": "1"})
         await until(lambda: any("here" in line for line in world.said))
@@ -343,7 +341,7 @@ def test_one_that_still_starts_can_be_deleted(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_sigterm_then_sigkill_to_all_of_the_session(tmp_path: Path) -> None:
+def test_end_sends_sigterm_then_kills_session(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", environment={"IGNORE_SIGTERM": "1", "CHILD": "1"})
         await world.until_status("e", "InService")
@@ -359,7 +357,7 @@ def test_sigterm_then_sigkill_to_all_of_the_session(tmp_path: Path) -> None:
     run(tmp_path, work, stop_grace_s=0.5)
 
 
-def test_what_a_dead_container_left_in_its_session_is_killed(tmp_path: Path) -> None:
+def test_dead_containers_session_is_killed(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         await world.create("e", environment={"CHILD": "1"})
         await world.until_status("e", "InService")
@@ -372,7 +370,7 @@ def test_what_a_dead_container_left_in_its_session_is_killed(tmp_path: Path) -> 
     run(tmp_path, work)
 
 
-def test_stop_all_ends_all_and_the_next_gateway_starts_them_again(tmp_path: Path) -> None:
+def test_next_gateway_restarts_instances_after_stop_all(tmp_path: Path) -> None:
     async def first(world: World) -> tuple[list[Instance], list[int]]:
         await world.create("e")
         await world.until_status("e", "InService")
@@ -403,7 +401,7 @@ def gateway(data_dir: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", GATEWAY, str(data_dir)], cwd=ROOT)
 
 
-def test_a_killed_gateways_instances_are_adopted_without_a_restart(tmp_path: Path) -> None:
+def test_killed_gateways_instances_are_adopted(tmp_path: Path) -> None:
     async def before() -> list[int]:
         world = World(quick(tmp_path / "data"), None)  # another process looks after it
         killed = gateway(tmp_path / "data")
@@ -433,7 +431,7 @@ def test_a_killed_gateways_instances_are_adopted_without_a_restart(tmp_path: Pat
     run(tmp_path, after)
 
 
-def test_gateways_killed_at_random_leave_no_unknown_process(tmp_path: Path) -> None:
+def test_randomly_killed_gateways_leave_no_unknown_process(tmp_path: Path) -> None:
     async def create() -> None:
         world = World(quick(tmp_path / "data"), None)
         await world.create("e", 3)
@@ -454,7 +452,7 @@ def test_gateways_killed_at_random_leave_no_unknown_process(tmp_path: Path) -> N
     run(tmp_path, after)
 
 
-def test_a_process_whose_pid_nobody_wrote_down_is_found(tmp_path: Path) -> None:
+def test_process_with_unrecorded_pid_is_found(tmp_path: Path) -> None:
     async def before() -> str:
         world = World(quick(tmp_path / "data"), None)
         killed = gateway(tmp_path / "data")
@@ -486,7 +484,7 @@ def test_a_process_whose_pid_nobody_wrote_down_is_found(tmp_path: Path) -> None:
         {"serve": (sys.executable, MISBEHAVING, "")},
     ],
 )
-def test_one_that_was_started_under_other_settings_is_replaced(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_instance_of_other_settings_is_replaced(tmp_path: Path, changes: dict[str, Any]) -> None:
     async def before() -> int:
         world = World(quick(tmp_path / "data"), None)
         killed = gateway(tmp_path / "data")
@@ -509,7 +507,7 @@ def test_one_that_was_started_under_other_settings_is_replaced(tmp_path: Path, c
     run(tmp_path, after, **changes)
 
 
-def test_a_clock_that_was_set_back_gives_no_longer_grace(tmp_path: Path) -> None:
+def test_clock_set_back_does_not_extend_grace(tmp_path: Path) -> None:
     async def before() -> int:
         world = World(quick(tmp_path / "data"), None)
         killed = gateway(tmp_path / "data")
@@ -532,7 +530,7 @@ def test_a_clock_that_was_set_back_gives_no_longer_grace(tmp_path: Path) -> None
     run(tmp_path, after, stop_grace_s=0.2)
 
 
-def test_a_pid_that_is_another_processs_now_is_left_alone(tmp_path: Path) -> None:
+def test_reused_pid_is_left_alone(tmp_path: Path) -> None:
     async def first(world: World) -> None:
         await world.create("e")
         await world.until_status("e", "InService")
@@ -567,7 +565,7 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     assert process.exit_code == 0
 
 
-def test_a_session_is_found_by_its_marker(tmp_path: Path) -> None:
+def test_session_is_found_by_marker(tmp_path: Path) -> None:
     process = Process.start(["sleep", "600"], {"MARK": str(tmp_path)}, tmp_path / "log")
     found = find_session("MARK", str(tmp_path))
     assert found is not None and (found.pid, found.identity) == (process.pid, process.identity)
@@ -586,7 +584,7 @@ def marked(mark: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if has_it(process)]
 
 
-def test_a_child_with_a_session_of_its_own_is_not_taken_for_its_parent(tmp_path: Path) -> None:
+def test_child_in_own_session_is_not_found(tmp_path: Path) -> None:
     mark = str(tmp_path)
     command = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]
     process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
@@ -598,7 +596,7 @@ def test_a_child_with_a_session_of_its_own_is_not_taken_for_its_parent(tmp_path:
     assert marked(mark) == [] and not process.is_alive
 
 
-def test_what_a_lost_leader_left_is_killed(tmp_path: Path) -> None:
+def test_dead_leaders_descendants_are_killed(tmp_path: Path) -> None:
     mark = str(tmp_path)
     command = ["sh", "-c", "sleep 600 & setsid sleep 600 & exec sleep 600"]
     process = Process.start(command, {"MARK": mark, "PATH": os.environ["PATH"]}, tmp_path / "log")
@@ -613,7 +611,7 @@ def test_what_a_lost_leader_left_is_killed(tmp_path: Path) -> None:
 # With an S3 behind it
 
 
-def test_model_files_live_as_long_as_their_endpoint(tmp_path: Path, emulator: Emulator) -> None:
+def test_model_data_lives_as_long_as_endpoint(tmp_path: Path, emulator: Emulator) -> None:
     s3 = emulator.client("s3")
     s3.create_bucket(Bucket="models")
     s3.put_object(Bucket="models", Key="m/config.json", Body=b"{}")
@@ -642,7 +640,7 @@ def buckets(emulator: Emulator) -> set[str]:
     return {bucket["Name"] for bucket in emulator.client("s3").list_buckets()["Buckets"]}
 
 
-def test_the_journals_bucket_is_made_with_the_first_container_and_kept(tmp_path: Path, emulator: Emulator) -> None:
+def test_journal_bucket_is_made_once_and_kept(tmp_path: Path, emulator: Emulator) -> None:
     s3, bucket = emulator.client("s3"), "longhaul-checkpoints-eu-west-1-000000000000"
     segment = {"Bucket": bucket, "Key": "e/AllTraffic/segment"}
 
@@ -661,7 +659,7 @@ def test_the_journals_bucket_is_made_with_the_first_container_and_kept(tmp_path:
     assert s3.get_bucket_location(Bucket=bucket)["LocationConstraint"] == "eu-west-1"
 
 
-def test_without_a_backend_containers_start_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_containers_start_without_backend(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def work(world: World) -> None:
         await world.create("e")
         await world.until_status("e", "InService")

@@ -33,12 +33,12 @@ def numbers(db: sqlite3.Connection) -> list[int]:
     return [row["number"] for row in db.execute("SELECT number FROM numbers ORDER BY number")]
 
 
-def test_what_is_written_is_there_for_the_next_process(tmp_path: Path) -> None:
+def test_next_process_sees_written_rows(tmp_path: Path) -> None:
     with_database(tmp_path / "db", lambda database: database.write(insert(1)))
     assert with_database(tmp_path / "db", lambda database: database.read(numbers)) == [1]
 
 
-def test_a_change_that_fails_undoes_itself_alone(tmp_path: Path) -> None:
+def test_failed_change_undoes_only_itself(tmp_path: Path) -> None:
     async def work(database: Database) -> list[Any]:
         changes = [database.write(insert(number)) for number in (1, 2, 2, 3)]
         outcomes = await asyncio.gather(*changes, return_exceptions=True)
@@ -48,7 +48,7 @@ def test_a_change_that_fails_undoes_itself_alone(tmp_path: Path) -> None:
     assert with_database(tmp_path / "db", work) == [1, 2, 3]
 
 
-def test_a_change_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_change_is_atomic(tmp_path: Path) -> None:
     def half(db: sqlite3.Connection) -> None:
         insert(1)(db)
         raise ValueError("no more")
@@ -61,7 +61,7 @@ def test_a_change_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
     assert with_database(tmp_path / "db", work) == []
 
 
-def test_the_disk_is_asked_at_every_commit(tmp_path: Path) -> None:
+def test_every_commit_is_synced(tmp_path: Path) -> None:
     async def work(database: Database) -> tuple[int, str]:
         def ask(db: sqlite3.Connection) -> tuple[int, str]:
             return db.execute("PRAGMA synchronous").fetchone()[0], db.execute("PRAGMA journal_mode").fetchone()[0]
@@ -74,7 +74,7 @@ def test_the_disk_is_asked_at_every_commit(tmp_path: Path) -> None:
 # The catalog on it
 
 
-def test_a_resource_comes_and_goes_with_its_tags(tmp_path: Path) -> None:
+def test_resource_and_tags_are_deleted_together(tmp_path: Path) -> None:
     async def work(database: Database) -> None:
         catalog = Catalog(database)
         await catalog.create("model", "m", "arn:m", {"ModelName": "m"}, {"team": "a"}, {})

@@ -73,7 +73,7 @@ def test_a_job_is_what_was_accepted(run: Run) -> None:
     run(work)
 
 
-def test_a_released_one_keeps_its_place(run: Run) -> None:
+def test_released_job_keeps_its_place(run: Run) -> None:
     async def work(queue: Queue) -> None:
         for name in ("a", "b"):
             await accept(queue, name)
@@ -83,7 +83,7 @@ def test_a_released_one_keeps_its_place(run: Run) -> None:
     run(work)
 
 
-def test_of_two_holders_only_the_last_decides(run: Run) -> None:
+def test_only_last_of_two_holders_decides(run: Run) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue, "a")
         first = await leased(queue)
@@ -97,7 +97,7 @@ def test_of_two_holders_only_the_last_decides(run: Run) -> None:
     run(work)
 
 
-def test_what_a_dead_gateway_held_waits_again_and_what_it_decided_is_still_to_be_written(run: Run) -> None:
+def test_recover_releases_leased_and_returns_decided_jobs(run: Run) -> None:
     async def die(queue: Queue) -> None:
         for name in ("a", "b", "c"):
             await accept(queue, name)
@@ -116,7 +116,7 @@ def test_what_a_dead_gateway_held_waits_again_and_what_it_decided_is_still_to_be
     run(live)
 
 
-def test_the_notice_comes_with_the_end_once(run: Run) -> None:
+def test_finish_puts_one_notification(run: Run) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue, "a")
         job = await leased(queue)
@@ -132,7 +132,7 @@ def test_the_notice_comes_with_the_end_once(run: Run) -> None:
     run(work)
 
 
-def test_one_that_waited_too_long_is_never_leased_but_told_expired_once(run: Run) -> None:
+def test_expired_job_is_only_leased_as_expired(run: Run) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue, "late", ttl_s=0.0)
         job = await accept(queue, "in time")
@@ -146,7 +146,7 @@ def test_one_that_waited_too_long_is_never_leased_but_told_expired_once(run: Run
     run(work)
 
 
-def test_what_waited_for_a_deleted_endpoint_is_told_all_at_once(run: Run) -> None:
+def test_lease_all_takes_waiting_jobs_of_deleted_endpoint(run: Run) -> None:
     async def work(queue: Queue) -> None:
         for name in ("a", "b"):
             await accept(queue, name)
@@ -162,7 +162,7 @@ def test_what_waited_for_a_deleted_endpoint_is_told_all_at_once(run: Run) -> Non
     run(work)
 
 
-def test_done_jobs_are_forgotten_in_time(run: Run) -> None:
+def test_prune_forgets_old_done_jobs(run: Run) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue, "a")
         await accept(queue, "b")

@@ -57,7 +57,7 @@ def rows(path: Path, question: str) -> list[tuple[Any, ...]]:
     return found
 
 
-def test_what_is_accepted_at_once_gets_places_of_its_own(path: Path) -> None:
+def test_concurrent_jobs_get_distinct_places(path: Path) -> None:
     async def work(queue: Queue) -> tuple[list[int], list[str]]:
         accepted = await asyncio.gather(*(accept(queue, str(number)) for number in range(500)))
         order = [(await lease(queue)).inference_id for _ in range(500)]
@@ -69,7 +69,7 @@ def test_what_is_accepted_at_once_gets_places_of_its_own(path: Path) -> None:
     assert order == [str(number) for _, number in sorted(zip(places, range(500), strict=True))]
 
 
-def test_no_job_is_leased_twice_by_holders_that_ask_at_once(path: Path) -> None:
+def test_concurrent_leases_never_share_a_job(path: Path) -> None:
     async def work(queue: Queue) -> list[int]:
         for number in range(50):
             await accept(queue, str(number))
@@ -94,7 +94,7 @@ def test_only_the_last_holder_decides(path: Path) -> None:
     assert rows(path, "SELECT * FROM outbox") == []
 
 
-def test_a_stale_holder_cannot_release_what_another_holds(path: Path) -> None:
+def test_stale_holder_cannot_release(path: Path) -> None:
     async def work(queue: Queue) -> Job | None:
         await accept(queue)
         stale = await lease(queue)
@@ -118,7 +118,7 @@ def test_a_job_is_decided_once(path: Path) -> None:
     assert with_queue(path, work) == [True, False, False]
 
 
-def test_an_output_that_cannot_be_written_becomes_a_failure(path: Path) -> None:
+def test_redecided_outcome_is_recovered(path: Path) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue)
         job = await lease(queue)
@@ -149,7 +149,7 @@ asyncio.run(run())
 """
 
 
-def test_what_was_acknowledged_before_a_kill_is_there_after_it(path: Path) -> None:
+def test_acknowledged_jobs_survive_kill(path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _ACCEPT_FOR_EVER, str(path)],
         stdout=subprocess.PIPE,
@@ -166,7 +166,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_after_it(path: Path) -> No
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_the_time_to_live_ends_with_the_lease(path: Path) -> None:
+def test_leased_job_does_not_expire(path: Path) -> None:
     async def work(queue: Queue) -> None:
         await accept(queue)
         await lease(queue)
@@ -178,7 +178,7 @@ def test_the_time_to_live_ends_with_the_lease(path: Path) -> None:
     assert with_queue(path, Queue.lease_expired) == []
 
 
-def test_the_time_that_a_job_was_held_is_none_of_its_time_to_wait(path: Path) -> None:
+def test_time_under_lease_does_not_count_as_waiting(path: Path) -> None:
     async def work(queue: Queue) -> tuple[Job, Job]:
         await accept(queue, ttl_s=60)
         return await lease(queue), await accept(queue, "second")
@@ -197,7 +197,7 @@ def test_the_time_that_a_job_was_held_is_none_of_its_time_to_wait(path: Path) ->
     assert again.expires_at == pytest.approx(held.expires_at, abs=30)
 
 
-def test_the_next_expiry_is_that_of_the_first_to_expire(path: Path) -> None:
+def test_next_expiry_is_the_earliest(path: Path) -> None:
     async def work(queue: Queue) -> tuple[float | None, float | None]:
         nothing = await queue.next_expiry()
         for ttl_s in (500, 100, 300):
@@ -208,7 +208,7 @@ def test_the_next_expiry_is_that_of_the_first_to_expire(path: Path) -> None:
     assert nothing is None and first == pytest.approx(time.time() + 100, abs=30)
 
 
-def test_questions_about_a_long_history_are_answered_by_an_index(path: Path) -> None:
+def test_backlog_and_expiry_use_indexes(path: Path) -> None:
     statements: list[str] = []
 
     def explain(db: sqlite3.Connection) -> list[str]:

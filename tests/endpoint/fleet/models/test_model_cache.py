@@ -99,7 +99,7 @@ def content(directory: Path) -> dict[str, bytes]:
 # What arrives
 
 
-def test_an_archive_is_extracted_read_only(cache: ModelCache, s3: Any) -> None:
+def test_archive_is_extracted_read_only(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("code/run.py", b"pass")))
     directory = lay_out(cache, from_url())
     assert content(directory) == {"config.json": b"{}", "code/run.py": b"pass"}
@@ -107,12 +107,12 @@ def test_an_archive_is_extracted_read_only(cache: ModelCache, s3: Any) -> None:
     assert modes == {0}
 
 
-def test_a_gzip_object_is_an_archive_too(cache: ModelCache, s3: Any) -> None:
+def test_gzip_object_is_extracted(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="m.tar.gz", Body=archive(("a", b"1")))
     assert content(lay_out(cache, from_s3(f"s3://{BUCKET}/m.tar.gz", "S3Object", "Gzip"))) == {"a": b"1"}
 
 
-def test_a_prefix_becomes_paths(cache: ModelCache, s3: Any) -> None:
+def test_prefix_becomes_paths(cache: ModelCache, s3: Any) -> None:
     for key in ("my/model/config.json", "my/model/deep/er/weights", "my/models/other"):
         s3.put_object(Bucket=BUCKET, Key=key, Body=key.encode())
     directory = lay_out(cache, from_s3(f"s3://{BUCKET}/my/model/"))
@@ -122,12 +122,12 @@ def test_a_prefix_becomes_paths(cache: ModelCache, s3: Any) -> None:
     }
 
 
-def test_an_object_keeps_the_last_part_of_its_key(cache: ModelCache, s3: Any) -> None:
+def test_object_is_named_by_keys_last_part(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="a/b/weights.bin", Body=b"w")
     assert content(lay_out(cache, from_s3(f"s3://{BUCKET}/a/b/weights.bin", "S3Object"))) == {"weights.bin": b"w"}
 
 
-def test_a_container_without_model_data_gets_an_empty_directory(cache: ModelCache) -> None:
+def test_no_model_data_gives_empty_directory(cache: ModelCache) -> None:
     assert ModelSource.of({"Environment": {"HF_MODEL_ID": "some/model"}}) is None
     assert list(lay_out(cache, None).iterdir()) == []
 
@@ -141,7 +141,7 @@ def test_thousands_of_objects_are_all_there(cache: ModelCache, s3: Any) -> None:
 # What stays
 
 
-def test_unchanged_data_is_not_fetched_again_and_changed_data_is(cache: ModelCache, s3: Any) -> None:
+def test_only_changed_data_is_fetched_again(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
     first = lay_out(cache, from_url())
     before = first.stat()
@@ -151,7 +151,7 @@ def test_unchanged_data_is_not_fetched_again_and_changed_data_is(cache: ModelCac
     assert content(second) == {"a": b"2"} and content(first) == {"a": b"1"}
 
 
-def test_instances_that_start_together_share_one_download(cache: ModelCache, s3: Any, emulator: Emulator) -> None:
+def test_concurrent_starts_share_one_download(cache: ModelCache, s3: Any, emulator: Emulator) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("a", b"1")))
 
     async def one() -> Path:
@@ -173,7 +173,7 @@ def test_instances_that_start_together_share_one_download(cache: ModelCache, s3:
     assert gets == 1
 
 
-def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(cache: ModelCache, s3: Any) -> None:
+def test_unused_models_are_removed_but_held_ones_kept(cache: ModelCache, s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("code/a", b"1")))
 
     async def run() -> Path:
@@ -200,9 +200,7 @@ def test_what_nobody_uses_is_removed_but_not_what_somebody_is_being_given(cache:
         (special(tarfile.FIFOTYPE), "is a special file"),
     ],
 )
-def test_links_and_devices_in_an_archive_are_refused(
-    cache: ModelCache, s3: Any, member: tarfile.TarInfo, what: str
-) -> None:
+def test_archived_links_and_devices_are_refused(cache: ModelCache, s3: Any, member: tarfile.TarInfo, what: str) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(("config.json", b"{}"), ("odd", member)))
     text = reason(cache, from_url())
     assert text.startswith(f'Failed to extract model data archive for container "container_1" from URL "{URL}".')
@@ -210,7 +208,7 @@ def test_links_and_devices_in_an_archive_are_refused(
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
-def test_an_archive_can_not_write_elsewhere(cache: ModelCache, s3: Any, tmp_path: Path, name: str) -> None:
+def test_archive_cannot_write_elsewhere(cache: ModelCache, s3: Any, tmp_path: Path, name: str) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive((name, b"!")))
     assert "Failed to extract" in reason(cache, from_url())
     assert not list(tmp_path.rglob("outside"))
@@ -228,14 +226,14 @@ def test_an_archive_can_not_write_elsewhere(cache: ModelCache, s3: Any, tmp_path
     ],
     ids=["text", "gzip of text", "cut short", "cut in the checksum", "clash", "long name"],
 )
-def test_what_is_no_good_archive_is_refused(cache: ModelCache, s3: Any, body: bytes) -> None:
+def test_broken_archive_is_refused(cache: ModelCache, s3: Any, body: bytes) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=body)
     assert reason(cache, from_url(ContainerHostname="mine")).startswith(
         'Failed to extract model data archive for container "mine" from URL'
     )
 
 
-def test_missing_data_is_named(cache: ModelCache, s3: Any) -> None:
+def test_missing_data_is_named_in_error(cache: ModelCache, s3: Any) -> None:
     for source in (from_url(), from_s3(f"s3://{BUCKET}/none/"), from_s3("s3://no-such-bucket/x/")):
         assert "Please ensure that there is an object located at the URL" in reason(cache, source)
 
@@ -245,13 +243,13 @@ def test_missing_data_is_named(cache: ModelCache, s3: Any) -> None:
     [("m/",), ("m/a/",), ("m/a", "m/a/b"), ("m//a",), ("m/./a",), ("m/../a",), ("m/" + "x" * 256,), ("m/ /a",)],
     ids=str,
 )
-def test_keys_that_are_no_paths_are_refused(cache: ModelCache, s3: Any, keys: tuple[str, ...]) -> None:
+def test_keys_that_are_not_paths_are_refused(cache: ModelCache, s3: Any, keys: tuple[str, ...]) -> None:
     for key in ("m/good", *keys):
         s3.put_object(Bucket=BUCKET, Key=key, Body=b"")
     assert "name for a file" in (text := reason(cache, from_s3(f"s3://{BUCKET}/m/"))) or "both" in text
 
 
-def test_sources_that_can_not_be_are_refused() -> None:
+def test_invalid_sources_are_refused() -> None:
     with pytest.raises(ModelDataError, match="must end with a forward slash"):
         from_s3(f"s3://{BUCKET}/m")
     with pytest.raises(ModelDataError, match="Gzip"):
@@ -260,14 +258,14 @@ def test_sources_that_can_not_be_are_refused() -> None:
         from_s3(f"s3://{BUCKET}/m/", ManifestS3Uri="s3://b/manifest")
 
 
-def test_another_etag_than_the_one_asked_for_is_refused(cache: ModelCache, s3: Any) -> None:
+def test_other_etag_than_requested_is_refused(cache: ModelCache, s3: Any) -> None:
     etag = s3.put_object(Bucket=BUCKET, Key="w", Body=b"w")["ETag"]
     lay_out(cache, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag=etag))
     asyncio.run(cache.keep_only([]))
     assert "Its ETag is" in reason(cache, from_s3(f"s3://{BUCKET}/w", "S3Object", ETag='"other"'))
 
 
-def test_time_runs_out(tmp_path: Path) -> None:
+def test_download_stops_at_timeout(tmp_path: Path) -> None:
     class Stuck:
         """An S3 that says nothing until it is let go."""
 
@@ -293,7 +291,7 @@ def test_time_runs_out(tmp_path: Path) -> None:
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_a_killed_download_leaves_nothing_that_looks_whole(tmp_path: Path, s3: Any, emulator: Emulator) -> None:
+def test_killed_download_leaves_no_model_directory(tmp_path: Path, s3: Any, emulator: Emulator) -> None:
     s3.put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive(*((f"f{n}", os.urandom(200_000)) for n in range(50))))
     program = f"""
 import asyncio, os, pathlib, signal, sys, time
@@ -346,13 +344,13 @@ def test_the_forms_of_a_location(uri: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["example.com", "b.s3.example.com", "b.s3-accelerate.example.com"])
-def test_other_hosts_are_no_s3(host: str) -> None:
+def test_other_hosts_are_not_s3(host: str) -> None:
     with pytest.raises(ModelDataError, match="not a location on S3"):
         ModelSource.of({"ModelDataUrl": f"https://{host}/b/k"})
 
 
 @pytest.mark.parametrize("uri", ["s3://b/", "https://b.s3.amazonaws.com/"])
-def test_a_prefix_may_be_a_whole_bucket(uri: str) -> None:
+def test_prefix_may_be_whole_bucket(uri: str) -> None:
     part = {"S3Uri": uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
     source = ModelSource.of({"ModelDataSource": {"S3DataSource": part}})
     assert source is not None and (source.bucket, source.key) == ("b", "")
