@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from testing.sources import Finding, Source
 
 Graph = Mapping[str, Mapping[str, int]]
-"""For each module, the modules it imports, with the line of the first import."""
+"""Modules that each module imports, with the line of the first import."""
 
 
 @dataclass(frozen=True, slots=True)
