@@ -6,13 +6,13 @@ import os
 import sqlite3
 import tempfile
 
-from container.disk.spool import full_disk, naming_a_full_disk
+from container.disk.full_disk import full_disk, naming_a_full_disk
 
 _CACHE_KIB = 8 << 10
 
 
 def open_scratch(directory: str, *tables: str) -> sqlite3.Connection:
-    """With those tables. Any thread may use it, one at a time. Raises OutOfSpace where there is no room for it."""
+    """Make the tables in a new file. Any thread may use it, one at a time. Raises OutOfSpace when the disk is full."""
     with naming_a_full_disk():
         handle, path = tempfile.mkstemp(dir=directory, prefix="longhaul-")
     os.close(handle)

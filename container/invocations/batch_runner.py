@@ -10,8 +10,9 @@ from functools import partial
 
 from container.core import Seeds
 from container.dialects.batch import Line, is_blank, name_line, name_long_line, read_line
+from container.disk.ordered_spool import OrderedSpool, close_soon
 from container.disk.seen_ids import SeenIds
-from container.disk.spool import OrderedSpool, Spool, SpooledLine, close_soon
+from container.disk.spool import Spool, SpooledLine
 from container.errors import DeadlineExceeded, EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable
 from container.invocations.concurrency import WeightedSemaphore, run_in_thread
 from container.invocations.invocation import Invocation

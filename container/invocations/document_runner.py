@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack
 
 from container.core import Call
 from container.dialects.document import RequestHead, read_call
-from container.disk.spool import Spool, close_soon
+from container.disk.ordered_spool import close_soon
+from container.disk.spool import Spool
 from container.invocations.concurrency import run_in_thread
 from container.invocations.invocation import Invocation
 from container.invocations.service import Service

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from container.disk.full_disk import full_disk
 from container.disk.scratch_table import open_scratch
-from container.disk.spool import full_disk
 from container.engine.sequence import TokenLogprobs
 from container.journal.merged_output import MergedOutput, better, of
 from container.journal.segment import End, Entry, GenerationKey, Record, unpacked

@@ -23,7 +23,7 @@ from setproctitle import setproctitle
 from container.core import Call, Completion, Result, Seeds
 from container.dialects.batch import Line, read_line
 from container.dialects.document import read_call
-from container.disk.spool import naming_a_full_disk
+from container.disk.full_disk import naming_a_full_disk
 from container.errors import RequestError
 from container.processes.framing import encode, read_frames
 from container.processes.parent_death import die_with_parent

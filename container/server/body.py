@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 from starlette.requests import Request
 
-from container.disk.spool import Spool, close_soon
+from container.disk.ordered_spool import close_soon
+from container.disk.spool import Spool
 from container.errors import ClientTimeout, DeadlineExceeded, TooLarge, Unavailable
 from container.invocations.deadline import Deadline
 from container.invocations.request_digest import RequestDigest

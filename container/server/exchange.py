@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from container.dialects.document import JSON_LINES, RequestHead, Route, validate_charset
 from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
-from container.disk.spool import OrderedSpool, Spool, close_soon
+from container.disk.ordered_spool import OrderedSpool, close_soon
+from container.disk.spool import Spool
 from container.errors import RequestError, Unavailable
 from container.invocations.batch_runner import BatchRunner
 from container.invocations.deadline import Deadline

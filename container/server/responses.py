@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from container.disk.spool import OrderedSpool, Spool, close_soon
+from container.disk.ordered_spool import OrderedSpool, close_soon
+from container.disk.spool import Spool
 from container.errors import RequestError
 from container.invocations.invocation import Invocation
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from container.journal.stores.open_store import open_store
 from container.journal.stores.s3 import S3Store
-from container.journal.stores.store import Store, open_store
+from container.journal.stores.store import Store
 from testing.emulator import Emulator
 
 KINDS = ("directory", "s3")
@@ -57,17 +58,9 @@ def new_uri(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def closing_store(uri: str) -> Iterator[Store]:
-    store = open_store(uri)
-    try:
-        yield store
-    finally:
-        store.close()
+    yield open_store(uri)
 
 
 @contextmanager
 def impatient(uri: str) -> Iterator[S3Store]:
-    store = S3Store(uri, connect_timeout_s=0.5, read_timeout_s=0.2)
-    try:
-        yield store
-    finally:
-        store.close()
+    yield S3Store(uri, connect_timeout_s=0.5, read_timeout_s=0.2)

@@ -1,4 +1,4 @@
-"""A store under a prefix of a bucket: Amazon's, or of anything that speaks S3 and honours `If-None-Match: *`.
+"""A store under a prefix of a bucket, Amazon's or any other that speaks S3 and honours `If-None-Match: *`.
 
 Needs s3:GetObject, s3:PutObject and s3:DeleteObject on the objects and s3:ListBucket on the bucket; with a KMS key
 kms:GenerateDataKey and kms:Decrypt on it.
@@ -19,13 +19,13 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from container.journal.stores.store import StoreError, checked, checked_folder
+from container.journal.stores.store import StoreError, validate_folder, validate_key
 
 _URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[A-Za-z0-9!_.*'()/-]*))?")
-_AMAZONS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+_AMAZON_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 _TRIES = 3
-_PAUSE_S = 0.2
-_DELETED_AT_ONCE = 1000
+_RETRY_PAUSE_S = 0.2
+_MAX_KEYS_PER_DELETE = 1000
 _NOT_FOUND = ("404", "NoSuchKey")
 
 _ADVICE = {
@@ -40,14 +40,14 @@ _ADVICE["301"] = _ADVICE["PermanentRedirect"]
 
 
 class S3Store:
-    """Owns one client, which any thread may use. Credentials, profiles and endpoints are found as boto3 does."""
+    """Keeps each object under its key. Credentials, profiles and endpoints are found as boto3 does."""
 
     is_local = False
 
     def __init__(
         self, uri: str, *, kms_key: str | None = None, connect_timeout_s: float = 3, read_timeout_s: float = 10
     ) -> None:
-        """Raises ValueError for a URI or an environment with which nothing can be stored, whatever time may bring."""
+        """Make the client. Raises ValueError for a URI or an environment with which nothing can ever be stored."""
         match = _URI.fullmatch(uri)
         prefix = match["prefix"].strip("/") if match and match["prefix"] else ""
         if match is None or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
@@ -64,12 +64,9 @@ class S3Store:
     def describe(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
-    def close(self) -> None:
-        self._client.close()
-
     def create(self, key: str, data: bytes) -> bool:
-        name = self._prefix + checked(key)
-        with self._naming_failures("write"):
+        name = self._prefix + validate_key(key)
+        with self._raising_store_errors("write"):
             for attempt in range(_TRIES):
                 try:
                     self._client.put_object(
@@ -79,19 +76,21 @@ class S3Store:
                 except ClientError as error:
                     if _code(error) in ("PreconditionFailed", "412"):
                         return False
-                    # Another's write or deletion of this very key is under way.
+                    # Another writer or deleter is at work on this very key.
                     if _code(error) != "ConditionalRequestConflict" or attempt == _TRIES - 1:
                         raise
-                time.sleep(_PAUSE_S * random.uniform(0.5, 1.5) * 2**attempt)
+                time.sleep(_RETRY_PAUSE_S * random.uniform(0.5, 1.5) * 2**attempt)
         raise AssertionError
 
     def put(self, key: str, data: bytes) -> None:
-        with self._naming_failures("write"):
-            self._client.put_object(Bucket=self._bucket, Key=self._prefix + checked(key), Body=data, **self._encryption)
+        with self._raising_store_errors("write"):
+            self._client.put_object(
+                Bucket=self._bucket, Key=self._prefix + validate_key(key), Body=data, **self._encryption
+            )
 
     def get(self, key: str) -> bytes | None:
-        name = self._prefix + checked(key)
-        with self._naming_failures("read"):
+        name = self._prefix + validate_key(key)
+        with self._raising_store_errors("read"):
             for attempt in range(_TRIES):
                 try:
                     body = self._client.get_object(Bucket=self._bucket, Key=name)["Body"]
@@ -108,9 +107,9 @@ class S3Store:
         raise AssertionError
 
     def exists(self, key: str) -> bool:
-        with self._naming_failures("read"):
+        with self._raising_store_errors("read"):
             try:
-                self._client.head_object(Bucket=self._bucket, Key=self._prefix + checked(key))
+                self._client.head_object(Bucket=self._bucket, Key=self._prefix + validate_key(key))
             except ClientError as error:
                 if _code(error) not in _NOT_FOUND:
                     raise
@@ -118,35 +117,35 @@ class S3Store:
             return True
 
     def keys(self, prefix: str) -> list[str]:
-        with self._naming_failures("list"):
+        with self._raising_store_errors("list"):
             return sorted(self._keys(prefix))
 
     def folders(self, folder: str) -> list[str]:
-        with self._naming_failures("list"):
-            pages = self._pages(checked_folder(folder), Delimiter="/")
+        with self._raising_store_errors("list"):
+            pages = self._pages(validate_folder(folder), Delimiter="/")
             return sorted(f["Prefix"].rsplit("/", 2)[1] for page in pages for f in page.get("CommonPrefixes", ()))
 
     def delete(self, prefix: str) -> None:
-        with self._naming_failures("delete from"):
-            keys = sorted(self._keys(checked_folder(prefix)))
-            for first in range(0, len(keys), _DELETED_AT_ONCE):
-                objects = [{"Key": self._prefix + key} for key in keys[first : first + _DELETED_AT_ONCE]]
+        with self._raising_store_errors("delete from"):
+            keys = sorted(self._keys(validate_folder(prefix)))
+            for first in range(0, len(keys), _MAX_KEYS_PER_DELETE):
+                objects = [{"Key": self._prefix + key} for key in keys[first : first + _MAX_KEYS_PER_DELETE]]
                 answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
                 for error in answer.get("Errors", ()):
                     raise StoreError(self._failure("delete from", error.get("Code", "unknown")))
 
     def _keys(self, prefix: str) -> Iterator[str]:
         for page in self._pages(prefix):
-            for found in page.get("Contents", ()):
-                yield found["Key"][len(self._prefix) :]
+            for entry in page.get("Contents", ()):
+                yield entry["Key"][len(self._prefix) :]
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         listing = self._client.get_paginator("list_objects_v2")
         yield from listing.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **options)
 
     @contextlib.contextmanager
-    def _naming_failures(self, verb: str) -> Iterator[None]:
-        # Only codes and our own words: a service's message may quote what is secret.
+    def _raising_store_errors(self, verb: str) -> Iterator[None]:
+        # Only codes and our own words: a service's message may quote secrets.
         try:
             yield
         except ClientError as error:
@@ -169,30 +168,30 @@ def _code(error: ClientError) -> str:
 
 
 def _client(connect_timeout_s: float, read_timeout_s: float) -> Any:
-    """Raises ValueError if Amazon's own S3 is meant and no region says which."""
+    """Make a client. Raises ValueError if it is for Amazon's own S3 and no region is set."""
     session = boto3.Session()
     # SageMaker sets AWS_REGION, which boto3 does not read.
     region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or session.region_name
 
-    def made(addressing: str) -> Any:
+    def make(addressing: str) -> Any:
         config = Config(
             connect_timeout=connect_timeout_s,
             read_timeout=read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": _TRIES},
             max_pool_connections=64,
             s3={"addressing_style": addressing},
-            # What is stored has its own checksum, and not all that speaks S3 knows the newer ones.
+            # The journal's objects have their own checksum, and not every S3 knows the newer ones.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
         return session.client("s3", region_name=region or "us-east-1", config=config)
 
-    client = made("auto")
+    client = make("auto")
     host = urlsplit(client.meta.endpoint_url).hostname or ""
-    if host.endswith(_AMAZONS):
+    if host.endswith(_AMAZON_DOMAINS):
         if not region:
             client.close()
             raise ValueError("no AWS region is set: set AWS_REGION to the bucket's")
         return client
     client.close()
-    return made("path")
+    return make("path")

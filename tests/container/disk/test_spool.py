@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from container.disk.spool import OrderedSpool, Spool
+from container.disk.ordered_spool import OrderedSpool
+from container.disk.spool import Spool
 from container.errors import OutOfSpace
 from testing import ROOT
 from testing.server import Server
@@ -121,7 +122,8 @@ def test_a_body_with_room_is_not_refused(spool: Spool) -> None:
 ON_A_FULL_DISK = """
 import resource, sys, tempfile
 from container.errors import OutOfSpace
-from container.disk.spool import OrderedSpool, Spool
+from container.disk.ordered_spool import OrderedSpool
+from container.disk.spool import Spool
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from container.core import Item
-from container.disk.spool import OrderedSpool, Spool
+from container.disk.ordered_spool import OrderedSpool
+from container.disk.spool import Spool
 from container.engine.sequence import Sequence
 from container.invocations.batch_runner import BatchRunner
 from container.invocations.deadline import Deadline

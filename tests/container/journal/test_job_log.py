@@ -467,7 +467,7 @@ import sys, tempfile
 from container.journal.job_log import EpochLost, JobLog, job_id
 from container.journal.output_table import OutputTable
 from container.journal.segment import Record, packed
-from container.journal.stores.store import open_store
+from container.journal.stores.open_store import open_store
 
 uri, mine = sys.argv[1], int(sys.argv[2])
 store = open_store(uri)
@@ -489,7 +489,6 @@ for turn in range(6):
     except EpochLost:
         pass
     table.close()
-store.close()
 """
 
 
@@ -827,7 +826,7 @@ import sys, tempfile
 from container.journal.job_log import JobLog, job_id
 from container.journal.output_table import OutputTable
 from container.journal.segment import Record, packed
-from container.journal.stores.store import open_store
+from container.journal.stores.open_store import open_store
 
 store, options = open_store(sys.argv[1]), {"writer": "w", "lifetime_s": 1e9, "max_bytes": 1 << 30}
 log = JobLog(store, job_id("my-job", "digest"), "digest", **options)

@@ -278,7 +278,8 @@ if __name__ == "__main__":
         for key in there:
             name = key[len("jobs/a/"):]
             assert store.get(key) in ([b"0" * 1000, b"1" * 1000] if name == "progress" else [name.encode() * 1000])
-        swept += store.sweep()
+        swept += sum(name[0] == "." for _, _, files in os.walk(path) for name in files)
+        store.sweep()
         assert not any(name[0] == "." for _, _, files in os.walk(path) for name in files), call
         work(path, lambda key: None)
         assert store.keys("") == ["jobs/a/0", "jobs/a/1", "jobs/a/2", "jobs/a/progress"]
@@ -362,17 +363,19 @@ def test_a_file_under_construction_is_not_swept(store: DirectoryStore, tmp_path:
     command = [sys.executable, "-c", program, str(tmp_path / "journal" / "a")]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"made\n"
-        assert store.sweep() == 0
+        store.sweep()
+        assert [path.name[:5] for path in (tmp_path / "journal").iterdir()] == [".new-"]
         writer.kill()
         writer.wait()
-    assert store.sweep() == 1
+    store.sweep()
+    assert list((tmp_path / "journal").iterdir()) == []
 
 
 def test_a_deletion_that_was_killed_is_completed(store: DirectoryStore, tmp_path: Path) -> None:
     store.create("jobs/a/1", b"one")
     (tmp_path / "journal" / "jobs" / "a").rename(tmp_path / "journal" / ".deleted-1")
     assert store.keys("") == []
-    assert store.sweep() == 1
+    store.sweep()
     assert list((tmp_path / "journal").iterdir()) == [tmp_path / "journal" / "jobs"]
 
 
@@ -389,5 +392,5 @@ def test_a_directory_that_is_listed_and_never_there_is_a_failure(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", stale)
-    with pytest.raises(StoreError, match="could not list: directories in it are not there"):
+    with pytest.raises(StoreError, match="could not list: directories were deleted"):
         store.keys("jobs/")

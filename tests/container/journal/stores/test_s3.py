@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from container.journal.stores.open_store import open_store
 from container.journal.stores.s3 import S3Store
-from container.journal.stores.store import StoreError, open_store
+from container.journal.stores.store import StoreError
 from testing import ROOT
 from testing.container.faulty_s3 import Fault, FaultyS3
 from testing.container.journal_stores import closing_store, emulated, impatient, new_bucket, set_environment
@@ -137,9 +138,9 @@ def test_no_failure_tells_a_secret(store: S3Store, s3: FaultyS3) -> None:
 
 def test_the_kms_key_goes_with_every_write(s3: FaultyS3, emulator: Emulator) -> None:
     bucket = new_bucket(emulator)
-    with closing(S3Store(f"s3://{bucket}", kms_key="alias/journal")) as store:
-        store.create("a", b"")
-        store.put("b", b"")
+    store = S3Store(f"s3://{bucket}", kms_key="alias/journal")
+    store.create("a", b"")
+    store.put("b", b"")
     for key in ("a", "b"):
         head = emulator.client("s3").head_object(Bucket=bucket, Key=key)
         assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/journal")
@@ -181,7 +182,7 @@ def test_one_client_serves_many_threads(store: S3Store) -> None:
 
 
 def test_a_directory_imports_no_boto3(tmp_path: Path) -> None:
-    program = f"import sys; from container.journal.stores.store import open_store; open_store({str(tmp_path)!r});"
+    program = f"import sys; from container.journal.stores.open_store import open_store; open_store({str(tmp_path)!r});"
     program += "import container.journal.job_log, container.journal.retention; print('boto3' in sys.modules)"
     root = ROOT
     answer = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, check=True, text=True)

@@ -7,7 +7,8 @@ from threading import Barrier
 
 import pytest
 
-from container.journal.stores.store import Store, open_store
+from container.journal.stores.open_store import open_store
+from container.journal.stores.store import Store
 from testing.container.journal_stores import KINDS, closing_store, emulated, new_uri
 from testing.emulator import Emulator
 
