@@ -19,7 +19,8 @@ from container.engine.supervisor.engine_client import EngineClient
 from container.invocations.model_digest import model_digest
 from container.invocations.service import Service
 from container.jobs.registry import JobRegistry
-from container.journal.stores.store import Store, open_store
+from container.journal.stores.open_store import open_store
+from container.journal.stores.store import Store
 from container.reader.client import ReaderLimits, Readers
 from container.reader.messages import ReaderConfig
 from container.server.state import ServerState
