@@ -25,11 +25,11 @@ CHUNK = 1 << 16
 @dataclass(frozen=True)
 class Seen:
     headers: dict[str, str]
-    """By lowercase name."""
+    """Values by lowercase name."""
     size: int
     digest: str
     body: bytes
-    """Its first bytes."""
+    """First bytes of the body."""
     connection: int
 
 
@@ -62,7 +62,7 @@ class FaultyContainer:
         self._server.server_close()
 
     def let_go(self, count: int = 1) -> None:
-        """Of those held."""
+        """Let `count` held requests be answered."""
         self._may_answer.release(count)
 
     def wait_to_answer(self) -> None:

@@ -33,8 +33,8 @@ from testing.server import free_port
 from testing.tiny_models import save_tiny_model
 
 NAME = "soak"
-PATIENCE_S = 120.0
-DONE_PATIENCE_S = 900.0
+TIMEOUT_S = 120.0
+DONE_TIMEOUT_S = 900.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,11 +72,11 @@ class Accepted:
 
 @dataclass
 class Ledger:
-    """Written by all clients."""
+    """The requests that were sent, written down by all clients."""
 
     accepted: list[Accepted] = field(default_factory=list)
     unanswered: int = 0
-    """Calls that were cut: accepted or not, nobody was told."""
+    """Number of calls that were cut off, and may have been accepted or not."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -96,7 +96,7 @@ class Gateway:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(self._command, env=environment, stdout=output, stderr=output)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
                 urllib.request.urlopen(f"{self.url}/_longhaul/health", timeout=5).close()
@@ -116,7 +116,7 @@ class Gateway:
         os.kill(running["pid"], signal.SIGKILL)
 
     def end(self) -> int:
-        """In peace."""
+        """End the process with SIGTERM; return its exit status, or -1 if it had to be killed."""
         assert self._process is not None
         self._process.terminate()
         try:
@@ -153,7 +153,7 @@ def soak(
     seed: int,
     faults: list[str],
 ) -> dict[str, Any]:
-    """Appends to `faults` what is wrong. `environment` is the container's."""
+    """Run the soak and append to `faults` what is wrong. `environment` is the container's."""
     gateway, ledger = Gateway(directory, serve), Ledger()
     gateway.start()
     try:
@@ -191,7 +191,7 @@ def soak(
 
 
 def make_places(gateway: Gateway) -> None:
-    """Again after the backend's death, which forgets topics and queues; the bucket may be there."""
+    """Make bucket, topics and queue; again after the backend's death, which may leave the bucket."""
     s3, sns, sqs = (gateway.client(service) for service in ("s3", "sns", "sqs"))
     try:
         s3.create_bucket(Bucket=NAME)
@@ -234,15 +234,15 @@ def make_endpoint(gateway: Gateway, environment: dict[str, str]) -> None:
     )
     sagemaker.create_endpoint(EndpointName=NAME, EndpointConfigName=NAME)
     sagemaker.get_waiter("endpoint_in_service").wait(
-        EndpointName=NAME, WaiterConfig={"Delay": 1, "MaxAttempts": int(PATIENCE_S)}
+        EndpointName=NAME, WaiterConfig={"Delay": 1, "MaxAttempts": int(TIMEOUT_S)}
     )
 
 
-# While it runs
+# Under load
 
 
 def send(gateway: Gateway, ledger: Ledger, seed: int, client: int, count: int) -> None:
-    """Each request until somebody says 202. Some are wrong, and fail in the container."""
+    """Send each request until it is accepted with 202. Some are invalid, and fail in the container."""
     draw = random.Random(f"{seed} client {client}")
     s3, runtime = gateway.client("s3"), gateway.client("sagemaker-runtime")
     for number in range(count):
@@ -275,7 +275,7 @@ def send(gateway: Gateway, ledger: Ledger, seed: int, client: int, count: int) -
 def kill_on(
     gateway: Gateway, ledger: Ledger, draw: random.Random, requests: int, kills: int, kill_backend: bool
 ) -> None:
-    """At random numbers of accepted requests."""
+    """Kill the gateway, and maybe the backend, at random numbers of accepted requests."""
     at = sorted(draw.randrange(1, requests) for _ in range(kills))
     started = time.monotonic()
     for number, count in enumerate(at):
@@ -288,13 +288,13 @@ def kill_on(
         gateway.start()
         if kill_backend:
             make_places(gateway)
-    while len(ledger.accepted) < requests // 8 * 8 and time.monotonic() - started < DONE_PATIENCE_S:
+    while len(ledger.accepted) < requests // 8 * 8 and time.monotonic() - started < DONE_TIMEOUT_S:
         show(f"{len(ledger.accepted)} of {requests} accepted, {kills} kills, {time.monotonic() - started:.0f} s")
         time.sleep(0.2)
 
 
 def listen(gateway: Gateway, notices: Counter[str], over: threading.Event) -> None:
-    """Notifications by inference id, as the queue gives them."""
+    """Count the notifications of the queue by inference ID."""
     sqs = gateway.client("sqs")
     while not over.is_set():
         try:
@@ -309,12 +309,12 @@ def listen(gateway: Gateway, notices: Counter[str], over: threading.Event) -> No
             time.sleep(0.2)
 
 
-# The end
+# The result
 
 
 def wait_until_done(gateway: Gateway, ledger: Ledger) -> int:
-    """How many have neither object in the end."""
-    deadline = time.monotonic() + DONE_PATIENCE_S
+    """Wait for the objects of all requests; return the number of those that have none in the end."""
+    deadline = time.monotonic() + DONE_TIMEOUT_S
     while True:
         objects = list_objects(gateway)
         missing = sum(not {key_of(each.output), key_of(each.failure)} & objects for each in ledger.accepted)
@@ -325,7 +325,7 @@ def wait_until_done(gateway: Gateway, ledger: Ledger) -> int:
 
 
 def wait_for_notices(ledger: Ledger, notices: Counter[str], bounded: bool) -> None:
-    deadline = time.monotonic() + (PATIENCE_S if bounded else 10.0)
+    deadline = time.monotonic() + (TIMEOUT_S if bounded else 10.0)
     while any(not notices[each.inference_id] for each in ledger.accepted) and time.monotonic() < deadline:
         time.sleep(0.2)
 

@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(asked["parameters"]["max_new_tokens"], int):
             self.answer(200, [{"generated_text": asked["inputs"]}])
         else:
-            self.answer(400, {"error": "max_new_tokens is no number"})
+            self.answer(400, {"error": "max_new_tokens is not a number"})
 
     def answer(self, status: int, document: object) -> None:
         body = json.dumps(document).encode()

@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         say(f"took {told}")
         getattr(self, what.replace("-", "_"))(parameter, bytes(body))
 
-    # What it can be told
+    # The commands
 
     def echo(self, _: str, body: bytes) -> None:
         self.answer(200, body, {"Content-Type": self.headers.get("Content-Type", "none/given")})
@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def wait_for(self, question: object) -> bool:
-        """Whether it came before the caller hung up."""
+        """Return True once `question` is answered with yes, or False if the caller hangs up before."""
         assert callable(question)
         while not question():
             if select.select([self.connection], [], [], 0.02)[0] and not self.connection.recv(1, socket.MSG_PEEK):

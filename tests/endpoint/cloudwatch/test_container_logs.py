@@ -66,7 +66,7 @@ class Tail:
 
 
 def sent(emulator: Emulator, instance: str) -> list[str]:
-    """All messages of the stream."""
+    """Return all messages of the stream."""
     client = emulator.client("logs")
     events: list[str] = []
     token: dict[str, str] = {}
@@ -117,7 +117,7 @@ def test_next_gateway_goes_on_in_log(tmp_path: Path, emulator: Emulator) -> None
         async with Tail(tmp_path, emulator, "i-3") as tail:
             with tail.path.open("ab") as file:
                 file.write(b"three\n")
-            await tail.logs.load([])  # it doesn't live any more
+            await tail.logs.load([])  # the instance is dead
             await tail.logs.send_all()
             assert sent(emulator, "i-3") == ["one", "two", "three"]
             assert not tail.path.parent.exists()

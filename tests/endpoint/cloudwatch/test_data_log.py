@@ -44,7 +44,7 @@ def events(backend: Backend, endpoint: str, instance: str = "i-1", variant: str 
 
 
 def texts(backend: Backend, endpoint: str, instance: str = "i-1") -> list[str]:
-    """Without what the platform puts before them."""
+    """Return the messages without the prefix that the platform puts before them."""
     return [event["message"].partition("] [")[2].partition("] ")[2] for event in events(backend, endpoint, instance)]
 
 
@@ -97,7 +97,7 @@ def test_last_lines_are_sent_at_end(backend: Backend) -> None:
     async def run() -> None:
         log = a_log(backend)
         async with running(log.run):
-            await asyncio.sleep(0)  # it runs
+            await asyncio.sleep(0)  # let `run` begin
             log.write("end", "AllTraffic", "i-1", "id", "last")
 
     asyncio.run(run())
@@ -151,7 +151,7 @@ def test_many_and_long_lines_are_batched(backend: Backend) -> None:
 
 
 class Refuser:
-    """Takes no log of one endpoint."""
+    """A backend that refuses the log of one endpoint."""
 
     def __init__(self, backend: Backend, endpoint: str) -> None:
         self._client = backend.client("logs")

@@ -71,13 +71,13 @@ async def a_world(directory: Path, backend: Any) -> AsyncIterator[World]:
 
 
 class Reader:
-    """What CloudWatch says."""
+    """Reads the metrics from CloudWatch."""
 
     def __init__(self, backend: Backend) -> None:
         self._client = backend.client("cloudwatch")
 
     def statistics(self, endpoint: str, name: str, variant: str | None = "v") -> dict[str, Any]:
-        """Of the last hour; empty if there are no data."""
+        """Return the statistics of the last hour, or an empty dictionary if there are none."""
         now = datetime.now(UTC)
         points = self._client.get_metric_statistics(
             Namespace=NAMESPACE,
@@ -100,7 +100,7 @@ class Reader:
         }
 
     def published(self, endpoint: str) -> dict[str, list[str]]:
-        """Names of metrics, with the names of their dimensions."""
+        """Return the names of the metrics, each with the names of its dimensions."""
         pages = self._client.get_paginator("list_metrics").paginate(
             Namespace=NAMESPACE, Dimensions=[{"Name": "EndpointName", "Value": endpoint}]
         )
@@ -121,7 +121,7 @@ def test_counts_are_summed_with_their_units(tmp_path: Path, backend: Backend) ->
                 world.metrics.count("sums", "v", name, 5.0)
                 world.metrics.count("sums", "v", name, 2.0)
             await world.metrics.flush()
-            await world.metrics.flush()  # nothing more
+            await world.metrics.flush()  # has nothing more to send
 
     asyncio.run(run())
     read = Reader(backend)

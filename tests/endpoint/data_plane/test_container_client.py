@@ -23,7 +23,7 @@ def container() -> Iterator[FaultyContainer]:
 
 
 class Stream:
-    """Of zeros."""
+    """A body of zeros, which breaks after some bytes."""
 
     def __init__(self, size: int, breaks_after: int | None = None) -> None:
         self.size = size

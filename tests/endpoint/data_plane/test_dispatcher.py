@@ -42,7 +42,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 
 @pytest.fixture
 def s3(emulator: Emulator) -> Any:
-    """With an empty bucket of a test's own."""
+    """Yield a client of S3 with one empty bucket."""
     client = emulator.client("s3")
     with contextlib.suppress(client.exceptions.NoSuchBucket):
         for found in client.list_objects_v2(Bucket="bucket").get("Contents", []):
@@ -81,7 +81,7 @@ async def came(container: FaultyContainer, count: int = 1) -> None:
         assert await asyncio.to_thread(container.came.acquire, timeout=TIMEOUT_S)
 
 
-# Well
+# Jobs that succeed
 
 
 def test_an_answer_becomes_the_output(tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer) -> None:
@@ -221,7 +221,7 @@ def test_jobs_wait_for_an_instance(tmp_path: Path, emulator: Emulator, s3: Any, 
     assert list(objects(s3)) == ["out/job.out"]
 
 
-# Ill
+# Jobs that fail
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_dead_instance_does_not_drain_queue(
     assert sorted(objects(s3)) == ["fail/job-0-error.out", "out/job-1.out", "out/job-2.out"]
 
 
-# S3 that fails
+# Failures of S3
 
 
 class Stuck(Storage):
@@ -584,7 +584,7 @@ def test_waiting_job_of_deleted_endpoint_is_ended(
     assert [outcome.kind for _, outcome, _ in world.notifications.made] == ["deleted"]
 
 
-# Gateways that die
+# Death of the gateway
 
 
 def test_next_gateway_delivers_decided_jobs(
@@ -600,7 +600,7 @@ def test_next_gateway_delivers_decided_jobs(
             await stuck.asked.wait()
         assert await world.states() == ["decided"]
         orphan = world.settings.data_dir / "answers" / str(uuid.uuid4())
-        orphan.write_bytes(b"half an answer of a job that nobody decided")
+        orphan.write_bytes(b"half an answer of an undecided job")
         world.storage = storage
         world.fleet.have()
         async with world.running():
@@ -656,7 +656,7 @@ def test_stale_holder_writes_nothing(tmp_path: Path, emulator: Emulator, s3: Any
         async with world.running():
             await world.accept("hold")
             await came(container)
-            await world.queue.recover()  # as another gateway would
+            await world.queue.recover()  # another gateway begins
             world.fleet.have()
             assert await world.queue.lease("e") is not None
             container.let_go()
@@ -671,7 +671,7 @@ def test_stale_holder_writes_nothing(tmp_path: Path, emulator: Emulator, s3: Any
     assert list(objects(s3)) == ["out/type.out"]
 
 
-# Errors of our own
+# Internal errors
 
 
 class AilingDatabase(Database):

@@ -140,7 +140,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 
 
 class Subscriber:
-    """An SQS queue that gets what a topic is sent, as it was sent."""
+    """An SQS queue that gets the messages of a topic unchanged."""
 
     def __init__(self, backend: Backend) -> None:
         name = f"n{next(_numbers)}"
@@ -155,7 +155,7 @@ class Subscriber:
         )
 
     def receive(self) -> list[str]:
-        """All that is there now, in order."""
+        """Return all messages that are there now, in order."""
         found: list[str] = []
         while messages := self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
             found += [message["Body"] for message in messages]
@@ -349,7 +349,7 @@ def test_end_does_not_wait_for_backend(tmp_path: Path, backend: Backend) -> None
 
 
 async def make_endpoint(world: World, name: str, *configs: dict[str, Any]) -> None:
-    """The last of the configs is its target, if it has two."""
+    """Create an endpoint; the second config, if there is one, is its target."""
     names = [f"{name}-{number}" for number in range(len(configs))]
     create = world.catalog.create
     await create("model", "m", "arn:m", {"PrimaryContainer": {}}, {}, {})

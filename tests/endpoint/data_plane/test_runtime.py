@@ -192,7 +192,7 @@ def test_output_and_failure_in_one_path_differ(filename: str | None) -> None:
     assert output != failure
 
 
-# Which endpoints take what
+# The kinds of endpoints
 
 
 def test_an_unknown_endpoint_is_not_found(port: RuntimePort) -> None:

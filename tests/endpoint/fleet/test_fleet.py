@@ -31,7 +31,7 @@ NO_PING = (
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(tmp_path: Path) -> Iterator[None]:
-    """No process of a test outlives it."""
+    """Fail a test whose processes outlive it."""
     yield
     left = [process for process in psutil.process_iter() if of_directory(process, tmp_path)]
     for process in left:
@@ -70,7 +70,7 @@ def is_alive(pid: int) -> bool:
     return identity_of(pid) is not None
 
 
-# Created
+# Creation
 
 
 def test_endpoint_is_in_service_once_instances_answer(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_missing_model_data_is_failure_reason(tmp_path: Path) -> None:
     assert str(run(tmp_path, work)).startswith('Failed to download model data for container "container_1" from URL')
 
 
-# What a container is given
+# The environment of a container
 
 
 def test_container_gets_only_its_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_models_own_journal_uri_is_kept(tmp_path: Path, uri: str) -> None:
     assert run(tmp_path, work)["LONGHAUL_CHECKPOINT_URI"] == uri
 
 
-# Life
+# Replacement
 
 
 def test_dead_instance_is_replaced_while_in_service(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def gateway(data_dir: Path) -> subprocess.Popen[bytes]:
 
 def test_killed_gateways_instances_are_adopted(tmp_path: Path) -> None:
     async def before() -> list[int]:
-        world = World(quick(tmp_path / "data"), None)  # another process looks after it
+        world = World(quick(tmp_path / "data"), None)  # it is not run: the other process does that
         killed = gateway(tmp_path / "data")
         for name in ("kept", "deleted"):
             await world.create(name, 2)
@@ -608,7 +608,7 @@ def test_dead_leaders_descendants_are_killed(tmp_path: Path) -> None:
     assert marked(mark) == []
 
 
-# With an S3 behind it
+# With S3
 
 
 def test_model_data_lives_as_long_as_endpoint(tmp_path: Path, emulator: Emulator) -> None:

@@ -15,7 +15,7 @@ from testing.endpoint.jobs import new_job
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[[Callable[[Queue], Awaitable[Any]]], Any]:
-    """Each call is a gateway of its own on the same file."""
+    """Return a function whose calls are gateways of their own on one file."""
 
     def run(work: Callable[[Queue], Awaitable[Any]]) -> Any:
         async def main() -> Any:
@@ -121,7 +121,7 @@ def test_finish_puts_one_notification(run: Run) -> None:
         await accept(queue, "a")
         job = await leased(queue)
         notice = Notification(endpoint="e", variant="v", topic="arn:topic", message="{}")
-        await queue.finish(job, notice)  # not decided: not its end
+        await queue.finish(job, notice)  # does nothing: the job is not decided
         await queue.decide(job, DONE)
         await queue.finish(job, notice)
         await queue.finish(job, notice)

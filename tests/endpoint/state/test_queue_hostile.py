@@ -23,7 +23,7 @@ FAILED = Outcome(kind="upload", reason="ClientError: no such bucket", text="no s
 
 
 def with_queue(path: Path, work: Callable[[Queue], Awaitable[Any]]) -> Any:
-    """As a gateway of its own on that file: what an earlier one did is on the disk only."""
+    """Run `work` as a gateway of its own: the file is all that it has of an earlier one."""
 
     async def run() -> Any:
         database = Database(path, SCHEMA)

@@ -96,7 +96,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-# What arrives
+# Laying out
 
 
 def test_archive_is_extracted_read_only(cache: ModelCache, s3: Any) -> None:
@@ -138,7 +138,7 @@ def test_thousands_of_objects_are_all_there(cache: ModelCache, s3: Any) -> None:
     assert len(content(lay_out(cache, from_s3(f"s3://{BUCKET}/many/")))) == 1001
 
 
-# What stays
+# Keeping
 
 
 def test_only_changed_data_is_fetched_again(cache: ModelCache, s3: Any) -> None:
@@ -188,7 +188,7 @@ def test_unused_models_are_removed_but_held_ones_kept(cache: ModelCache, s3: Any
     assert not asyncio.run(run()).exists()
 
 
-# What fails
+# Failures
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_other_etag_than_requested_is_refused(cache: ModelCache, s3: Any) -> Non
 
 def test_download_stops_at_timeout(tmp_path: Path) -> None:
     class Stuck:
-        """An S3 that says nothing until it is let go."""
+        """An S3 that does not answer until `go` is set."""
 
         def __init__(self) -> None:
             self.go = threading.Event()
