@@ -50,7 +50,7 @@ class EndpointUp:
         self.says.touch()
         self._log = directory / "log"
         self._data = ["--data-dir", str(directory / "data")]
-        self._serve = f"{sys.executable} {Path(__file__).parent / 'told_container.py'}"
+        self._serve = f"{sys.executable} {Path(__file__).parent / 'scripted_container.py'}"
         self._options = ["--port", str(self.port), "--time-scale", "60", "--serve", self._serve, *options]
         self._clients: dict[str, Any] = {}
         self._making = threading.Lock()
