@@ -1,4 +1,4 @@
-"""One call of a container, over a connection of its own, held to its time. Knows no queue and no S3."""
+"""Calls of containers, each over a connection of its own and within its timeout. Knows neither queue nor S3."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _WRITERS = 8
 
 
 class Timeout(Exception):
-    """Raised if the whole answer wasn't there in time."""
+    """Raised if the answer wasn't complete in time."""
 
 
 class NoAnswer(Exception):
-    """Raised if the connection was refused, or ended before the whole answer was there."""
+    """Raised if the connection was refused, or ended before the answer was complete."""
 
 
 class BadAnswer(Exception):
@@ -102,7 +102,7 @@ class ContainerClient:
             if call.body_error is not None and isinstance(error, Exception):
                 raise call.body_error from error
             if isinstance(error, TimeoutError) and limit.expired():
-                raise Timeout(f"no whole answer in {timeout_s:g} s") from error
+                raise Timeout(f"no complete answer within {timeout_s:g} s") from error
             raise
         finally:
             call.hang_up()

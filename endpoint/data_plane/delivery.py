@@ -126,7 +126,7 @@ class Delivery:
                 answer = await asyncio.to_thread(self._read_answer, outcome)
             return self._notifications.make(job, outcome, answer)
         except Exception:
-            _LOG.exception("There is no notification of %s", job.inference_id)
+            _LOG.exception("The notification of %s could not be made", job.inference_id)
             return None
 
     def _read_answer(self, outcome: Outcome) -> bytes | None:

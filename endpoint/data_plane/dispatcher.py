@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Decides which instance gets which job. What comes of it is `Attempt`'s, the end of a job `Delivery`'s."""
+    """Decides which instance gets which job. An `Attempt` then makes an outcome of it, which `Delivery` delivers."""
 
     def __init__(
         self,

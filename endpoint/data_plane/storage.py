@@ -35,7 +35,7 @@ class InputUnreadable(Exception):
 
 
 class UploadFailed(Exception):
-    """Raised if an object was not written; `may_pass` tells whether another attempt may succeed."""
+    """Raised if an object was not written."""
 
     def __init__(self, message: str, *, may_pass: bool) -> None:
         super().__init__(message)
@@ -116,7 +116,7 @@ class Storage:
         except ParamValidationError as error:
             raise InputUnreadable(f"{location} is not a valid S3 location: {_one_line(error)}") from error
         except Exception as error:
-            raise InputUnreadable(f"S3 gave no answer: {type(error).__name__} ({location})") from error
+            raise InputUnreadable(f"S3 did not answer: {type(error).__name__} ({location})") from error
         source = Source(found, self._readers, time.monotonic() - begin)
         if source.size > MAX_INPUT_BYTES:
             await source.close()
@@ -143,9 +143,9 @@ class Storage:
         except ParamValidationError as error:
             raise UploadFailed(f"{location} is not a valid S3 location: {_one_line(error)}", may_pass=False) from error
         except FileNotFoundError as error:
-            raise UploadFailed("the answer is not on the disk any more", may_pass=False) from error
+            raise UploadFailed("the answer is no longer on the disk", may_pass=False) from error
         except (BotoCoreError, S3UploadFailedError, OSError) as error:
-            raise UploadFailed(f"S3 gave no answer: {type(error).__name__}", may_pass=True) from error
+            raise UploadFailed(f"S3 did not answer: {type(error).__name__}", may_pass=True) from error
         except Exception as error:
             _LOG.exception("An object could not be written")
             raise UploadFailed(type(error).__name__, may_pass=False) from error
