@@ -1,7 +1,7 @@
 """Keeps web pages out: a browser must not reach what listens on this machine for its developer alone.
 
-A page can send requests to 127.0.0.1 (told by Origin and Sec-Fetch-Site), and can give its own name that address to
-read the answers as well (told by Host). Knows headers only, no services.
+A page can send requests to 127.0.0.1, which Origin and Sec-Fetch-Site reveal. It can also give its own name that
+address to read the responses, which Host reveals. Knows headers only, no services.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ _LOCAL = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 class OriginGuard:
     def __init__(self, *hosts: str) -> None:
-        """`hosts` are allowed besides this machine's own names."""
+        """Allow `hosts` besides this machine's own names."""
         self._hosts = _LOCAL | {f"[{host}]" if ":" in host else host.lower() for host in hosts}
 
     def rejection_reason(self, headers: Mapping[str, str]) -> str | None:
-        """Why a request is refused; None where it isn't. Header names are lowercase."""
+        """Return why a request is refused, or None. Header names are lowercase."""
         host = headers.get("host", "")
-        if not self._is_ours(host):
+        name = host_name(host)
+        if name not in self._hosts and not name.endswith(".localhost"):  # `bucket.localhost` is a bucket of S3
             return f"Host {host!r} is not a name of this endpoint"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -29,13 +30,8 @@ class OriginGuard:
             return "Requests of pages of another site are refused"
         return None
 
-    def _is_ours(self, host: str) -> bool:
-        """With a port or without; `bucket.localhost` is how S3 is addressed by virtual host."""
-        name = host_name(host)
-        return name in self._hosts or name.endswith(".localhost")
-
 
 def host_name(host: str) -> str:
-    """Of a Host header, in lower case, without its port; an IPv6 address keeps its brackets."""
+    """Return the host of a Host header, in lower case and without its port; an IPv6 address keeps its brackets."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdigit() else host).lower()

@@ -1,4 +1,4 @@
-"""What the command line says, and what AWS leaves open."""
+"""Settings: what the command line says, and what AWS leaves open."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ _FILE = "settings.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Read once by `__main__`. Times are seconds of the platform's clock, which `time_scale` quickens."""
+    """Read once by `__main__`. Times are seconds of the platform's clock, which `time_scale` speeds up."""
 
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 4566
     backend: str = "embedded"
-    """or the URL of anything that speaks AWS: S3, SNS, SQS, STS, IAM, ECR, Logs and CloudWatch come from there."""
+    """Source of S3, SNS, SQS, STS, IAM, ECR, Logs and CloudWatch: "embedded" or the URL of another AWS."""
     region: str = "us-east-1"
     account: str = "000000000000"
     time_scale: float = 1.0
     serve: tuple[str, ...] = field(default=(str(ROOT / "serve"),))
-    """What starts a container's process."""
+    """Command that starts a container's process."""
 
-    # AWS documents none of these: each is a choice that users may make otherwise.
+    # AWS documents none of these: users may choose otherwise.
     concurrency: int = 4
-    """Invocations at once per instance where ClientConfig says nothing."""
+    """Concurrent invocations per instance if ClientConfig doesn't say."""
     on_no_answer: Literal["fail", "redeliver"] = "fail"
-    """What becomes of a request whose container died or closed the connection."""
+    """What happens to a request whose container died or closed the connection."""
     forward_inference_id: bool = True
     """Whether the container gets X-Amzn-SageMaker-Inference-Id."""
     failed_notice_location: bool = False
-    """Whether a failure's notice has responseParameters, with the location of the failure object. Real ones of before
-    there were failure objects have none."""
+    """Whether a failure's notification has responseParameters, with the location of the failure object. Published ones
+    from before there were failure objects have none."""
     unhealthy_pings: int = 3
-    """Missed in a row before an instance is replaced."""
+    """Pings missed in a row before an instance is replaced."""
     ping_every_s: float = 2.0
 
     start_attempts: int = 3
-    """Times that a container's process is started before its endpoint fails: one that ends while it starts is started
-    again, until the start-up window (ContainerStartupHealthCheckTimeoutInSeconds) is over."""
+    """Times that a container's process is started before its endpoint fails. A process that ends while it starts is
+    started again, until the start-up window (ContainerStartupHealthCheckTimeoutInSeconds) is over."""
     min_window_s: float = 60.0
-    """On the wall, of the start-up and download windows however quick the clock: a container's work is real."""
+    """Minimum wall-clock seconds of the start-up and download windows: `time_scale` doesn't speed up a container."""
     stop_grace_s: float = 30.0
-    """On the wall, from SIGTERM to SIGKILL. AWS documents this one."""
+    """Wall-clock seconds from SIGTERM to SIGKILL. AWS documents this one."""
     pass_environment: tuple[str, ...] = ()
-    """Variables of the gateway's environment that instances get besides PATH, HOME and their like: HTTPS_PROXY, say."""
+    """Variables of the gateway's environment that instances get (HTTPS_PROXY, say) besides PATH, HOME and the like."""
     instance_log_bytes: int = 64 * 2**20
-    """Of one instance's output kept on the disk: what is older and could not be sent to CloudWatch Logs is dropped."""
+    """Bytes of an instance's output kept on disk; older output that couldn't be sent to CloudWatch Logs is dropped."""
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
     def save(self) -> None:
-        """For `down`, which must know what a killed `up` was told."""
+        """Write them for `down`, which must know the settings of a killed `up`."""
         new = self.data_dir / f"{_FILE}.new"
         new.write_text(json.dumps(asdict(self), default=str))
         new.replace(self.data_dir / _FILE)
 
     @classmethod
     def load(cls, data_dir: Path) -> Settings:
-        """Raises OSError where no `up` was, ValueError or TypeError where another version's was."""
+        """Read them. Raises OSError where no `up` was, ValueError or TypeError where another version's was."""
         values = json.loads((data_dir / _FILE).read_text())
         tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values | tuples | {"data_dir": data_dir})
 
     def window_s(self, platform_s: float) -> float:
-        """Seconds on the wall that a container is given for work of its own."""
+        """Return the wall-clock seconds that a container gets for work of its own."""
         return max(self.real_s(platform_s), min(platform_s, self.min_window_s))
 
     def real_s(self, platform_s: float) -> float:
-        """Seconds on the wall for seconds of the platform's own waiting (windows, TTL, periods)."""
+        """Return the wall-clock seconds for seconds of the platform's own waiting (windows, TTL, periods)."""
         return platform_s / self.time_scale

@@ -1,4 +1,4 @@
-"""Lines for a terminal, a file or a pipe, written by a thread: a reader that has stopped reading stops nothing here."""
+"""Lines for a terminal, a file or a pipe, written by a thread, so that a reader that stopped reading blocks nothing."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import queue
 import select
 import threading
 
-_MOST_WAITING = 10_000
+_MAX_WAITING = 10_000
 
 
 class Terminal:
-    """Owns the thread. It writes to the descriptor itself, for a thread that hangs in `sys.stdout` holds its lock."""
+    """Owns the thread, which writes to the descriptor itself: a thread that hangs in `sys.stdout` holds its lock."""
 
-    def __init__(self, descriptor: int, most_waiting: int = _MOST_WAITING) -> None:
+    def __init__(self, descriptor: int, max_waiting: int = _MAX_WAITING) -> None:
         self._descriptor = descriptor
-        self._lines: queue.Queue[str | None] = queue.Queue(most_waiting)
+        self._lines: queue.Queue[str | None] = queue.Queue(max_waiting)
         self._dropped = 0
         self._is_gone = False
         self._thread = threading.Thread(target=self._write_all, name=f"terminal {descriptor}", daemon=True)
         self._thread.start()
 
     def put(self, line: str) -> None:
-        """Never blocks. What nobody reads in time is dropped, and how many lines that were is said in their place."""
+        """Queue a line without blocking. Lines not read in time are dropped; their number is written in their place."""
         if self._is_gone:
             return
         try:
@@ -31,13 +31,13 @@ class Terminal:
         except queue.Full:
             self._dropped += 1
 
-    def close(self, within_s: float) -> None:
-        """Waits so long at most for what is to be written still."""
+    def close(self, timeout_s: float) -> None:
+        """Wait until the queued lines are written, at most twice `timeout_s`."""
         try:
-            self._lines.put(None, timeout=within_s)
+            self._lines.put(None, timeout=timeout_s)
         except queue.Full:
             return
-        self._thread.join(within_s)
+        self._thread.join(timeout_s)
 
     def _write_all(self) -> None:
         try:
@@ -45,8 +45,8 @@ class Terminal:
                 self._write(f"{line}\n")
                 if self._dropped and self._lines.empty():
                     dropped, self._dropped = self._dropped, 0
-                    self._write(f"[{dropped} lines were dropped here: nobody read them]\n")
-        except OSError:  # nobody is there to read any more
+                    self._write(f"[{dropped} lines were not read in time and dropped]\n")
+        except OSError:  # the reader is gone
             self._is_gone = True
 
     def _write(self, text: str) -> None:
@@ -59,7 +59,7 @@ class Terminal:
 
 
 class TerminalHandler(logging.Handler):
-    """A log that goes there."""
+    """A log handler that writes to a Terminal."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where on S3: the forms of a location that SageMaker takes."""
+"""Locations on S3, in the forms that SageMaker takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _HOST = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-](?:dualstack\.)?[a-z0-9-]+)?\
 
 
 def parse_location(location: str, *, of_prefix: bool = False) -> tuple[str, str]:
-    """Bucket and key, of s3:// and of S3's https:// forms, virtual host and path style. Raises ValueError.
+    """Return the bucket and key of an s3:// or https:// location, by virtual host or path. Raises ValueError.
 
     An https:// location is a URL, so its path is percent-decoded; what follows s3://BUCKET/ is the key as it stands.
     Only a prefix may be empty (`of_prefix`): the whole bucket.
@@ -25,5 +25,5 @@ def parse_location(location: str, *, of_prefix: bool = False) -> tuple[str, str]
         if not bucket:
             bucket, _, key = key.partition("/")
     if not bucket or not (key or of_prefix):
-        raise ValueError(f"{location} names no object")
+        raise ValueError(f"{location} does not name an object")
     return bucket, key

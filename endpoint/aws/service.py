@@ -7,7 +7,7 @@ Knows json 1.1 and rest-json, the protocols of SageMaker's control plane and run
   no SDK retries it, and none takes it for a success.
 - Parameters that the model lacks are refused (AWS ignores them): they are those of a newer client, and dropping one
   could change what happens.
-- An empty body is no payload, unless the model requires one.
+- An empty body is an absent payload, unless the model requires one.
 """
 
 from __future__ import annotations

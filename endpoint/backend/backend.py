@@ -1,20 +1,20 @@
-"""What S3, SNS, SQS, STS, IAM, ECR, Logs and CloudWatch are here: an embedded emulator (MiniStack) or a URL.
+"""The AWS behind the gateway, with S3, SNS, SQS, STS, IAM, ECR, Logs and CloudWatch: an embedded emulator or a URL.
 
-The embedded one is a process of its own session, with its data under `data_dir`/backend. It outlives the gateway and is
-adopted by the next one, with all that it holds. `stop` ends it cleanly: then all is there after the next start, but for
-uploads in parts that were not completed.
+The embedded emulator (MiniStack) is a process in a session of its own, with its data under `data_dir`/backend. It
+outlives the gateway and is adopted by the next one, with all that it holds. `stop` ends it cleanly: then all is there
+after the next start, but for multipart uploads that were not completed.
 
 If it is killed (kill -9, no memory left) and started again:
 
 * S3 keeps buckets and objects, with metadata and tags, and never shows half an object; what is set for a bucket
-  (versioning, policy, CORS, notifications, ...) is as at the last clean stop, and uploads in parts are gone.
+  (versioning, policy, CORS, notifications, ...) is as at the last clean stop, and multipart uploads are gone.
 * Queues and their messages, topics, subscriptions, log groups and their lines, metrics, roles and repositories are as
   at the last clean stop: what came since is gone, and messages received and deleted since are in their queues again.
 * A power cut can cost objects as well: nothing is forced to the disk.
 
-It holds an object that comes or goes whole in memory. An access key of twelve digits is to it the account of that
-number, with buckets and queues of its own. Queues keep the URL that they were made with when the gateway's port
-changes; they answer at either.
+It holds each object that is sent or received whole in memory. An access key of twelve digits stands for the account of
+that number, with buckets and queues of its own. When the gateway's port changes, queues keep the URL that they were
+made with, and answer at either.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ from endpoint.backend.emulator import IDENTITY_PATH, RUNNING_FILE, SERVICES, Run
 from endpoint.process import Process
 from endpoint.settings import ROOT, Settings
 
-_START_S = 60.0
-_ANSWER_S = 5.0
-_STOP_S = 30.0
-_STOP_SUSPENDED_S = 5.0
-_LOOK_EVERY_S = 0.25
-_RETRY_S = 5.0
+_START_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 30.0
+_STOP_SUSPENDED_TIMEOUT_S = 5.0
+_WATCH_INTERVAL_S = 0.25
+_RETRY_INTERVAL_S = 5.0
 
-log = logging.getLogger(__name__)
-_making = threading.Lock()
+logger = logging.getLogger(__name__)
+_client_lock = threading.Lock()
 
 
 class BackendError(Exception):
-    """The backend doesn't start, or doesn't answer."""
+    """The backend doesn't start or doesn't answer."""
 
 
 class Backend:
-    """Owns the emulator's process and the file that says which it is."""
+    """Owns the emulator's process and the file that records it."""
 
     services: frozenset[str] | None
-    """That it has, by the names that requests are signed for; None where only it can know."""
+    """Services it has, by the names that requests are signed for; None where only the backend can know."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -79,17 +79,21 @@ class Backend:
 
     @property
     def pid(self) -> int | None:
-        """Of the emulator."""
+        """Process id of the emulator."""
         return self._running.pid if self._running else None
 
     async def start(self) -> None:
-        """Adopts the running one of this data directory, else starts one and waits until it answers.
+        """Adopt the emulator that runs in this data directory, else start one and wait until it answers.
 
-        One that was started with other settings (say, another port of the gateway) is restarted cleanly.
+        An emulator that was started with other settings (say, another port of the gateway) is restarted cleanly.
         Raises BackendError.
         """
         if not self._is_embedded:
-            await self._reach()
+            try:
+                async with _http(_ANSWER_TIMEOUT_S) as http, http.get(self.url):
+                    logger.info("backend at %s", self.url)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise BackendError(f"no answer from the backend at {self.url}: {error}") from error
             return
         self._dir.mkdir(parents=True, exist_ok=True)
         if await self._adopt():
@@ -102,12 +106,12 @@ class Backend:
                 raise
 
     async def watch(self) -> None:
-        """Restarts it when it dies, and logs what that loses. Until cancelled."""
+        """Restart the emulator when it dies, and log what that loses, until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_WATCH_INTERVAL_S)
             if self._is_stopped or self._running is None or self._running.process.is_alive:
                 continue
-            log.error(
+            logger.error(
                 "The backend died (pid %d). Objects in S3 are kept; queues and their messages, topics, subscriptions,"
                 " roles, repositories, logs and metrics since its last clean shutdown are lost",
                 self._running.pid,
@@ -116,11 +120,11 @@ class Backend:
             try:
                 await self._launch()
             except BackendError:
-                log.exception("The backend does not start again; next attempt in %g s", _RETRY_S)
-                await asyncio.sleep(_RETRY_S)
+                logger.exception("The backend does not start again; next attempt in %g s", _RETRY_INTERVAL_S)
+                await asyncio.sleep(_RETRY_INTERVAL_S)
 
     async def stop(self) -> None:
-        """Clean shutdown, so that it saves its state. Also of one that an earlier gateway left and nobody adopted."""
+        """Shut the emulator down cleanly, so that it saves its state, even if this backend didn't start or adopt it."""
         self._is_stopped = True
         if self._is_embedded:
             self._running = self._running or read_running(self._dir)
@@ -129,8 +133,8 @@ class Backend:
         self.close()
 
     def client(self, service: str) -> Any:
-        """A boto3 client to it: cached, for use in threads. Takes nothing from the user's AWS settings."""
-        with _making:
+        """Return a cached boto3 client for use in threads. It takes nothing from the user's AWS settings."""
+        with _client_lock:
             key = (service, self.url)
             if key not in self._clients:
                 self._clients[key] = _session().create_client(
@@ -145,15 +149,15 @@ class Backend:
             return self._clients[key]
 
     def close(self) -> None:
-        """The clients' connections, when the gateway alone ends. The emulator stays."""
-        with _making:
+        """Close the clients' connections; the emulator stays."""
+        with _client_lock:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
 
     @property
     def _identity(self) -> dict[str, str]:
-        """What it must have been started with to be adopted."""
+        """Settings that an emulator must have been started with to be adopted."""
         settings = self._settings
         return {
             "data_dir": str(self._dir.resolve()),
@@ -163,29 +167,22 @@ class Backend:
             "account": settings.account,
         }
 
-    async def _reach(self) -> None:
-        try:
-            async with _http(_ANSWER_S) as http, http.get(self.url):
-                log.info("backend at %s", self.url)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise BackendError(f"no answer from the backend at {self.url}: {error}") from error
-
     async def _adopt(self) -> bool:
-        """One that runs but isn't as wanted is ended."""
+        """Return whether a wanted emulator runs; end one of other settings."""
         self._running = read_running(self._dir)
         if self._running is None or not self._running.process.is_alive:
             return False
-        if not await self._answers(self._running, _ANSWER_S):
+        if not await self._answers(self._running, _ANSWER_TIMEOUT_S):
             await self._end()
             return False
-        log.info("backend adopted: pid %d at %s", self._running.pid, self.url)
+        logger.info("backend adopted: pid %d at %s", self._running.pid, self.url)
         return True
 
-    async def _answers(self, running: Running, within_s: float) -> bool:
-        """As the process that we think it is, started with the settings that we have."""
+    async def _answers(self, running: Running, timeout_s: float) -> bool:
+        """Return whether it answers as the recorded process, started with the settings that we have."""
         url = f"http://127.0.0.1:{running.port}{IDENTITY_PATH}"
         try:
-            async with _http(within_s) as http, http.get(url) as answer:
+            async with _http(timeout_s) as http, http.get(url) as answer:
                 identity = await answer.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
@@ -207,10 +204,10 @@ class Backend:
             )
         self._running = Running(pid=process.pid, identity=process.identity, port=port)
         # The socket listens already, so this waits for the answer, and fails at once if the process dies.
-        if not await self._answers(self._running, _START_S):
+        if not await self._answers(self._running, _START_TIMEOUT_S):
             await self._end()
             raise BackendError(f"the backend did not start; see {self._dir / 'log'}")
-        log.info("backend started: pid %d at %s", self._running.pid, self.url)
+        logger.info("backend started: pid %d at %s", self._running.pid, self.url)
 
     async def _end(self) -> None:
         if self._running is None:
@@ -218,9 +215,9 @@ class Backend:
         is_suspended = False
         with contextlib.suppress(psutil.Error):
             is_suspended = psutil.Process(self._running.pid).status() == psutil.STATUS_STOPPED
-        grace_s = _STOP_SUSPENDED_S if is_suspended else _STOP_S
+        grace_s = _STOP_SUSPENDED_TIMEOUT_S if is_suspended else _STOP_TIMEOUT_S
         if not await self._running.process.end(grace_s):
-            log.error("The backend (pid %d) did not end in %g s: killed", self._running.pid, grace_s)
+            logger.error("The backend (pid %d) did not end in %g s: killed", self._running.pid, grace_s)
 
 
 _CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know less than it does
@@ -245,7 +242,7 @@ _CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know les
 
 @functools.cache  # it keeps the services' models, which are slow to read
 def _session() -> botocore.session.Session:
-    """That reads no profile and none of the user's files. One thread at a time may make a client with it."""
+    """Return a session without profile and the user's files. One thread at a time may make a client with it."""
     return botocore.session.Session(
         session_vars={
             "profile": (None, None, None, None),
@@ -255,19 +252,19 @@ def _session() -> botocore.session.Session:
     )
 
 
-def _http(within_s: float) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=within_s))
+def _http(timeout_s: float) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s))
 
 
 def _listen(port: int) -> socket.socket:
-    """On loopback, on that port if it can be had, so that clients made before a restart go on."""
+    """Listen on loopback, on `port` if it is free, so that clients made before a restart go on."""
     with contextlib.suppress(OSError):
         return socket.create_server(("127.0.0.1", port), backlog=512)
     return socket.create_server(("127.0.0.1", 0), backlog=512)
 
 
 def _child_environment(home: Path) -> dict[str, str]:
-    """Nothing of the user's settings for AWS, LocalStack or MiniStack."""
+    """Return an environment without the user's settings for AWS, LocalStack or MiniStack."""
     inherited = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
     return inherited | {
         "HOME": str(home),

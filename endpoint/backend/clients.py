@@ -1,4 +1,4 @@
-"""boto3's clients of the backend, as most modules see it, and whether what one has refused is worth another attempt."""
+"""The backend as most modules see it: boto3's clients, and whether an error of theirs is worth another attempt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Clients(Protocol):
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the same call would be refused again: an unknown topic, say, and not a backend that is down or busy."""
+    """Return whether the same call would fail again: an unknown topic, say, but not a backend that is down or busy."""
     if isinstance(error, ParamValidationError):
         return True
     if not isinstance(error, ClientError):

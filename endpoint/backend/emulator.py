@@ -2,8 +2,8 @@
 
     python -m endpoint.backend.emulator --socket FD --data-dir DIR --identity JSON
 
-Listens nowhere else, starts no SFTP, MQTT or Docker, and refuses web pages (MiniStack itself lets any page do all).
-Its state but S3's objects is saved when it ends by SIGTERM, and only then.
+It listens nowhere else, starts no SFTP, MQTT or Docker, and refuses web pages (MiniStack itself lets any page do all).
+All of its state but S3's objects is saved when it ends by SIGTERM, and only then.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from endpoint.origin_guard import OriginGuard
 from endpoint.process import Process, identity_of
 
 SERVICES = frozenset({"s3", "sns", "sqs", "sts", "iam", "ecr", "logs", "monitoring"})
-"""That it answers for, by the names that requests are signed for."""
+"""Services it has, by the names that requests are signed for."""
 IDENTITY_PATH = "/_longhaul/emulator"
 RUNNING_FILE = "process.json"
-_SHUTDOWN_S = 2
-"""For requests under way: a long poll may have 20 s to go."""
+_SHUTDOWN_TIMEOUT_S = 2
+"""Seconds that open requests are waited for: a long poll may have 20 s to go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,6 @@ def main() -> None:
     _write_running(arguments.data_dir, Running(pid=os.getpid(), identity=identity, port=listener.getsockname()[1]))
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ.update(environment(arguments.data_dir, arguments.identity))
-    # It reads the environment as it is imported.
     from ministack.app import app
 
     config = uvicorn.Config(
@@ -84,18 +83,18 @@ def main() -> None:
         date_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
+        timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
     )
     uvicorn.Server(config).run([listener])
 
 
 def environment(data_dir: Path, identity: dict[str, str]) -> dict[str, str]:
-    """MiniStack's settings."""
+    """Return MiniStack's settings, which it reads as it is imported."""
     temporary = data_dir / "tmp"
     temporary.mkdir(exist_ok=True)
     return {
         "SERVICES": ",".join(sorted(SERVICES)),
-        # What it puts into queue URLs and the like: the gateway's, not its own.
+        # Queue URLs and the like name the gateway.
         "MINISTACK_HOST": identity["host"],
         "GATEWAY_PORT": identity["port"],
         "MINISTACK_ACCOUNT_ID": identity["account"],
@@ -105,7 +104,7 @@ def environment(data_dir: Path, identity: dict[str, str]) -> dict[str, str]:
         "S3_PERSIST": "1",
         "S3_DATA_DIR": str(data_dir / "s3"),
         "TMPDIR": str(temporary),
-        "LOG_LEVEL": "WARNING",  # at INFO every notice is logged, with what it says
+        "LOG_LEVEL": "WARNING",  # at INFO the content of every notification is logged
         "SFTP_ENABLED": "0",
         "IOT_MTLS_ENABLED": "0",
         "DOCKER_HOST": f"unix://{data_dir}/no-docker",

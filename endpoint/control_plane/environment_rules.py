@@ -1,13 +1,13 @@
-"""Which names a model's Environment may set when its container is a process on the developer's own machine."""
+"""Rules for a model's Environment, whose container is a process on the developer's own machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 MAX_BYTES = 32 * 1024
-"""All keys and values together, as AWS documents; the model of the service has the other limits."""
+"""Maximum bytes of all keys and values, as AWS documents; the service's model has the other limits."""
 
-# In a container these are the image's own affair. Here they would change which code runs, with whose files and against
+# In a container these concern the image alone. Here they would change which code runs, with whose files and against
 # which cloud: a program of the host (the loader, the shell, the interpreter) reads each of them before `serve` does.
 HIJACKING_PREFIXES = (
     "LD_",  # the dynamic loader
@@ -36,11 +36,12 @@ HIJACKING_NAMES = frozenset(
 
 
 def would_hijack(name: str) -> bool:
+    """Return whether the host's own programs read a variable of this name."""
     return name in HIJACKING_NAMES or name.startswith(HIJACKING_PREFIXES)
 
 
 def rejection_reason(environment: Mapping[str, str]) -> str | None:
-    """A sentence, or None if there is nothing against it. Names the entry, never its value."""
+    """Return why an environment is refused, or None. The sentence names the entry, never its value."""
     size = sum(len(key.encode()) + len(value.encode()) for key, value in environment.items())
     if size > MAX_BYTES:
         return f"Environment has {size} bytes in its keys and values; at most {MAX_BYTES} are allowed."
@@ -48,7 +49,7 @@ def rejection_reason(environment: Mapping[str, str]) -> str | None:
         if would_hijack(key):
             return (
                 f'Environment sets "{key}", which the local endpoint refuses: '
-                "the container is a process on this machine, and the name is its host's."
+                "the container is a process on this machine, and its host reads that variable."
             )
         if "\0" in value:
             return f'Environment sets "{key}" to a value with a NUL character, which no process can be given.'

@@ -1,11 +1,13 @@
-"""Lines to a pipe: read, not read, and with nobody there."""
+"""Lines to a pipe: with a reader, with a slow one, and without one."""
 
 from __future__ import annotations
 
 import os
+import select
+import threading
 
 from endpoint.terminal import Terminal
-from testing.server import eventually
+from testing.server import TIMEOUT_S, eventually
 
 
 def read_until(descriptor: int, end: bytes) -> bytes:
@@ -28,15 +30,15 @@ def test_lines_are_written_in_their_order_and_the_last_before_it_closes() -> Non
 
 def test_what_nobody_reads_is_dropped_and_counted() -> None:
     reader, writer = os.pipe()
-    terminal = Terminal(writer, most_waiting=10)
+    terminal = Terminal(writer, max_waiting=10)
     terminal.put("x" * 10**6)  # more than a pipe holds
-    eventually(terminal._lines.empty)
+    assert select.select([reader], [], [], TIMEOUT_S)[0]  # its thread has taken the line
     for number in range(100):
         terminal.put(str(number))
     terminal.close(0.1)  # in vain, and not for long
-    read = read_until(reader, b"nobody read them]\n").decode()
+    read = read_until(reader, b"and dropped]\n").decode()
     assert read.split()[1:11] == [str(number) for number in range(10)]
-    assert read.endswith("\n[90 lines were dropped here: nobody read them]\n")
+    assert read.endswith("\n[90 lines were not read in time and dropped]\n")
     terminal.put("again")
     assert read_until(reader, b"\n") == b"again\n"
     terminal.close(5)
@@ -48,8 +50,8 @@ def test_it_stops_when_the_reader_is_gone() -> None:
     reader, writer = os.pipe()
     terminal = Terminal(writer)
     os.close(reader)
-    terminal.put("to nobody")
-    eventually(lambda: not terminal._thread.is_alive())
-    terminal.put("to nobody")
+    terminal.put("unread")
+    eventually(lambda: f"terminal {writer}" not in [thread.name for thread in threading.enumerate()])
+    terminal.put("unread")
     terminal.close(5)
     os.close(writer)

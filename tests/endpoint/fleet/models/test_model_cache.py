@@ -354,5 +354,5 @@ def test_prefix_may_be_whole_bucket(uri: str) -> None:
     part = {"S3Uri": uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
     source = ModelSource.of({"ModelDataSource": {"S3DataSource": part}})
     assert source is not None and (source.bucket, source.key) == ("b", "")
-    with pytest.raises(ModelDataError, match="names no object"):
+    with pytest.raises(ModelDataError, match="does not name an object"):
         ModelSource.of({"ModelDataSource": {"S3DataSource": part | {"S3DataType": "S3Object"}}})
