@@ -47,13 +47,13 @@ def failed(sent: Sent) -> bytes:
 # Success
 
 
-def test_the_output_is_the_containers_answer_with_its_type(up: EndpointUp) -> None:
+def test_output_is_container_response_with_type(up: EndpointUp) -> None:
     sent = up.submit("e", body=b"\x00input\xff", ContentType="application/jsonlines", Accept="a/b").ended()
     assert sent.outputs() == [{"body": b"\x00input\xff", "type": "application/jsonlines"}]
     assert sent.failures() == []
 
 
-def test_the_success_notice_has_the_keys_of_a_real_one_in_their_order(up: EndpointUp) -> None:
+def test_success_notification_has_aws_keys(up: EndpointUp) -> None:
     sent = up.submit("e", ContentType="c/t", Accept="a/b", InferenceId="told").ended()
     notice = sent.notice()
     assert list(notice) == [
@@ -80,13 +80,13 @@ def test_the_success_notice_has_the_keys_of_a_real_one_in_their_order(up: Endpoi
     assert notice["receivedTime"] < notice["eventTime"] and notice["eventTime"].endswith("Z")
 
 
-def test_a_body_that_comes_with_the_request_is_the_input(up: EndpointUp) -> None:
+def test_inline_body_is_input(up: EndpointUp) -> None:
     sent = up.submit("e", Body=b"inline", ContentType="c/t").ended()
     assert sent.outputs() == [{"body": b"inline", "type": "c/t"}]
     assert "inputLocation" not in sent.notice()["requestParameters"]
 
 
-def test_the_container_gets_the_callers_headers_and_no_others_of_his(up: EndpointUp) -> None:
+def test_container_gets_documented_headers_only(up: EndpointUp) -> None:
     sent = up.submit("e", "headers-seen", Accept="a/b", InferenceId="mine").ended()
     [output] = sent.outputs()
     seen = json.loads(output["body"])
@@ -97,16 +97,16 @@ def test_the_container_gets_the_callers_headers_and_no_others_of_his(up: Endpoin
     assert not {"authorization", "x-amzn-sagemaker-inputlocation", "transfer-encoding"} & set(seen)
 
 
-def test_an_empty_input_is_an_input(up: EndpointUp) -> None:
+def test_empty_input_is_valid(up: EndpointUp) -> None:
     assert up.submit("e", body=b"").ended().outputs()[0]["body"] == b""
 
 
-def test_a_test_notice_came_when_the_endpoint_was_made(up: EndpointUp) -> None:
+def test_creation_sends_test_notification(up: EndpointUp) -> None:
     tests = eventually(lambda: [notice for notice in up.hear() if notice["eventName"] == "TestNotification"])
     assert tests[0] == {"eventVersion": "1.0", "eventSource": "aws:sagemaker", "eventName": "TestNotification"}
 
 
-def test_what_was_counted_is_in_cloudwatch(up: EndpointUp) -> None:
+def test_metrics_are_in_cloudwatch(up: EndpointUp) -> None:
     up.submit("e").ended()
     for name in ("InvocationsProcessed", "TimeInBacklog", "TotalProcessingTime", "ModelLatency"):
         eventually(lambda name=name: variant_metric(up, name) > 0)  # type: ignore[misc]
@@ -185,7 +185,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_failure_has_its_object_its_notice_its_metrics_and_its_line(up: EndpointUp, name: str) -> None:
+def test_failure_leaves_all_its_traces(up: EndpointUp, name: str) -> None:
     kind = KINDS[name]
     before = {metric: variant_metric(up, metric) for metric in kind.metrics}
     sent = up.submit("e", kind.do, **dict(kind.parameters))  # type: ignore[arg-type]
@@ -202,22 +202,22 @@ def test_a_failure_has_its_object_its_notice_its_metrics_and_its_line(up: Endpoi
     assert "the container says why" not in up.log()
 
 
-def test_the_connection_of_a_request_that_ran_out_of_time_is_closed(up: EndpointUp) -> None:
+def test_timeout_closes_connection(up: EndpointUp) -> None:
     before = up.says.read_text().count("the caller hung up")
     failed(up.submit("e", "hang", InvocationTimeoutSeconds=1))
     eventually(lambda: up.says.read_text().count("the caller hung up") > before)
 
 
-def test_a_container_that_dies_fails_its_request_and_is_replaced(up: EndpointUp) -> None:
+def test_dead_container_fails_request_and_is_replaced(up: EndpointUp) -> None:
     assert failed(up.submit("e", "die")).startswith(NO_ANSWER)
     assert up.submit("e").ended().outputs()
 
 
-def test_headers_of_less_than_4096_bytes_are_fine(up: EndpointUp) -> None:
+def test_headers_below_4096_bytes_are_accepted(up: EndpointUp) -> None:
     assert up.submit("e", "headers-of:3500").ended().outputs()[0]["body"] == b"ok"
 
 
-def test_a_request_that_waits_too_long_expires(up: EndpointUp) -> None:
+def test_waiting_request_expires(up: EndpointUp) -> None:
     up.make_endpoint("asleep", instances=0)
     sent = up.submit("asleep", RequestTTLSeconds=60)  # a second, at this clock
     kept = up.submit("asleep", RequestTTLSeconds=21_600)
@@ -228,7 +228,7 @@ def test_a_request_that_waits_too_long_expires(up: EndpointUp) -> None:
     assert kept.outputs() == kept.failures() == kept.notices() == []
 
 
-def test_an_output_that_cannot_be_written_is_a_failure(up: EndpointUp) -> None:
+def test_unwritable_output_is_failure(up: EndpointUp) -> None:
     up.make_endpoint("lost", S3OutputPath="s3://no-such-bucket/out")
     sent = up.submit("lost")
     assert failed(sent)
@@ -236,14 +236,14 @@ def test_an_output_that_cannot_be_written_is_a_failure(up: EndpointUp) -> None:
     eventually(lambda: variant_metric(up, "ResponseUploadFailures", endpoint="lost") == 1)
 
 
-def test_without_a_failure_path_a_failure_leaves_its_notice_alone(up: EndpointUp) -> None:
+def test_failure_without_path_leaves_notification_only(up: EndpointUp) -> None:
     up.make_endpoint("quiet", S3FailurePath=None)
     sent = up.submit("quiet", "status:500")
     assert sent.notice()["invocationStatus"] == "Failed"
     assert sent.failure is None and sent.outputs() == []
 
 
-def test_answers_are_in_the_notices_that_want_them(up: EndpointUp) -> None:
+def test_responses_are_in_notifications_on_request(up: EndpointUp) -> None:
     topics = {
         "SuccessTopic": "arn:aws:sns:us-east-1:000000000000:good",
         "ErrorTopic": "arn:aws:sns:us-east-1:000000000000:bad",
@@ -261,7 +261,7 @@ def test_answers_are_in_the_notices_that_want_them(up: EndpointUp) -> None:
 # A gateway that is killed
 
 
-def test_a_killed_gateways_requests_are_finished_by_the_next(tmp_path: Path) -> None:
+def test_next_gateway_finishes_requests_after_kill(tmp_path: Path) -> None:
     up = EndpointUp(tmp_path)
     try:
         up.make_places()
@@ -281,7 +281,7 @@ def test_a_killed_gateways_requests_are_finished_by_the_next(tmp_path: Path) -> 
         up.close()
 
 
-def test_a_request_whose_container_died_is_delivered_again_where_that_is_wanted(tmp_path: Path) -> None:
+def test_request_is_redelivered_after_container_death(tmp_path: Path) -> None:
     up = EndpointUp(tmp_path, "--on-no-answer", "redeliver")
     try:
         up.make_places()

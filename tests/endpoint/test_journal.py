@@ -84,7 +84,7 @@ def journalled(up: EndpointUp) -> int:
     return int(up.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="e/main/jobs/")["KeyCount"])
 
 
-def test_a_killed_containers_batch_is_continued_by_the_next_container(up: EndpointUp) -> None:
+def test_next_container_continues_batch_after_kill(up: EndpointUp) -> None:
     undisturbed = texts(submit(up, "undisturbed"))
     first = Container(up)
     before, objects = first.generated(), journalled(up)

@@ -57,7 +57,7 @@ def keys(up: EndpointUp, prefix: str) -> list[str]:
 # Beginnings
 
 
-def test_a_data_directory_and_a_port_serve_one_at_a_time(start: Up, tmp_path: Path) -> None:
+def test_directory_and_port_serve_one_endpoint(start: Up, tmp_path: Path) -> None:
     up = start()
     data, another = str(tmp_path / "data"), str(tmp_path / "another")
     in_use = f"endpoint: {data} is in use by another `python -m endpoint`\n"
@@ -71,7 +71,7 @@ def test_a_data_directory_and_a_port_serve_one_at_a_time(start: Up, tmp_path: Pa
     assert up.client("s3").list_buckets()["Buckets"] == []
 
 
-def test_what_cannot_run_says_so_in_a_line(tmp_path: Path) -> None:
+def test_startup_error_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "settings.json").write_text('{"of": "another version"}')
@@ -87,7 +87,7 @@ def test_what_cannot_run_says_so_in_a_line(tmp_path: Path) -> None:
         assert refused.returncode == 1 and line.startswith(f"endpoint: {why}")
 
 
-def test_down_where_nothing_was_up_says_so(tmp_path: Path) -> None:
+def test_down_without_up_says_so(tmp_path: Path) -> None:
     refused = run_endpoint("down", "--data-dir", str(tmp_path / "data"))
     assert refused.returncode == 1
     assert refused.stderr == f"endpoint: no endpoint was started in {tmp_path / 'data'}\n"
@@ -118,7 +118,7 @@ def test_invalid_options_are_refused(tmp_path: Path, option: str, value: str, wh
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_processes_and_keeps_the_data(start: Up, tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_ends_processes_and_keeps_data(start: Up, tmp_path: Path, number: signal.Signals) -> None:
     up = start()
     up.make_places()
     up.make_endpoint("e")
@@ -135,7 +135,7 @@ def test_a_signal_ends_all_processes_and_keeps_the_data(start: Up, tmp_path: Pat
 
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["after an end", "after a kill"])
-def test_a_signal_in_the_beginning_ends_all_processes(start: Up, tmp_path: Path, is_killed: bool) -> None:
+def test_early_signal_ends_all_processes(start: Up, tmp_path: Path, is_killed: bool) -> None:
     up = start()
     up.make_endpoint("e")
     if is_killed:
@@ -150,7 +150,7 @@ def test_a_signal_in_the_beginning_ends_all_processes(start: Up, tmp_path: Path,
     assert up.processes() == {}
 
 
-def test_down_ends_what_a_killed_gateway_left_and_keeps_the_data(start: Up, tmp_path: Path) -> None:
+def test_down_after_kill_keeps_data(start: Up, tmp_path: Path) -> None:
     up = start()
     up.make_places()
     up.make_endpoint("e", instances=2)
@@ -166,7 +166,7 @@ def test_down_ends_what_a_killed_gateway_left_and_keeps_the_data(start: Up, tmp_
     assert held.ended().outputs()[0]["body"] == b"held"
 
 
-def test_down_ends_a_living_up(start: Up) -> None:
+def test_down_ends_running_up(start: Up) -> None:
     up = start()
     up.make_endpoint("e")
     assert len(up.processes()) == 3
@@ -187,7 +187,7 @@ def test_lock_of_ending_process_is_awaited(tmp_path: Path) -> None:
         release.join()
 
 
-def test_down_signals_nobody_for_the_pid_that_a_killed_up_wrote_down(start: Up, tmp_path: Path) -> None:
+def test_down_ignores_reused_pid(start: Up, tmp_path: Path) -> None:
     up = start()
     up.kill()
     lock = tmp_path / "data" / "lock"
@@ -198,7 +198,7 @@ def test_down_signals_nobody_for_the_pid_that_a_killed_up_wrote_down(start: Up, 
     assert up.processes() == {}
 
 
-def test_down_ends_the_instances_although_the_backend_is_gone(start: Up, tmp_path: Path) -> None:
+def test_down_ends_instances_without_backend(start: Up, tmp_path: Path) -> None:
     up = start()
     up.make_endpoint("e")
     up.kill()
@@ -211,7 +211,7 @@ def test_down_ends_the_instances_although_the_backend_is_gone(start: Up, tmp_pat
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"backend": "embedded"}))
 
 
-def test_a_broken_database_is_named_and_keeps_nothing_running(start: Up, tmp_path: Path) -> None:
+def test_broken_database_is_named_and_ends_all(start: Up, tmp_path: Path) -> None:
     up = start()
     up.make_endpoint("e")
     up.kill()
@@ -228,7 +228,7 @@ def test_a_broken_database_is_named_and_keeps_nothing_running(start: Up, tmp_pat
     assert up.processes() == {}
 
 
-def test_a_signal_ends_it_soon_although_the_backend_hangs(start: Up) -> None:
+def test_signal_ends_despite_hanging_backend(start: Up) -> None:
     up = start()
     up.make_places()
     up.make_endpoint("e")
@@ -244,7 +244,7 @@ def test_a_signal_ends_it_soon_although_the_backend_hangs(start: Up) -> None:
     assert up.processes() == {}
 
 
-def test_a_pipe_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+def test_unread_pipe_blocks_nothing(tmp_path: Path) -> None:
     port = free_port()
     reader, writer = os.pipe()
     os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)))
@@ -268,7 +268,7 @@ def test_a_pipe_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
     os.close(writer)
 
 
-def test_the_quickstart_leaves_one_that_is_kept_alone(start: Up, tmp_path: Path) -> None:
+def test_quickstart_leaves_running_endpoint_alone(start: Up, tmp_path: Path) -> None:
     data = tmp_path / "data"
     quickstart.fail_if_in_use(data)
     up = start()
@@ -281,7 +281,7 @@ def test_the_quickstart_leaves_one_that_is_kept_alone(start: Up, tmp_path: Path)
 # Kills
 
 
-def test_after_a_kill_the_next_gateway_adopts_what_runs_and_delivers_again(start: Up, tmp_path: Path) -> None:
+def test_next_gateway_adopts_and_redelivers_after_kill(start: Up, tmp_path: Path) -> None:
     up = start()
     up.make_places()
     up.make_endpoint("e")
@@ -299,7 +299,7 @@ def test_after_a_kill_the_next_gateway_adopts_what_runs_and_delivers_again(start
     assert keys(up, "out/") == [held.output.removeprefix(f"s3://{BUCKET}/")] and keys(up, "failed/") == []
 
 
-def test_of_many_requests_none_is_lost_by_kills(tmp_path: Path) -> None:
+def test_kills_lose_none_of_many_requests(tmp_path: Path) -> None:
     faults: list[str] = []
     told = soak(
         tmp_path,
@@ -324,7 +324,7 @@ def test_of_many_requests_none_is_lost_by_kills(tmp_path: Path) -> None:
     [{"Host": "example.com"}, {"Origin": "http://example.com"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
     ids=str,
 )
-def test_web_pages_are_refused_at_the_port(seen: EndpointUp, headers: dict[str, str]) -> None:
+def test_port_refuses_web_pages(seen: EndpointUp, headers: dict[str, str]) -> None:
     for target in ({"X-Amz-Target": "SageMaker.ListModels"}, {}):
         connection = http.client.HTTPConnection("127.0.0.1", seen.port, timeout=60)
         connection.request("POST", "/", b"{}", {"Content-Type": "application/x-amz-json-1.1"} | target | headers)
@@ -346,7 +346,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointUp]:
         up.close()
 
 
-def test_each_change_of_an_endpoint_is_told_to_both_topics(seen: EndpointUp) -> None:
+def test_endpoint_change_notifies_both_topics(seen: EndpointUp) -> None:
     def tests() -> int:
         return sum(notice["eventName"] == "TestNotification" for notice in seen.hear())
 
@@ -359,7 +359,7 @@ def test_each_change_of_an_endpoint_is_told_to_both_topics(seen: EndpointUp) -> 
     eventually(lambda: tests() == 4)
 
 
-def test_what_the_container_prints_is_in_cloudwatch_logs_and_on_the_terminal(seen: EndpointUp) -> None:
+def test_container_output_reaches_logs_and_terminal(seen: EndpointUp) -> None:
     logs, group = seen.client("logs"), "/aws/sagemaker/Endpoints/e"
     body = json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 1}}).encode()
     seen.submit("e", body=body).ended()
@@ -380,7 +380,7 @@ def test_what_the_container_prints_is_in_cloudwatch_logs_and_on_the_terminal(see
     eventually(lambda: f"[e {instance}] {line}\n" in seen.log())
 
 
-def test_metrics_are_there_soon_on_a_quick_clock(seen: EndpointUp) -> None:
+def test_metrics_come_soon_with_quick_clock(seen: EndpointUp) -> None:
     seen.submit("e", body=json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 1}}).encode()).ended()
     seen.submit("e", body=json.dumps({"inputs": "x", "parameters": {"max_new_tokens": "x"}}).encode()).ended()
     for name in ("InvocationsProcessed", "InvocationFailures", "ModelLatency", "TimeInBacklog"):
@@ -392,7 +392,7 @@ def test_metrics_are_there_soon_on_a_quick_clock(seen: EndpointUp) -> None:
 # The real container
 
 
-def test_serve_answers_with_a_model_out_of_s3(start: Up, tiny_model_dir: Path) -> None:
+def test_serve_runs_model_from_s3(start: Up, tiny_model_dir: Path) -> None:
     up = start("--serve", str(ROOT / "serve"))
     up.make_places()
     for file in tiny_model_dir.iterdir():

@@ -166,7 +166,7 @@ ENDPOINTS = [
     ],
     ids=str,
 )
-def test_the_witness_sees_what_is_out_of_shape(changes: dict[str, Any]) -> None:
+def test_witness_detects_wrong_shapes(changes: dict[str, Any]) -> None:
     shape = client("sagemaker").meta.service_model.operation_model("ListEndpoints").output_shape
     check_raw(shape, {"Endpoints": ENDPOINTS}, "list")
     endpoint = {name: value for name, value in (ENDPOINTS[0] | changes).items() if value is not ...}
@@ -260,7 +260,7 @@ def service_of(operation: str) -> str:
 
 
 @pytest.mark.parametrize(("operation", "parameters"), ANSWERED, ids=[name for name, _ in ANSWERED])
-def test_an_answer_has_its_shape(world: World, operation: str, parameters: dict[str, Any]) -> None:
+def test_response_has_its_shape(world: World, operation: str, parameters: dict[str, Any]) -> None:
     caller = world.runtime if service_of(operation) == "sagemaker-runtime" else world.sagemaker
     before = world.witness.answered.total()
     answer = getattr(caller, operation)(**parameters)
@@ -268,7 +268,7 @@ def test_an_answer_has_its_shape(world: World, operation: str, parameters: dict[
     assert world.witness.answered.total() == before + 1
 
 
-def test_an_accepted_invocation_is_202_and_names_its_places(world: World) -> None:
+def test_accepted_invocation_returns_202_and_locations(world: World) -> None:
     answer = world.runtime.invoke_endpoint_async(EndpointName="lives", Body=b"x", InferenceId="of the caller")
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == 202
     assert answer["InferenceId"] == "of the caller"
@@ -276,7 +276,7 @@ def test_an_accepted_invocation_is_202_and_names_its_places(world: World) -> Non
     assert re.fullmatch(rf"s3://{BUCKET}/failed/[0-9a-f-]{{36}}-error\.out", answer["FailureLocation"])
 
 
-def test_a_synchronous_answer_is_the_containers(world: World) -> None:
+def test_sync_response_is_from_container(world: World) -> None:
     answer = world.runtime.invoke_endpoint(EndpointName="sync", Body=b"\x00\xff", ContentType="a/b")
     assert (answer["Body"].read(), answer["ContentType"]) == (b"\x00\xff", "a/b")
     assert answer["InvokedProductionVariant"] == "main"
@@ -285,7 +285,7 @@ def test_a_synchronous_answer_is_the_containers(world: World) -> None:
 # Every status that an endpoint can have, and botocore's waiters
 
 
-def test_the_waiters_see_an_endpoint_come_and_go(world: World) -> None:
+def test_waiters_follow_endpoint_creation_and_deletion(world: World) -> None:
     sagemaker = world.sagemaker
     sagemaker.create_endpoint(EndpointName="comes", EndpointConfigName="plain")
     assert world.status("comes") == "Creating"
@@ -301,7 +301,7 @@ def test_the_waiters_see_an_endpoint_come_and_go(world: World) -> None:
         world.status("comes")
 
 
-def test_the_waiter_gives_up_on_an_endpoint_that_fails(world: World) -> None:
+def test_waiter_gives_up_on_failed_endpoint(world: World) -> None:
     world.sagemaker.create_endpoint(EndpointName="fails", EndpointConfigName="broken")
     with pytest.raises(WaiterError, match="terminal failure state"):
         world.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName="fails", WaiterConfig=SOON)
@@ -319,13 +319,13 @@ def test_the_waiter_gives_up_on_an_endpoint_that_fails(world: World) -> None:
         ("list_endpoints", "Endpoints", "EndpointName"),
     ],
 )
-def test_botocores_paginators_see_all_once(world: World, operation: str, members: str, name: str) -> None:
+def test_botocore_paginators_see_all_once(world: World, operation: str, members: str, name: str) -> None:
     pages = list(world.sagemaker.get_paginator(operation).paginate(PaginationConfig={"PageSize": 1}))
     seen = [entry[name] for page in pages for entry in page[members]]
     assert len(pages) >= len(seen) >= 3 and len(seen) == len(set(seen))
 
 
-def test_botocores_paginator_sees_all_tags(world: World) -> None:
+def test_botocore_paginator_sees_all_tags(world: World) -> None:
     tags = [{"Key": f"key {number}", "Value": "v"} for number in range(49)]
     world.sagemaker.add_tags(ResourceArn=f"{ARN}endpoint/sync", Tags=tags)
     pages = world.sagemaker.get_paginator("list_tags").paginate(ResourceArn=f"{ARN}endpoint/sync")
@@ -553,7 +553,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, int, str]] = [
     REFUSED,
     ids=[f"{row[0]}-{row[4][:40]}" for row in REFUSED],
 )
-def test_an_error_has_awss_form(
+def test_error_has_aws_form(
     world: World, operation: str, parameters: dict[str, Any], code: str, status: int, message: str
 ) -> None:
     before = world.witness.refused.total()
@@ -565,7 +565,7 @@ def test_an_error_has_awss_form(
     assert world.witness.refused.total() == before + 1
 
 
-def test_a_modelled_error_is_the_clients_own_exception(world: World) -> None:
+def test_modelled_error_raises_client_exception(world: World) -> None:
     with pytest.raises(world.runtime.exceptions.ModelError) as caught:
         world.runtime.invoke_endpoint(EndpointName="sync", Body=b"why", CustomAttributes="do=status:400")
     assert caught.value.response["OriginalStatusCode"] == 400
@@ -574,13 +574,13 @@ def test_a_modelled_error_is_the_clients_own_exception(world: World) -> None:
         world.runtime.invoke_endpoint_async(EndpointName="no", Body=b"x")
 
 
-def test_every_operation_that_we_have_is_in_these_tables(world: World) -> None:
+def test_tables_have_every_implemented_operation(world: World) -> None:
     ours = {operation for operation, *_ in ANSWERED} | {"delete_endpoint"}  # by the waiters' tests
     assert len(ours) == 19
     assert ours <= {operation for operation, *_ in REFUSED}
 
 
-def test_every_operation_that_we_lack_is_refused(world: World) -> None:
+def test_every_missing_operation_is_refused(world: World) -> None:
     names = set(world.sagemaker.meta.service_model.operation_names)
     ours = {"".join(part.title() for part in operation.split("_")) for operation, *_ in ANSWERED} | {"DeleteEndpoint"}
     headers = {"content-type": "application/x-amz-json-1.1", "authorization": f"AWS4-HMAC-SHA256 {SCOPE}"}
@@ -594,7 +594,7 @@ def test_every_operation_that_we_lack_is_refused(world: World) -> None:
 SCOPE = "Credential=test/20300101/us-east-1/sagemaker/aws4_request, SignedHeaders=host, Signature=0"
 
 
-def test_logs_hold_no_bodies(world: World) -> None:
+def test_logs_contain_no_bodies(world: World) -> None:
     world.runtime.invoke_endpoint_async(EndpointName="lives", Body=b"a secret of the caller's")
     world.runtime.invoke_endpoint(EndpointName="sync", Body=b"a secret of the caller's")["Body"].read()
     assert "a secret" not in world.up.log()

@@ -17,7 +17,7 @@ def read_until(descriptor: int, end: bytes) -> bytes:
     return read
 
 
-def test_lines_are_written_in_their_order_and_the_last_before_it_closes() -> None:
+def test_lines_keep_order_until_close() -> None:
     reader, writer = os.pipe()
     terminal = Terminal(writer)
     for line in ("one", "zwei €", "\udcff"):
@@ -28,7 +28,7 @@ def test_lines_are_written_in_their_order_and_the_last_before_it_closes() -> Non
     os.close(writer)
 
 
-def test_what_nobody_reads_is_dropped_and_counted() -> None:
+def test_unread_lines_are_dropped_and_counted() -> None:
     reader, writer = os.pipe()
     terminal = Terminal(writer, max_waiting=10)
     terminal.put("x" * 10**6)  # more than a pipe holds
@@ -46,7 +46,7 @@ def test_what_nobody_reads_is_dropped_and_counted() -> None:
     os.close(writer)
 
 
-def test_it_stops_when_the_reader_is_gone() -> None:
+def test_terminal_stops_when_reader_is_gone() -> None:
     reader, writer = os.pipe()
     terminal = Terminal(writer)
     os.close(reader)

@@ -107,7 +107,7 @@ def without_meta(answered: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("service", "client_name", "operation"), OPERATIONS, ids=lambda value: str(value)[:40])
 @hypothesis_settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_whatever_a_client_sends_is_parsed_and_whatever_is_answered_is_understood(
+def test_client_requests_and_responses_round_trip(
     service: Service, client_name: str, operation: str, data: st.DataObject
 ) -> None:
     model = CLIENTS[client_name].meta.service_model.operation_model(operation)
@@ -124,7 +124,7 @@ def test_whatever_a_client_sends_is_parsed_and_whatever_is_answered_is_understoo
 @pytest.mark.parametrize(("service", "client_name", "operation"), OPERATIONS, ids=lambda value: str(value)[:40])
 @hypothesis_settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_every_parsed_request_is_valid_or_refused_in_aws_s_form(
+def test_parsed_request_is_valid_or_refused(
     service: Service, client_name: str, operation: str, data: st.DataObject
 ) -> None:
     model = CLIENTS[client_name].meta.service_model.operation_model(operation)
@@ -136,7 +136,7 @@ def test_every_parsed_request_is_valid_or_refused_in_aws_s_form(
         assert error.message.partition(" validation error")[0].isdigit()
 
 
-def test_an_asynchronous_invocation_is_answered_with_202_and_its_headers() -> None:
+def test_async_invocation_returns_202_with_headers() -> None:
     wire = Wire(RUNTIME)
     wire.result = {"InferenceId": "one", "OutputLocation": "s3://b/one.out", "FailureLocation": None}
     answered = client("sagemaker-runtime", wire).invoke_endpoint_async(EndpointName="e", InputLocation="s3://b/one")
@@ -147,29 +147,29 @@ def test_an_asynchronous_invocation_is_answered_with_202_and_its_headers() -> No
     assert wire.seen == [("InvokeEndpointAsync", {"EndpointName": "e", "InputLocation": "s3://b/one"})]
 
 
-def test_an_empty_body_is_a_payload_only_where_one_is_required() -> None:
+def test_empty_body_is_payload_only_if_required() -> None:
     assert RUNTIME.parse("InvokeEndpoint", {"EndpointName": "e"}, {}, b"")["Body"] == b""
     assert "Body" not in RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, {}, b"")
 
 
-def test_times_are_answered_in_milliseconds_since_the_epoch() -> None:
+def test_response_times_have_milliseconds() -> None:
     summary = {"ModelName": "m", "ModelArn": "a", "CreationTime": 1529870369.98612}
     answer = CONTROL.response("ListModels", {"Models": [summary], "NextToken": None})
     assert json.loads(answer.body) == {"Models": [summary | {"CreationTime": 1529870369.986}]}
     assert answer.headers["content-type"] == "application/x-amz-json-1.1"
 
 
-def test_an_operation_without_output_is_answered_with_nothing() -> None:
+def test_operation_without_output_has_empty_body() -> None:
     answer = CONTROL.response("DeleteModel", {})
     assert (answer.status_code, answer.body) == (200, b"")
 
 
-def test_a_header_never_breaks_its_line() -> None:
+def test_header_value_rejects_line_breaks() -> None:
     with pytest.raises(ValueError, match="line break"):
         RUNTIME.response("InvokeEndpoint", {"Body": b"", "CustomAttributes": "a\r\nset-cookie: b"})
 
 
-def test_a_member_that_the_model_lacks_is_not_answered() -> None:
+def test_response_rejects_member_unknown_to_model() -> None:
     with pytest.raises(KeyError):
         CONTROL.response("CreateModel", {"ModelArn": "a", "ModelName": "m"})
 
@@ -177,7 +177,7 @@ def test_a_member_that_the_model_lacks_is_not_answered() -> None:
 # Errors
 
 
-def test_errors_reach_control_clients_with_code_message_and_status() -> None:
+def test_control_client_gets_error_code_and_status() -> None:
     wire = Wire(CONTROL)
     wire.result = AwsError("ValidationException", "no")
     with pytest.raises(ClientError) as refused:
@@ -189,7 +189,7 @@ def test_errors_reach_control_clients_with_code_message_and_status() -> None:
     assert answer.headers["x-amzn-errortype"] == "ValidationException"
 
 
-def test_a_modelled_control_error_is_the_client_s_own_exception() -> None:
+def test_modelled_control_error_raises_client_exception() -> None:
     wire = Wire(CONTROL)
     wire.result = AwsError("ResourceLimitExceeded", "too many")
     made = client("sagemaker", wire)
@@ -201,7 +201,7 @@ def test_a_modelled_control_error_is_the_client_s_own_exception() -> None:
     ("code", "status"),
     [("ValidationError", 400), ("InternalFailure", 500), ("ServiceUnavailable", 503), ("ModelError", 424)],
 )
-def test_runtime_errors_have_the_model_s_status(code: str, status: int) -> None:
+def test_runtime_error_has_modelled_status(code: str, status: int) -> None:
     wire = Wire(RUNTIME)
     wire.result = AwsError(code, "no")
     made = client("sagemaker-runtime", wire)
@@ -210,7 +210,7 @@ def test_runtime_errors_have_the_model_s_status(code: str, status: int) -> None:
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
 
 
-def test_a_model_error_has_its_members() -> None:
+def test_model_error_has_its_members() -> None:
     wire = Wire(RUNTIME)
     wire.result = AwsError("ModelError", "no", OriginalStatusCode=500, OriginalMessage="boom", LogStreamArn="arn")
     made = client("sagemaker-runtime", wire)
@@ -220,12 +220,12 @@ def test_a_model_error_has_its_members() -> None:
     assert refused.value.response["OriginalMessage"] == "boom"
 
 
-def test_a_framework_error_of_the_runtime_has_a_message_in_upper_case() -> None:
+def test_runtime_framework_error_capitalises_message() -> None:
     answer = RUNTIME.error_response(AwsError("SerializationException", "no"))
     assert json.loads(answer.body) == {"Message": "no"}
 
 
-def test_what_the_endpoint_lacks_is_told_apart_from_what_nobody_has() -> None:
+def test_missing_operation_differs_from_unknown_one() -> None:
     with pytest.raises(AwsError) as unknown:
         CONTROL.operation("POST", "/", {"x-amz-target": "SageMaker.MakeCoffee"})
     assert (unknown.value.code, unknown.value.status) == ("UnknownOperationException", 400)
@@ -244,13 +244,13 @@ def test_what_the_endpoint_lacks_is_told_apart_from_what_nobody_has() -> None:
         ("POST", "/endpoints/e/nothing"),
     ],
 )
-def test_other_paths_of_the_runtime_are_unknown(method: str, path: str) -> None:
+def test_other_runtime_paths_are_unknown(method: str, path: str) -> None:
     with pytest.raises(AwsError) as unknown:
         RUNTIME.operation(method, path, {})
     assert (unknown.value.code, unknown.value.status) == ("UnknownOperationException", 404)
 
 
-def test_a_path_s_parameter_may_hold_what_was_encoded() -> None:
+def test_path_parameter_may_contain_encoded_slash() -> None:
     assert RUNTIME.operation("POST", "/endpoints/a/b%20/invocations", {})[1] == {"EndpointName": "a/b%20"}
 
 
@@ -287,42 +287,42 @@ def test_other_targets_are_unknown(target: str) -> None:
         b"[" * 100_000,
     ],
 )
-def test_a_value_of_the_wrong_type_is_a_serialization_exception(body: bytes) -> None:
+def test_wrong_type_is_serialization_exception(body: bytes) -> None:
     with pytest.raises(AwsError) as refused:
         CONTROL.parse("CreateModel", {}, {}, body)
     assert (refused.value.code, refused.value.status) == ("SerializationException", 400)
 
 
 @pytest.mark.parametrize("number", ["1.5", "true", '"1"', "2147483648", "1e999", "-2147483649"])
-def test_what_is_no_32_bit_integer_is_refused(number: str) -> None:
+def test_integer_beyond_32_bits_is_refused(number: str) -> None:
     with pytest.raises(AwsError, match="SerializationException"):
         CONTROL.parse("ListModels", {}, {}, f'{{"MaxResults": {number}}}'.encode())
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", "99999999999999999999999", "٣", "2147483648"])
-def test_a_header_that_is_no_integer_is_refused(text: str) -> None:
+def test_header_that_is_not_integer_is_refused(text: str) -> None:
     headers = {"x-amzn-sagemaker-requestttlseconds": text}
     with pytest.raises(AwsError, match="SerializationException"):
         RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, headers, b"")
 
 
 @pytest.mark.parametrize("number", ["1e999", "true", '"1"'])
-def test_what_is_no_number_is_no_weight(number: str) -> None:
+def test_weight_that_is_not_number_is_refused(number: str) -> None:
     body = f'{{"DesiredWeightsAndCapacities": [{{"VariantName": "v", "DesiredWeight": {number}}}]}}'
     with pytest.raises(AwsError, match="SerializationException"):
         CONTROL.parse("UpdateEndpointWeightsAndCapacities", {}, {}, body.encode())
 
 
-def test_nulls_and_nothing_are_absent() -> None:
+def test_nulls_and_empty_body_are_absent() -> None:
     assert CONTROL.parse("ListModels", {}, {}, b'{"MaxResults": null, "NameContains": "m"}') == {"NameContains": "m"}
     assert CONTROL.parse("ListModels", {}, {}, b"") == {}
 
 
-def test_a_whole_number_may_be_written_as_a_fraction() -> None:
+def test_integer_may_be_written_as_fraction() -> None:
     assert CONTROL.parse("ListModels", {}, {}, b'{"MaxResults": 5.0}') == {"MaxResults": 5}
 
 
-def test_a_parameter_that_a_newer_client_knows_is_refused_and_not_dropped() -> None:
+def test_parameter_of_newer_client_is_refused() -> None:
     with pytest.raises(AwsError, match=r'Unknown parameter "Turbo" in PrimaryContainer.*botocore') as refused:
         CONTROL.parse("CreateModel", {}, {}, b'{"PrimaryContainer": {"Turbo": 1}}')
     assert refused.value.code == "ValidationException"
@@ -347,7 +347,7 @@ def config_with(**changes: Any) -> dict[str, Any]:
     return {"EndpointConfigName": "c", "ProductionVariants": [VARIANT | changes]}
 
 
-def test_a_valid_config_is_valid() -> None:
+def test_valid_config_passes() -> None:
     CONTROL.validate("CreateEndpointConfig", config_with())
 
 
@@ -392,11 +392,11 @@ def test_a_valid_config_is_valid() -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_broken_constraint_is_told_as_aws_tells_it(changes: dict[str, Any], sentence: str) -> None:
+def test_violation_has_aws_wording(changes: dict[str, Any], sentence: str) -> None:
     assert errors_of(CONTROL, "CreateEndpointConfig", config_with(**changes))[0] == sentence
 
 
-def test_all_broken_constraints_are_told_at_once() -> None:
+def test_all_violations_are_reported_at_once() -> None:
     name = "{{ templates }}" * 5
     assert errors_of(CONTROL, "DescribeEndpoint", {"EndpointName": name}) == [
         f"Value '{name}' at 'endpointName' failed to satisfy constraint: "
@@ -406,13 +406,13 @@ def test_all_broken_constraints_are_told_at_once() -> None:
     ]
 
 
-def test_an_unknown_instance_type_is_refused_with_those_there_are() -> None:
+def test_unknown_instance_type_lists_known_ones() -> None:
     (sentence,) = errors_of(CONTROL, "CreateEndpointConfig", config_with(InstanceType="ml.huge"))
     assert "at 'productionVariants.1.member.instanceType'" in sentence
     assert "ml.g5.xlarge, " in sentence and "ml.g6e.xlarge, " in sentence
 
 
-def test_lists_have_sizes() -> None:
+def test_list_sizes_are_checked() -> None:
     (few,) = errors_of(CONTROL, "CreateEndpointConfig", {"EndpointConfigName": "c", "ProductionVariants": []})
     assert few.endswith(
         "'productionVariants' failed to satisfy constraint: Member must have length greater than or equal to 1"
@@ -422,7 +422,7 @@ def test_lists_have_sizes() -> None:
     assert many_sentence.endswith("Member must have length less than or equal to 10")
 
 
-def test_scalars_in_a_list_are_told_together() -> None:
+def test_scalars_of_list_are_reported_together() -> None:
     config = {"OutputConfig": {"NotificationConfig": {"IncludeInferenceResponseIn": ["A", "B"]}}}
     (sentence,) = errors_of(CONTROL, "CreateEndpointConfig", config_with() | {"AsyncInferenceConfig": config})
     assert sentence == (
@@ -432,7 +432,7 @@ def test_scalars_in_a_list_are_told_together() -> None:
     )
 
 
-def test_environments_have_keys_values_and_a_size() -> None:
+def test_environment_keys_values_and_size_are_checked() -> None:
     def environment(entries: dict[str, Any]) -> dict[str, Any]:
         return {"ModelName": "m", "PrimaryContainer": {"Environment": entries}}
 
@@ -449,7 +449,7 @@ def test_environments_have_keys_values_and_a_size() -> None:
     CONTROL.validate("CreateModel", environment({f"a{i}": "x" * 1024 for i in range(100)}))
 
 
-def test_a_null_in_a_list_or_a_map_is_refused() -> None:
+def test_null_in_list_or_map_is_refused() -> None:
     parsed = CONTROL.parse("DeleteTags", {}, {}, b'{"ResourceArn": "a", "TagKeys": [null]}')
     assert any("Member must not be null" in each for each in errors_of(CONTROL, "DeleteTags", parsed))
     body = b'{"ModelName": "m", "Tags": [null], "PrimaryContainer": {"Environment": {"a": null}}}'
@@ -478,7 +478,7 @@ def test_a_null_in_a_list_or_a_map_is_refused() -> None:
         ("CustomAttributes", "x" * 1025, "Member must have length less than or equal to 1024"),
     ],
 )
-def test_every_parameter_of_an_asynchronous_invocation_has_its_limits(name: str, value: Any, constraint: str) -> None:
+def test_async_invocation_parameters_have_limits(name: str, value: Any, constraint: str) -> None:
     sentences = errors_of(RUNTIME, "InvokeEndpointAsync", {"EndpointName": "e", name: value})
     assert any(constraint in each for each in sentences)
 
@@ -493,7 +493,7 @@ def test_every_parameter_of_an_asynchronous_invocation_has_its_limits(name: str,
         {"EndpointName": "a--b"},
     ],
 )
-def test_what_keeps_to_the_limits_is_valid(parameters: dict[str, Any]) -> None:
+def test_values_within_limits_are_valid(parameters: dict[str, Any]) -> None:
     RUNTIME.validate("InvokeEndpointAsync", {"EndpointName": "e"} | parameters)
 
 
@@ -517,13 +517,13 @@ def test_sensitive_values_are_not_repeated() -> None:
         (r"^a$", "a", "a\n"),
     ],
 )
-def test_java_s_patterns_mean_what_they_mean_in_java(pattern: str, matching: str, other: str) -> None:
+def test_java_patterns_keep_their_meaning(pattern: str, matching: str, other: str) -> None:
     assert java_pattern(pattern).fullmatch(matching)
     assert not java_pattern(pattern).fullmatch(other)
 
 
 @pytest.mark.parametrize("service", [CONTROL, RUNTIME], ids=["control", "runtime"])
-def test_every_pattern_of_the_models_compiles(service: Service) -> None:
+def test_all_model_patterns_compile(service: Service) -> None:
     model = CLIENTS["sagemaker" if service is CONTROL else "sagemaker-runtime"].meta.service_model
     patterns = {model.shape_for(name).metadata.get("pattern") for name in model.shape_names} - {None}
     assert patterns
@@ -531,21 +531,21 @@ def test_every_pattern_of_the_models_compiles(service: Service) -> None:
         java_pattern(pattern)
 
 
-def test_what_streams_its_answer_is_parsed_and_validated_all_the_same() -> None:
+def test_streaming_operation_is_parsed_and_validated() -> None:
     name, labels = RUNTIME.operation("POST", "/endpoints/e/invocations-response-stream", {})
     parameters = RUNTIME.parse(name, labels, {"x-amzn-sagemaker-accept": "text/plain"}, b"x")
     RUNTIME.validate(name, parameters)
     assert parameters == {"EndpointName": "e", "Accept": "text/plain", "Body": b"x"}
 
 
-def test_a_long_value_is_refused_quickly() -> None:
+def test_long_value_is_refused_quickly() -> None:
     url = "s3://" + "a" * 1_000_000 + "/\n"
     started = time.process_time()
     errors_of(CONTROL, "CreateModel", {"ModelName": "m", "PrimaryContainer": {"ModelDataUrl": url}})
     assert time.process_time() - started < 2
 
 
-def test_accepting_an_invocation_is_cheap() -> None:
+def test_accepting_invocation_is_cheap() -> None:
     headers = {
         "x-amzn-sagemaker-inputlocation": "s3://bucket/some/key.json",
         "x-amzn-sagemaker-content-type": "application/json",

@@ -75,7 +75,7 @@ ALL = {"object": OBJECT, "queues": 1, "topics": 1, "groups": 1}
 OBJECTS_ONLY = {"object": OBJECT, "queues": 0, "topics": 0, "groups": 0}
 
 
-def test_it_listens_on_one_loopback_port_only(settings: Settings) -> None:
+def test_emulator_listens_on_one_loopback_port(settings: Settings) -> None:
     def work(backend: Backend) -> list[tuple[str, bool]]:
         fill(backend)
         process = psutil.Process(backend.pid)
@@ -86,7 +86,7 @@ def test_it_listens_on_one_loopback_port_only(settings: Settings) -> None:
     assert with_backend(settings, doing(work)) == [("127.0.0.1", True)]
 
 
-def test_names_carry_the_account_and_the_gateways_address(settings: Settings) -> None:
+def test_names_have_account_and_gateway_address(settings: Settings) -> None:
     def work(backend: Backend) -> list[str]:
         queue = backend.client("sqs").create_queue(QueueName="queue")["QueueUrl"]
         arn = backend.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
@@ -102,7 +102,7 @@ def test_names_carry_the_account_and_the_gateways_address(settings: Settings) ->
     ]
 
 
-def test_the_next_gateway_adopts_it_with_all_that_it_holds(settings: Settings) -> None:
+def test_next_gateway_adopts_emulator_with_data(settings: Settings) -> None:
     def work(backend: Backend) -> int | None:
         fill(backend)
         return backend.pid
@@ -112,7 +112,7 @@ def test_the_next_gateway_adopts_it_with_all_that_it_holds(settings: Settings) -
     assert with_backend(settings, doing(holdings)) == ALL
 
 
-def test_it_survives_a_kill_of_the_gateway(settings: Settings) -> None:
+def test_emulator_survives_gateway_kill(settings: Settings) -> None:
     script = (
         "import asyncio, sys, pathlib\n"
         "from endpoint.backend.backend import Backend, Settings\n"
@@ -132,16 +132,14 @@ def test_it_survives_a_kill_of_the_gateway(settings: Settings) -> None:
     assert with_backend(settings) == pid
 
 
-def test_a_clean_stop_keeps_everything(settings: Settings) -> None:
+def test_clean_stop_keeps_everything(settings: Settings) -> None:
     pid = with_backend(settings, doing(lambda backend: (fill(backend), backend.pid)[1]))
     asyncio.run(Backend(settings).stop())
     assert not psutil.pid_exists(pid)
     assert with_backend(settings, doing(holdings)) == ALL
 
 
-def test_a_killed_one_is_started_again_with_its_objects_and_without_the_rest(
-    settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_killed_emulator_restarts_with_objects_only(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     async def work(backend: Backend) -> Any:
         await asyncio.to_thread(fill, backend)
         watch = asyncio.create_task(backend.watch())
@@ -159,7 +157,7 @@ def test_a_killed_one_is_started_again_with_its_objects_and_without_the_rest(
     assert "Objects in S3 are kept; queues and their messages" in caplog.text
 
 
-def test_a_kill_goes_back_to_the_last_clean_stop(settings: Settings) -> None:
+def test_kill_reverts_to_last_clean_stop(settings: Settings) -> None:
     with_backend(settings, doing(fill))
     asyncio.run(Backend(settings).stop())
     url = f"http://127.0.0.1:4566/{ACCOUNT}/queue"
@@ -175,14 +173,14 @@ def test_a_kill_goes_back_to_the_last_clean_stop(settings: Settings) -> None:
     assert queues == [url]
 
 
-def test_one_of_other_settings_is_restarted_cleanly(settings: Settings) -> None:
+def test_emulator_of_other_settings_restarts_cleanly(settings: Settings) -> None:
     pid = with_backend(settings, doing(lambda backend: (fill(backend), backend.pid)[1]))
     changed = Settings(data_dir=settings.data_dir, account=ACCOUNT, port=4567)
     assert with_backend(changed) != pid
     assert with_backend(changed, doing(holdings)) == ALL
 
 
-def test_a_process_that_only_has_its_pid_is_left_alone(settings: Settings) -> None:
+def test_process_with_reused_pid_is_left_alone(settings: Settings) -> None:
     directory = settings.data_dir / "backend"
     directory.mkdir()
     with subprocess.Popen(["sleep", "60"]) as other:
@@ -194,7 +192,7 @@ def test_a_process_that_only_has_its_pid_is_left_alone(settings: Settings) -> No
         other.kill()
 
 
-def test_a_broken_process_file_is_no_process(settings: Settings) -> None:
+def test_broken_process_file_is_ignored(settings: Settings) -> None:
     (settings.data_dir / "backend").mkdir()
     (settings.data_dir / "backend" / "process.json").write_text('{"pid": ')
     pid = with_backend(settings)
@@ -203,7 +201,7 @@ def test_a_broken_process_file_is_no_process(settings: Settings) -> None:
     assert running.pid == pid
 
 
-def test_one_that_cannot_start_says_where_to_look(tmp_path: Path) -> None:
+def test_failed_start_names_log_file(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     (tmp_path / "backend").mkdir()
     (tmp_path / "backend" / "tmp").write_text("in the way")
@@ -212,7 +210,7 @@ def test_one_that_cannot_start_says_where_to_look(tmp_path: Path) -> None:
     assert "FileExistsError" in (tmp_path / "backend" / "log").read_text()
 
 
-def test_clients_take_nothing_from_the_users_settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_ignore_user_settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings.data_dir / "config"
     config.write_text("[default]\nregion = eu-north-1\nendpoint_url = http://127.0.0.1:9\n")
     for name, value in {
@@ -246,14 +244,14 @@ def test_clients_take_nothing_from_the_users_settings(settings: Settings, monkey
 
 
 @pytest.mark.parametrize("headers", [{"origin": "http://localhost:4566"}, {"host": "rebound.example.com"}])
-def test_its_own_port_refuses_web_pages(settings: Settings, headers: dict[str, str]) -> None:
+def test_emulator_port_refuses_web_pages(settings: Settings, headers: dict[str, str]) -> None:
     def work(backend: Backend) -> int:
         return httpx.post(f"{backend.url}/_ministack/reset", headers=headers, trust_env=False).status_code
 
     assert with_backend(settings, doing(work)) == 403
 
 
-def test_an_url_is_a_backend_where_something_answers(settings: Settings) -> None:
+def test_url_that_answers_is_backend(settings: Settings) -> None:
     def work(backend: Backend) -> str:
         backend.client("s3").create_bucket(Bucket="bucket")
         return backend.url
@@ -271,6 +269,6 @@ def test_an_url_is_a_backend_where_something_answers(settings: Settings) -> None
     assert not external.data_dir.exists()
 
 
-def test_an_url_where_nothing_answers_is_no_backend(tmp_path: Path) -> None:
+def test_url_without_answer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="no answer from the backend"):
         with_backend(Settings(data_dir=tmp_path, backend=f"http://127.0.0.1:{free_port()}"))

@@ -83,7 +83,7 @@ def without_meta(answer: dict[str, Any]) -> dict[str, Any]:
 # Models
 
 
-def test_a_model_is_described_as_it_was_created(sagemaker: Any) -> None:
+def test_model_is_described_as_created(sagemaker: Any) -> None:
     container = {
         "Image": "longhaul:1",
         "ContainerHostname": "primary",
@@ -107,12 +107,12 @@ def test_a_model_is_described_as_it_was_created(sagemaker: Any) -> None:
     }
 
 
-def test_a_model_of_one_of_several_possible_containers_is_fine(sagemaker: Any) -> None:
+def test_model_may_have_one_listed_container(sagemaker: Any) -> None:
     sagemaker.create_model(ModelName="model", Containers=[{"Image": "longhaul:1"}])
     assert sagemaker.describe_model(ModelName="model")["Containers"] == [{"Image": "longhaul:1"}]
 
 
-def test_names_that_differ_in_case_alone_share_an_arn(sagemaker: Any) -> None:
+def test_names_differing_in_case_share_arn(sagemaker: Any) -> None:
     assert create_model(sagemaker, "Model")["ModelArn"] == f"{ARN}:model/model"
     message = refusal(create_model, sagemaker=sagemaker, name="model")
     assert message == f'Cannot create already existing model "{ARN}:model/model".'
@@ -122,7 +122,7 @@ def test_names_that_differ_in_case_alone_share_an_arn(sagemaker: Any) -> None:
 @pytest.mark.parametrize(
     ("region", "partition"), [("eu-west-1", "aws"), ("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")]
 )
-def test_arns_have_the_region_and_the_account_of_the_settings(tmp_path: Path, region: str, partition: str) -> None:
+def test_arns_have_configured_region_and_account(tmp_path: Path, region: str, partition: str) -> None:
     server = ControlServer(tmp_path, region=region, account="123456789012")
     try:
         arn = create_model(server.sagemaker)["ModelArn"]
@@ -153,9 +153,7 @@ S3_SOURCE = {"S3Uri": "s3://b/p/", "S3DataType": "S3Prefix", "CompressionType": 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_container_that_can_t_be_honoured_is_refused_by_name(
-    sagemaker: Any, container: dict[str, Any], named: str
-) -> None:
+def test_unsupported_container_is_refused_by_name(sagemaker: Any, container: dict[str, Any], named: str) -> None:
     whole = {name: value for name, value in ({"Image": "i"} | container).items() if value is not None}
     assert named in refusal(create_model, sagemaker=sagemaker, PrimaryContainer=whole)
     assert sagemaker.list_models()["Models"] == []
@@ -170,11 +168,11 @@ def test_a_container_that_can_t_be_honoured_is_refused_by_name(
         ({"Containers": [{"Image": "i"}], "InferenceExecutionConfig": {"Mode": "Direct"}}, "InferenceExecutionConfig"),
     ],
 )
-def test_a_model_of_no_or_several_containers_is_refused(sagemaker: Any, parameters: dict[str, Any], named: str) -> None:
+def test_model_needs_exactly_one_container(sagemaker: Any, parameters: dict[str, Any], named: str) -> None:
     assert named in refusal(sagemaker.create_model, ModelName="m", **parameters)
 
 
-def test_the_model_s_own_constraints_come_first(sagemaker: Any) -> None:
+def test_model_constraints_are_checked_first(sagemaker: Any) -> None:
     message = refusal(create_model, sagemaker=sagemaker, name="bad_name!")
     assert message.startswith("1 validation error detected: Value 'bad_name!' at 'modelName' failed to satisfy")
 
@@ -189,7 +187,7 @@ def test_the_model_s_own_constraints_come_first(sagemaker: Any) -> None:
         *("BASH_ENV", "ENV", "IFS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"),
     ],
 )
-def test_a_name_that_would_hijack_the_host_s_process_is_refused(name: str) -> None:
+def test_variable_that_hijacks_host_is_refused(name: str) -> None:
     assert would_hijack(name)
     reason = rejection_reason({name: "secret"})
     assert reason and f'"{name}"' in reason and "secret" not in reason
@@ -198,24 +196,24 @@ def test_a_name_that_would_hijack_the_host_s_process_is_refused(name: str) -> No
 @pytest.mark.parametrize(
     "name", ["LONGHAUL_MODEL", "HF_TOKEN", "PYTHONUNBUFFERED", "AWS_REGION", "path", "OMP_NUM_THREADS"]
 )
-def test_other_names_are_the_model_s_own(name: str) -> None:
+def test_other_variables_are_allowed(name: str) -> None:
     assert rejection_reason({name: "x"}) is None
 
 
-def test_an_environment_of_32_kb_is_the_largest() -> None:
+def test_environment_is_limited_to_32_kib() -> None:
     assert rejection_reason({"A": "x" * (MAX_BYTES - 1)}) is None
     assert rejection_reason({"A": "x" * MAX_BYTES}) is not None
     assert rejection_reason({"A": "ä" * (MAX_BYTES // 2)}) is not None  # bytes count, not characters
 
 
-def test_names_that_hijack_are_ones_that_a_model_may_have() -> None:
+def test_hijacking_names_fit_model_constraints() -> None:
     assert all(re.fullmatch("[a-zA-Z_][a-zA-Z0-9_]*", name) for name in HIJACKING_NAMES)
 
 
 # Endpoint configs
 
 
-def test_a_config_is_described_as_it_was_created(sagemaker: Any) -> None:
+def test_config_is_described_as_created(sagemaker: Any) -> None:
     create_model(sagemaker)
     variant = {
         "ContainerStartupHealthCheckTimeoutInSeconds": 600,
@@ -265,30 +263,28 @@ CAPTURE = {"InitialSamplingPercentage": 1, "DestinationS3Uri": "s3://b", "Captur
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_config_that_can_t_be_honoured_is_refused_by_name(
-    sagemaker: Any, changes: dict[str, Any], named: str
-) -> None:
+def test_unsupported_config_is_refused_by_name(sagemaker: Any, changes: dict[str, Any], named: str) -> None:
     create_model(sagemaker)
     assert named in refusal(create_config, sagemaker=sagemaker, **changes)
     assert sagemaker.list_endpoint_configs()["EndpointConfigs"] == []
 
 
 @pytest.mark.parametrize("missing", ["ModelName", "InstanceType", "InitialInstanceCount"])
-def test_a_variant_needs_a_model_a_type_and_a_count(sagemaker: Any, missing: str) -> None:
+def test_variant_needs_model_type_and_count(sagemaker: Any, missing: str) -> None:
     create_model(sagemaker)
     variant = {name: value for name, value in VARIANT.items() if name != missing}
     message = refusal(create_config, sagemaker=sagemaker, ProductionVariants=[variant])
     assert missing in message
 
 
-def test_data_capture_that_is_off_is_stored(sagemaker: Any) -> None:
+def test_disabled_data_capture_is_stored(sagemaker: Any) -> None:
     create_model(sagemaker)
     create_config(sagemaker, DataCaptureConfig=CAPTURE | {"EnableCapture": False})
     described = sagemaker.describe_endpoint_config(EndpointConfigName="config")
     assert described["DataCaptureConfig"]["EnableCapture"] is False
 
 
-def test_instance_pools_take_the_type_s_place(sagemaker: Any) -> None:
+def test_instance_pools_replace_instance_type(sagemaker: Any) -> None:
     create_model(sagemaker)
     pools = [{"InstanceType": "ml.g5.xlarge", "Priority": 2}, {"InstanceType": "ml.g6.xlarge", "Priority": 1}]
     variant = {name: value for name, value in VARIANT.items() if name != "InstanceType"} | {"InstancePools": pools}
@@ -302,7 +298,7 @@ def test_instance_pools_take_the_type_s_place(sagemaker: Any) -> None:
 # Endpoints: creating and describing
 
 
-def test_an_endpoint_is_created_and_comes_into_service(server: ControlServer, sagemaker: Any) -> None:
+def test_created_endpoint_comes_into_service(server: ControlServer, sagemaker: Any) -> None:
     server.fleet.is_quick = False
     create_model(sagemaker)
     create_config(sagemaker, variant={"InitialInstanceCount": 2})
@@ -340,7 +336,7 @@ def test_an_endpoint_is_created_and_comes_into_service(server: ControlServer, sa
     }
 
 
-def test_a_failed_endpoint_says_why_and_can_only_be_deleted(server: ControlServer, sagemaker: Any) -> None:
+def test_failed_endpoint_can_only_be_deleted(server: ControlServer, sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     reason = "The primary container for production variant AllTraffic did not pass the ping health check."
     server.run(server.catalog.change_endpoint("endpoint", status="Failed", failure_reason=reason))
@@ -359,7 +355,7 @@ def deleted(sagemaker: Any, name: str = "endpoint") -> None:
     waiter.wait(EndpointName=name, WaiterConfig={"Delay": 0.01, "MaxAttempts": 1000})
 
 
-def test_an_endpoint_needs_its_config_and_its_config_s_model(sagemaker: Any) -> None:
+def test_endpoint_needs_config_and_model(sagemaker: Any) -> None:
     parameters = {"EndpointName": "endpoint", "EndpointConfigName": "config"}
     message = refusal(sagemaker.create_endpoint, **parameters)
     assert message == f'Could not find endpoint configuration "{ARN}:endpoint-config/config".'
@@ -369,7 +365,7 @@ def test_an_endpoint_needs_its_config_and_its_config_s_model(sagemaker: Any) -> 
     assert refusal(sagemaker.create_endpoint, **parameters) == f'Could not find model "{ARN}:model/model".'
 
 
-def test_an_endpoint_without_async_config_is_fine(sagemaker: Any) -> None:
+def test_endpoint_may_lack_async_config(sagemaker: Any) -> None:
     create_model(sagemaker)
     sagemaker.create_endpoint_config(EndpointConfigName="config", ProductionVariants=[VARIANT])
     sagemaker.create_endpoint(EndpointName="endpoint", EndpointConfigName="config")
@@ -377,7 +373,7 @@ def test_an_endpoint_without_async_config_is_fine(sagemaker: Any) -> None:
     assert "AsyncInferenceConfig" not in sagemaker.describe_endpoint(EndpointName="endpoint")
 
 
-def test_what_exists_is_not_created_again(sagemaker: Any) -> None:
+def test_existing_resource_is_not_created_again(sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     exists = "Cannot create already existing"
     assert refusal(create_model, sagemaker=sagemaker) == f'{exists} model "{ARN}:model/model".'
@@ -420,13 +416,13 @@ def test_what_exists_is_not_created_again(sagemaker: Any) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
-def test_what_does_not_exist_is_not_found_by_its_arn(
+def test_missing_resource_is_named_by_arn(
     sagemaker: Any, operation: str, parameters: dict[str, Any], message: str
 ) -> None:
     assert refusal(getattr(sagemaker, operation), **parameters) == message
 
 
-def test_an_operation_that_is_lacking_is_not_implemented_and_not_retried(sagemaker: Any) -> None:
+def test_missing_operation_is_not_retried(sagemaker: Any) -> None:
     with pytest.raises(ClientError) as refused:
         sagemaker.describe_training_job(TrainingJobName="job")
     assert refused.value.response["Error"]["Code"] == "UnknownOperationException"
@@ -434,7 +430,7 @@ def test_an_operation_that_is_lacking_is_not_implemented_and_not_retried(sagemak
     assert "DescribeTrainingJob is not implemented" in refused.value.response["Error"]["Message"]
 
 
-def test_what_goes_wrong_inside_is_an_internal_failure(
+def test_internal_error_is_internal_failure(
     server: ControlServer, sagemaker: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.run(server.database.write(lambda db: db.execute("DROP TABLE resources") and None))
@@ -449,7 +445,7 @@ def test_what_goes_wrong_inside_is_an_internal_failure(
 # Endpoints: updating and deleting
 
 
-def test_an_update_names_its_target_until_it_serves(server: ControlServer, sagemaker: Any) -> None:
+def test_update_describes_target_until_it_serves(server: ControlServer, sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     create_model(sagemaker, "model-2", PrimaryContainer={"Image": "longhaul:2"})
     create_config(sagemaker, "config-2", {"ModelName": "model-2", "InitialInstanceCount": 3})
@@ -473,9 +469,7 @@ def test_an_update_names_its_target_until_it_serves(server: ControlServer, sagem
 
 
 @pytest.mark.parametrize("status", ["Creating", "Updating", "RollingBack", "Deleting"])
-def test_an_endpoint_in_progress_is_neither_updated_nor_deleted(
-    server: ControlServer, sagemaker: Any, status: str
-) -> None:
+def test_endpoint_in_progress_cannot_be_changed(server: ControlServer, sagemaker: Any, status: str) -> None:
     create_endpoint(sagemaker)
     create_config(sagemaker, "config-2")
     server.fleet.is_quick = False
@@ -488,7 +482,7 @@ def test_an_endpoint_in_progress_is_neither_updated_nor_deleted(
     assert refusal(call, EndpointName="endpoint", DesiredWeightsAndCapacities=wanted) == message
 
 
-def test_of_many_updates_at_once_one_is_taken(server: ControlServer, sagemaker: Any) -> None:
+def test_one_of_concurrent_updates_is_accepted(server: ControlServer, sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     create_config(sagemaker, "config-2")
     server.fleet.is_quick = False
@@ -510,13 +504,13 @@ def test_of_many_updates_at_once_one_is_taken(server: ControlServer, sagemaker: 
     assert sum("in-progress" in outcome for outcome in outcomes) == 7
 
 
-def test_an_endpoint_is_not_updated_to_the_config_that_it_has(sagemaker: Any) -> None:
+def test_update_to_current_config_is_refused(sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     message = refusal(sagemaker.update_endpoint, EndpointName="endpoint", EndpointConfigName="config")
     assert message.startswith("Cannot update endpoint with the currently in use endpoint configuration")
 
 
-def test_an_update_doesn_t_change_whether_an_endpoint_is_asynchronous(sagemaker: Any) -> None:
+def test_update_keeps_endpoint_asynchronous_or_not(sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     sagemaker.create_endpoint_config(EndpointConfigName="other", ProductionVariants=[VARIANT])
     message = refusal(sagemaker.update_endpoint, EndpointName="endpoint", EndpointConfigName="other")
@@ -535,7 +529,7 @@ def variant_of(sagemaker: Any) -> dict[str, Any]:
     return variant
 
 
-def test_an_asynchronous_endpoint_scales_to_zero_and_back(server: ControlServer, sagemaker: Any) -> None:
+def test_async_endpoint_scales_to_zero_and_back(server: ControlServer, sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     scale(sagemaker, DesiredInstanceCount=0)
     assert (variant_of(sagemaker)["CurrentInstanceCount"], variant_of(sagemaker)["DesiredInstanceCount"]) == (0, 0)
@@ -544,7 +538,7 @@ def test_an_asynchronous_endpoint_scales_to_zero_and_back(server: ControlServer,
     assert server.notified == ["endpoint"] * 3
 
 
-def test_a_weight_is_kept_and_described(sagemaker: Any) -> None:
+def test_weight_is_kept_and_described(sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     scale(sagemaker, DesiredWeight=0.5)
     variant = variant_of(sagemaker)
@@ -559,7 +553,7 @@ def test_a_weight_is_kept_and_described(sagemaker: Any) -> None:
         ([{"VariantName": "AllTraffic", "ServerlessUpdateConfig": {}}], "ServerlessUpdateConfig"),
     ],
 )
-def test_capacities_that_mean_nothing_here_are_refused(
+def test_meaningless_capacities_are_refused(
     server: ControlServer, sagemaker: Any, wanted: list[dict[str, Any]], named: str
 ) -> None:
     create_endpoint(sagemaker)
@@ -568,7 +562,7 @@ def test_capacities_that_mean_nothing_here_are_refused(
     assert sagemaker.describe_endpoint(EndpointName="endpoint")["EndpointStatus"] == "InService"
 
 
-def test_a_real_time_endpoint_doesn_t_scale_to_zero(sagemaker: Any) -> None:
+def test_real_time_endpoint_keeps_an_instance(sagemaker: Any) -> None:
     create_model(sagemaker)
     sagemaker.create_endpoint_config(EndpointConfigName="config", ProductionVariants=[VARIANT])
     sagemaker.create_endpoint(EndpointName="endpoint", EndpointConfigName="config")
@@ -593,7 +587,7 @@ def test_a_real_time_endpoint_doesn_t_scale_to_zero(sagemaker: Any) -> None:
         ),
     ],
 )
-def test_an_update_retains_the_variant_s_properties_on_request(
+def test_update_retains_variant_properties_on_request(
     sagemaker: Any, retain: dict[str, Any], count: int, weight: float
 ) -> None:
     create_endpoint(sagemaker)
@@ -636,9 +630,7 @@ def blue_green(routing: dict[str, Any] | None = None, **policy: Any) -> dict[str
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_deployment_that_can_t_be_honoured_is_refused_by_name(
-    sagemaker: Any, deployment: dict[str, Any], named: str
-) -> None:
+def test_unsupported_deployment_is_refused_by_name(sagemaker: Any, deployment: dict[str, Any], named: str) -> None:
     create_endpoint(sagemaker)
     create_config(sagemaker, "config-2")
     names = {"EndpointName": "endpoint", "EndpointConfigName": "config-2"}
@@ -647,7 +639,7 @@ def test_a_deployment_that_can_t_be_honoured_is_refused_by_name(
     assert named in refusal(sagemaker.create_endpoint, **other, DeploymentConfig=deployment)
 
 
-def test_the_last_deployment_s_config_is_described_and_retained_on_request(sagemaker: Any) -> None:
+def test_deployment_config_is_retained_on_request(sagemaker: Any) -> None:
     create_endpoint(sagemaker, DeploymentConfig=AT_ONCE)
     assert sagemaker.describe_endpoint(EndpointName="endpoint")["LastDeploymentConfig"] == AT_ONCE
     create_config(sagemaker, "config-2")
@@ -657,7 +649,7 @@ def test_the_last_deployment_s_config_is_described_and_retained_on_request(sagem
     assert sagemaker.describe_endpoint(EndpointName="endpoint")["LastDeploymentConfig"] == AT_ONCE
 
 
-def test_a_deletion_is_under_way_until_the_fleet_is_done(server: ControlServer, sagemaker: Any) -> None:
+def test_deletion_lasts_until_fleet_is_done(server: ControlServer, sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     server.fleet.is_quick = False
     sagemaker.delete_endpoint(EndpointName="endpoint")
@@ -669,9 +661,7 @@ def test_a_deletion_is_under_way_until_the_fleet_is_done(server: ControlServer, 
     assert sagemaker.list_endpoints()["Endpoints"] == []
 
 
-def test_model_and_config_may_go_and_come_back_changed_while_an_endpoint_serves(
-    server: ControlServer, sagemaker: Any
-) -> None:
+def test_endpoint_keeps_its_model_and_config(server: ControlServer, sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     sagemaker.delete_model(ModelName="model")
     sagemaker.delete_endpoint_config(EndpointConfigName="config")
@@ -689,7 +679,7 @@ def test_model_and_config_may_go_and_come_back_changed_while_an_endpoint_serves(
 # Lists
 
 
-def test_lists_start_with_the_newest(sagemaker: Any) -> None:
+def test_lists_start_with_newest(sagemaker: Any) -> None:
     for name in ("b", "a", "c"):
         create_model(sagemaker, name)
     listed = sagemaker.list_models()["Models"]
@@ -714,14 +704,14 @@ def test_lists_are_sorted_and_filtered(sagemaker: Any, parameters: dict[str, Any
     assert [model["ModelName"] for model in sagemaker.list_models(**parameters)["Models"]] == names
 
 
-def test_lists_know_times_as_they_are_described(sagemaker: Any) -> None:
+def test_list_filters_match_described_times(sagemaker: Any) -> None:
     create_model(sagemaker)
     created = sagemaker.describe_model(ModelName="model")["CreationTime"]
     assert len(sagemaker.list_models(CreationTimeAfter=created)["Models"]) == 1
     assert sagemaker.list_models(CreationTimeBefore=created)["Models"] == []
 
 
-def test_pages_neither_repeat_nor_skip_when_the_list_changes_between_them(sagemaker: Any) -> None:
+def test_pages_stay_consistent_while_list_changes(sagemaker: Any) -> None:
     create_model(sagemaker)
     for i in range(6):
         create_config(sagemaker, f"config-{i}")
@@ -733,7 +723,7 @@ def test_pages_neither_repeat_nor_skip_when_the_list_changes_between_them(sagema
     assert [config["EndpointConfigName"] for config in second["EndpointConfigs"]] == ["config-2", "config-3"]
 
 
-def test_botocore_s_paginators_see_everything_once(sagemaker: Any) -> None:
+def test_botocore_paginators_see_everything_once(sagemaker: Any) -> None:
     for i in range(25):
         create_model(sagemaker, f"m{i}")
     pages = sagemaker.get_paginator("list_models").paginate(PaginationConfig={"PageSize": 7})
@@ -743,11 +733,11 @@ def test_botocore_s_paginators_see_everything_once(sagemaker: Any) -> None:
 
 
 @pytest.mark.parametrize("token", ["x", "!", "bnVsbA==", "W1tb", "ä", "W" * 8192])
-def test_a_token_of_somebody_else_s_is_refused(sagemaker: Any, token: str) -> None:
+def test_foreign_token_is_refused(sagemaker: Any, token: str) -> None:
     assert "NextToken" in refusal(sagemaker.list_models, NextToken=token)
 
 
-def test_a_token_of_another_order_is_refused(sagemaker: Any) -> None:
+def test_token_of_another_order_is_refused(sagemaker: Any) -> None:
     create_model(sagemaker, "a")
     create_model(sagemaker, "b")
     token = sagemaker.list_models(MaxResults=1)["NextToken"]
@@ -769,7 +759,7 @@ def test_endpoints_are_listed_by_status(server: ControlServer, sagemaker: Any) -
 # Tags
 
 
-def test_tags_come_with_creation_and_are_added_overwritten_and_removed(sagemaker: Any) -> None:
+def test_tags_are_created_changed_and_removed(sagemaker: Any) -> None:
     arn = create_model(sagemaker, Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}])["ModelArn"]
     added = sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "b", "Value": "3"}, {"Key": "c", "Value": ""}])
     expected = [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "3"}, {"Key": "c", "Value": ""}]
@@ -780,14 +770,14 @@ def test_tags_come_with_creation_and_are_added_overwritten_and_removed(sagemaker
     assert "Tags" not in sagemaker.describe_model(ModelName="model")
 
 
-def test_tags_go_with_what_they_were_on(sagemaker: Any) -> None:
+def test_tags_are_deleted_with_their_resource(sagemaker: Any) -> None:
     create_model(sagemaker, Tags=[{"Key": "a", "Value": "1"}])
     sagemaker.delete_model(ModelName="model")
     arn = create_model(sagemaker)["ModelArn"]
     assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == []
 
 
-def test_tags_are_unique_few_and_not_aws_s(sagemaker: Any) -> None:
+def test_tag_rules_are_checked(sagemaker: Any) -> None:
     twice = [{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}]
     assert "unique" in refusal(create_model, sagemaker=sagemaker, Tags=twice)
     assert "aws:" in refusal(create_model, sagemaker=sagemaker, Tags=[{"Key": "aws:x", "Value": "1"}])
@@ -800,7 +790,7 @@ def test_tags_are_unique_few_and_not_aws_s(sagemaker: Any) -> None:
 # Kept
 
 
-def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_everything_survives_restart(tmp_path: Path) -> None:
     server = ControlServer(tmp_path)
     create_endpoint(server.sagemaker, Tags=[{"Key": "a", "Value": "1"}])
     before = without_meta(server.sagemaker.describe_endpoint(EndpointName="endpoint"))

@@ -50,7 +50,7 @@ def error_of(error: pytest.ExceptionInfo[ClientError]) -> tuple[str, int]:
 # What the backend does, through the one port
 
 
-def test_objects_come_back_as_they_were_put(s3: Any) -> None:
+def test_objects_round_trip(s3: Any) -> None:
     key = "folder/ünïcode +&%/キー ?#.json"
     s3.put_object(Bucket="bucket", Key=key, Body=b'{"a": 1}', ContentType="application/json", Metadata={"by": "me"})
     head = s3.head_object(Bucket="bucket", Key=key)
@@ -67,13 +67,13 @@ def test_objects_come_back_as_they_were_put(s3: Any) -> None:
     assert error_of(error) == ("404", 404)
 
 
-def test_a_body_of_unknown_length_is_passed_on(s3: Any) -> None:
+def test_body_of_unknown_length_is_forwarded(s3: Any) -> None:
     """aws-chunked with a trailing checksum, after Expect: 100-continue."""
     s3.upload_fileobj(io.BytesIO(b"x" * 300_000), "bucket", "stream", ExtraArgs={"ChecksumAlgorithm": "SHA256"})
     assert s3.get_object(Bucket="bucket", Key="stream")["Body"].read() == b"x" * 300_000
 
 
-def test_64_mib_go_up_in_parts_and_come_down(s3: Any) -> None:
+def test_64_mib_multipart_upload_round_trips(s3: Any) -> None:
     data = os.urandom(MIB) * 64
     transfer = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=16 * MIB, max_concurrency=2)
     s3.upload_fileobj(io.BytesIO(data), "bucket", "large", Config=transfer)
@@ -88,21 +88,21 @@ def test_presigned_urls_work(s3: Any) -> None:
 
 
 @pytest.mark.parametrize("host", ["bucket.localhost", "bucket.s3.localhost", "bucket.s3.us-east-1.localhost"])
-def test_a_bucket_may_be_a_host_name(gateway: GatewayProcess, s3: Any, host: str) -> None:
+def test_bucket_may_be_host_name(gateway: GatewayProcess, s3: Any, host: str) -> None:
     headers = {"authorization": SIGNED.format("s3"), "host": f"{host}:{gateway.port}"}
     assert ask(gateway, "PUT", "/virtual/key", headers, b"virtual").status_code == 200
     assert s3.get_object(Bucket="bucket", Key="virtual/key")["Body"].read() == b"virtual"
     assert ask(gateway, "GET", "/virtual/key", {"host": host}).content == b"virtual"
 
 
-def test_a_key_named_as_the_emulators_reset_is_a_key(gateway: GatewayProcess, s3: Any) -> None:
+def test_key_named_like_emulator_reset_works(gateway: GatewayProcess, s3: Any) -> None:
     headers = {"authorization": SIGNED.format("s3"), "host": "bucket.localhost"}
     ask(gateway, "PUT", "/_ministack/reset", headers, b"a key")
     ask(gateway, "POST", "/_ministack/reset", headers)
     assert s3.get_object(Bucket="bucket", Key="_ministack/reset")["Body"].read() == b"a key"
 
 
-def test_notices_go_from_topics_to_queues(gateway: GatewayProcess) -> None:
+def test_notifications_go_from_topics_to_queues(gateway: GatewayProcess) -> None:
     sns, sqs = gateway.client("sns"), gateway.client("sqs")
     queue = sqs.create_queue(QueueName="notices")["QueueUrl"]
     assert queue == f"{gateway.url}/000000000000/notices"
@@ -115,7 +115,7 @@ def test_notices_go_from_topics_to_queues(gateway: GatewayProcess) -> None:
     waiting.join()
 
 
-def test_the_other_services_answer(gateway: GatewayProcess) -> None:
+def test_other_services_answer(gateway: GatewayProcess) -> None:
     assert gateway.client("sts").get_caller_identity()["Account"] == "000000000000"
     iam = gateway.client("iam")
     role = iam.create_role(RoleName="role", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
@@ -131,7 +131,7 @@ def test_the_other_services_answer(gateway: GatewayProcess) -> None:
     assert [line["message"] for line in lines] == ["line"]
 
 
-def test_metrics_can_be_put_and_asked_for(gateway: GatewayProcess) -> None:
+def test_metrics_can_be_put_and_read(gateway: GatewayProcess) -> None:
     cloudwatch = gateway.client("cloudwatch")
     now = datetime.datetime.now(datetime.UTC)
     data = [{"MetricName": f"metric-{n}", "Value": n, "Unit": "Count", "Timestamp": now} for n in range(200)]
@@ -158,26 +158,26 @@ def test_invocations_go_to_their_handler(gateway: GatewayProcess) -> None:
     assert answer["Body"].read() == b"70000"
 
 
-def test_what_is_ours_needs_no_signature(gateway: GatewayProcess) -> None:
+def test_sagemaker_needs_no_signature(gateway: GatewayProcess) -> None:
     answer = ask(gateway, "POST", "/", {"x-amz-target": "SageMaker.ListEndpointConfigs"}, b"{}")
     assert answer.json()["NextToken"] == "POST / {}"
     assert ask(gateway, "POST", "/endpoints/name/invocations", {}, b"1").text == "1"
 
 
-def test_a_handlers_failure_is_awss_internal_failure(gateway: GatewayProcess) -> None:
+def test_handler_error_is_internal_failure(gateway: GatewayProcess) -> None:
     runtime = gateway.client("sagemaker-runtime", retries={"total_max_attempts": 1})
     with pytest.raises(ClientError) as error:
         runtime.invoke_endpoint(EndpointName="name", Body=b"1", CustomAttributes="raise")
     assert error_of(error) == ("InternalFailure", 500)
 
 
-def test_a_body_beyond_the_handlers_limit_is_refused(gateway: GatewayProcess) -> None:
+def test_body_beyond_handler_limit_is_refused(gateway: GatewayProcess) -> None:
     with pytest.raises(ClientError) as error:
         gateway.client("sagemaker").list_endpoint_configs(NameContains="x" * 60, NextToken="y" * 1000)
     assert error_of(error) == ("RequestEntityTooLargeException", 413)
 
 
-def test_a_service_that_nobody_has_is_not_implemented(gateway: GatewayProcess) -> None:
+def test_unknown_service_is_not_implemented(gateway: GatewayProcess) -> None:
     for service, call, code in [
         ("application-autoscaling", lambda c: c.describe_scalable_targets(ServiceNamespace="sagemaker"), None),
         ("dynamodb", lambda c: c.list_tables(), None),
@@ -191,7 +191,7 @@ def test_a_service_that_nobody_has_is_not_implemented(gateway: GatewayProcess) -
 
 
 @pytest.mark.parametrize("service", ["sns", "logs", "cloudwatch", "ecr"])
-def test_an_operation_that_the_backend_lacks_is_an_error(gateway: GatewayProcess, service: str) -> None:
+def test_operation_missing_in_backend_is_error(gateway: GatewayProcess, service: str) -> None:
     client = gateway.client(service)
     lacking = {
         "sns": lambda: client.list_sms_sandbox_phone_numbers(),
@@ -204,7 +204,7 @@ def test_an_operation_that_the_backend_lacks_is_an_error(gateway: GatewayProcess
     assert error_of(error)[0] in ("InvalidAction", "InvalidOperationException")
 
 
-def test_what_the_emulator_would_overlook_does_no_harm(gateway: GatewayProcess, s3: Any) -> None:
+def test_gaps_of_emulator_do_no_harm(gateway: GatewayProcess, s3: Any) -> None:
     s3.create_bucket(Bucket="empty")
     s3.put_object(Bucket="bucket", Key="kept", Body=b"kept")
     for call in [
@@ -227,7 +227,7 @@ def test_what_the_emulator_would_overlook_does_no_harm(gateway: GatewayProcess, 
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:4566", "localhost", "LocalHost:1", "[::1]:4566", "[::1]"])
-def test_this_machines_names_are_served(gateway: GatewayProcess, host: str) -> None:
+def test_local_host_names_are_served(gateway: GatewayProcess, host: str) -> None:
     assert ask(gateway, "GET", "/_longhaul/health", {"host": host}).json() == {"status": "ok"}
 
 
@@ -256,7 +256,7 @@ def test_web_pages_are_refused(gateway: GatewayProcess, headers: dict[str, str],
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_a_page_of_our_own_may_ask(gateway: GatewayProcess, s3: Any) -> None:
+def test_own_page_may_send_requests(gateway: GatewayProcess, s3: Any) -> None:
     headers = {"origin": gateway.url, "sec-fetch-site": "same-origin", "authorization": SIGNED.format("s3")}
     answer = ask(gateway, "GET", "/bucket", headers)
     assert answer.status_code == 200
@@ -267,7 +267,7 @@ def test_a_page_of_our_own_may_ask(gateway: GatewayProcess, s3: Any) -> None:
     "path",
     ["/_ministack/reset", "/_ministack/health", "/_localstack/health", "/_aws/x", "/_longhaul/x", "/%5fministack/x"],
 )
-def test_the_emulators_own_routes_are_nobodys(gateway: GatewayProcess, path: str) -> None:
+def test_emulator_routes_are_hidden(gateway: GatewayProcess, path: str) -> None:
     assert ask(gateway, "POST", path, {}).status_code == 404
     assert ask(gateway, "POST", path, {"authorization": SIGNED.format("s3")}).status_code == 404
     assert ask(gateway, "POST", path, {"authorization": SIGNED.format("sns"), "host": "a.localhost"}).status_code == 404
@@ -276,7 +276,7 @@ def test_the_emulators_own_routes_are_nobodys(gateway: GatewayProcess, path: str
 # Streams
 
 
-def test_200_mib_pass_through_in_little_memory(gateway: GatewayProcess, s3: Any) -> None:
+def test_200_mib_pass_in_little_memory(gateway: GatewayProcess, s3: Any) -> None:
     process = psutil.Process(gateway.process.pid)
     before = process.memory_info().rss
     most = 0
@@ -302,7 +302,7 @@ def test_200_mib_pass_through_in_little_memory(gateway: GatewayProcess, s3: Any)
     s3.delete_object(Bucket="bucket", Key="huge")
 
 
-def test_a_client_that_asks_first_is_told_to_continue(gateway: GatewayProcess, s3: Any) -> None:
+def test_expecting_client_gets_100_continue(gateway: GatewayProcess, s3: Any) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=TIMEOUT_S) as sock:
         head = "PUT /bucket/expected HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n"
         sock.sendall(f"{head}Authorization: {SIGNED.format('s3')}\r\n\r\n".encode())
@@ -312,7 +312,7 @@ def test_a_client_that_asks_first_is_told_to_continue(gateway: GatewayProcess, s
     assert s3.get_object(Bucket="bucket", Key="expected")["Body"].read() == b"body"
 
 
-def test_small_answers_do_not_wait_for_acknowledgements(gateway: GatewayProcess) -> None:
+def test_small_responses_do_not_wait(gateway: GatewayProcess) -> None:
     with httpx.Client(trust_env=False) as client:
         client.get(f"{gateway.url}/_longhaul/health")
         started = time.monotonic()
@@ -362,7 +362,7 @@ def outward(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
         yield gateway
 
 
-def test_a_client_that_goes_takes_its_request_with_it(outward: GatewayProcess, upstream: Upstream) -> None:
+def test_gone_client_ends_its_request(outward: GatewayProcess, upstream: Upstream) -> None:
     client = http.client.HTTPConnection("127.0.0.1", outward.port)
     client.request("POST", "/queue", body=b"waits for a message")
     with upstream.accept() as sock:
@@ -371,7 +371,7 @@ def test_a_client_that_goes_takes_its_request_with_it(outward: GatewayProcess, u
             pass  # what was left of the request; then the end
 
 
-def test_an_upload_that_breaks_off_is_not_taken_for_whole(outward: GatewayProcess, upstream: Upstream) -> None:
+def test_aborted_upload_stays_incomplete(outward: GatewayProcess, upstream: Upstream) -> None:
     client = socket.create_connection(("127.0.0.1", outward.port))
     client.sendall(b"PUT /bucket/key HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + bytes(100_000))
     with upstream.accept() as sock:
@@ -382,7 +382,7 @@ def test_an_upload_that_breaks_off_is_not_taken_for_whole(outward: GatewayProces
     assert size < 1_000_000
 
 
-def test_half_an_answer_is_not_taken_for_whole(outward: GatewayProcess, upstream: Upstream) -> None:
+def test_aborted_response_stays_incomplete(outward: GatewayProcess, upstream: Upstream) -> None:
     client = http.client.HTTPConnection("127.0.0.1", outward.port, timeout=TIMEOUT_S)
     client.request("GET", "/bucket/key")
     with upstream.accept() as sock:
@@ -393,7 +393,7 @@ def test_half_an_answer_is_not_taken_for_whole(outward: GatewayProcess, upstream
     client.close()
 
 
-def test_headers_pass_but_for_those_of_a_connection(outward: GatewayProcess, upstream: Upstream) -> None:
+def test_headers_pass_except_hop_by_hop(outward: GatewayProcess, upstream: Upstream) -> None:
     with socket.create_connection(("127.0.0.1", outward.port), timeout=TIMEOUT_S) as client:
         client.sendall(
             b"GET /bucket/k%C3%A9y%2F%20+?a=b%2Fc&d HTTP/1.1\r\nHost: localhost:1\r\nConnection: close, X-Hop\r\n"
@@ -421,7 +421,7 @@ def test_headers_pass_but_for_those_of_a_connection(outward: GatewayProcess, ups
         assert name not in answer
 
 
-def test_without_a_backend_the_answer_is_awss_unavailable(outward: GatewayProcess, upstream: Upstream) -> None:
+def test_dead_backend_is_service_unavailable(outward: GatewayProcess, upstream: Upstream) -> None:
     upstream.close()
     for service, call in [
         ("s3", lambda c: c.head_bucket(Bucket="bucket")),
@@ -438,7 +438,7 @@ def test_without_a_backend_the_answer_is_awss_unavailable(outward: GatewayProces
 # Kills
 
 
-def test_kills_of_gateway_and_backend_are_outlived(tmp_path: Path) -> None:
+def test_state_survives_gateway_and_backend_kills(tmp_path: Path) -> None:
     with gateway_process(tmp_path) as gateway:
         sqs, s3 = gateway.client("sqs"), gateway.client("s3")
         queue = sqs.create_queue(QueueName="queue")["QueueUrl"]
