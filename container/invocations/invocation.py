@@ -18,8 +18,8 @@ from container.jobs.generation import Waiter
 from container.reader.client import Reader
 from container.telemetry.json_logs import invocation_id
 from container.telemetry.progress import Snapshot
-from container.tokenization import logprobs
-from container.tokenization.preparer import Prepared, seed_of, unstarted
+from container.tokenization.logprobs import token_logprobs
+from container.tokenization.preparer import Prepared, unstarted_completions
 
 _AHEAD = 2
 _BYTES_PER_TOKEN = 6
@@ -192,7 +192,7 @@ class Invocation:
         """Generate one item's choices. Raises RequestError. After the deadline nothing begins."""
         if self.is_cut:
             self.unfinished += len(prepared.samplings)
-            completions = unstarted(prepared.samplings)
+            completions = unstarted_completions(prepared.samplings)
         else:
             self.prompt_tokens += len(prepared.prompt_ids)
             choices = range(len(prepared.samplings))
@@ -229,7 +229,7 @@ class Invocation:
         if not is_cut:
             text = generation.text_before_stop(text)
         if sampling.logprobs is not None:
-            scored = logprobs.of_text(
+            scored = token_logprobs(
                 tokenizer.vocabulary,
                 output_ids,
                 generation.sequence.logprobs[: waiter.tokens],
@@ -240,7 +240,7 @@ class Invocation:
             text=text,
             token_ids=tuple(output_ids),
             finish_reason=waiter.finish_reason,
-            seed=seed_of(sampling),
+            seed=sampling.seed if sampling.temperature > 0 else None,
             logprobs=scored,
         )
 

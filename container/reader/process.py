@@ -47,8 +47,8 @@ from container.reader.messages import (
     to_reader,
     too_much_memory,
 )
-from container.tokenization.model_defaults import Defaults
-from container.tokenization.preparer import Prepared, Preparer, unstarted
+from container.tokenization.model_defaults import ModelDefaults
+from container.tokenization.preparer import Prepared, Preparer, unstarted_completions
 from container.tokenization.tokenizer import Tokenizer
 
 _BASE_MEMORY_BYTES = 256 << 20
@@ -86,7 +86,7 @@ class Document:
             Result(
                 prompt_text=item.prompt_text,
                 prompt_tokens=len(item.prompt_ids),
-                completions=tuple(self._completions[index]) or unstarted(item.samplings),
+                completions=tuple(self._completions[index]) or unstarted_completions(item.samplings),
             )
             for index, item in enumerate(self._items)
         ]
@@ -190,7 +190,7 @@ class Reader:
 
 
 def _load_preparer(config: ReaderConfig) -> Preparer:
-    defaults = Defaults.load(config.model_dir)
+    defaults = ModelDefaults.load(config.model_dir)
     tokenizer = Tokenizer.load(
         config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
     )

@@ -27,7 +27,7 @@ from container.server.state import ServerState
 from container.settings import BadSetting, Settings
 from container.startup.gpu_driver import Decision
 from container.telemetry.progress import Progress
-from container.tokenization.model_defaults import Defaults
+from container.tokenization.model_defaults import ModelDefaults
 from container.tokenization.preparer import Preparer
 from container.tokenization.tokenizer import Tokenizer
 
@@ -76,14 +76,14 @@ class Model:
     """What the server process knows of the model: all but its weights."""
 
     digest: str
-    defaults: Defaults
+    defaults: ModelDefaults
     tokenizer: Tokenizer
 
     @classmethod
     def load(cls, directory: str, *, trust_remote_code: bool) -> Model:
         """Read the model's files, which takes seconds. Raises OSError, ValueError."""
         digest = model_digest(directory)
-        defaults = Defaults.load(directory)
+        defaults = ModelDefaults.load(directory)
         tokenizer = Tokenizer.load(directory, trust_remote_code=trust_remote_code, vocab_size=defaults.vocab_size)
         return cls(digest=digest, defaults=defaults, tokenizer=tokenizer)
 

@@ -12,7 +12,7 @@ class Detokenizer:
     character: what may still become another one is held back.
 
     Byte-level tokenizers join bytes, and only an unfinished character waits. sentencepiece's byte tokens wait for the
-    end of their run: one byte that is no UTF-8 turns the whole run into replacement characters.
+    end of their run: one byte that is not UTF-8 turns the whole run into replacement characters.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -22,7 +22,7 @@ class Detokenizer:
         self._is_at_start = True
 
     def add(self, token_id: int) -> str:
-        """The text that this token completes: often its own, sometimes none."""
+        """Return the text that this token completes: often its own, sometimes none."""
         token = self._vocabulary.token(token_id)
         if not token.bytes:
             return ""
@@ -32,7 +32,7 @@ class Detokenizer:
         return "" if token.is_byte else self._release()
 
     def finish(self) -> str:
-        """What was held back. Nothing may be added after it."""
+        """Return the text that was held back. Nothing may be added after it."""
         return self._utf8.decode(b"", final=True) or self._release()
 
     def _release(self) -> str:

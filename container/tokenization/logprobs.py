@@ -1,4 +1,4 @@
-"""Log probabilities as an answer has them: the engine's numbers with their tokens' texts and places."""
+"""Log probabilities as an answer has them: the engine's numbers with their tokens' texts and offsets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from container.engine.sequence import TokenLogprobs
 from container.tokenization.detokenizer import Detokenizer
 from container.tokenization.vocabulary import Vocabulary
 
-UNLIKELY = -9999.0
-"""OpenAI's number for what JSON has none for: the logarithm of 0."""
+MIN_LOGPROB = -9999.0
+"""OpenAI's number for the logarithm of 0, which JSON has no number for."""
 
 
-def of_text(
+def token_logprobs(
     vocabulary: Vocabulary,
     ids: list[int],
     scores: list[TokenLogprobs],
@@ -22,44 +22,37 @@ def of_text(
     is_stopped: bool,
     characters: int | None,
 ) -> tuple[TokenLogprob, ...]:
-    """One for each token of an output's text, of which a stop string left that many characters (None: all).
+    """Return one for each token of an output's text, of which a stop string left that many characters (None: all).
 
     `is_stopped` says that the last token is a stop token. As OpenAI has it, what ended the text is left out: the tokens
     that begin at a stop string or behind it, and a stop token that is special. A token that begins before a stop string
-    is whole, though its end is no part of the text.
+    is whole, though its end is not part of the text.
     """
     if is_stopped and vocabulary.token(ids[-1]).bytes is None:
         ids, scores = ids[:-1], scores[:-1]
     return tuple(
-        _token_logprob(vocabulary, token_id, score, offset)
+        _token_logprob(
+            vocabulary,
+            token_id,
+            score.logprob,
+            offset,
+            tuple(_token_logprob(vocabulary, top_id, logprob) for top_id, logprob in score.top),
+        )
         for token_id, score, offset in zip(ids, scores, _offsets(vocabulary, ids), strict=True)
         if characters is None or offset < characters
     )
 
 
-def _token_logprob(vocabulary: Vocabulary, token_id: int, score: TokenLogprobs, offset: int) -> TokenLogprob:
+def _token_logprob(
+    vocabulary: Vocabulary, token_id: int, logprob: float, offset: int = 0, top: tuple[TokenLogprob, ...] = ()
+) -> TokenLogprob:
     token = vocabulary.token(token_id)
-    return TokenLogprob(
-        id=token_id,
-        text=token.text,
-        utf8=token.bytes,
-        logprob=_finite(score.logprob),
-        offset=offset,
-        top=tuple(_rival(vocabulary, rival_id, logprob) for rival_id, logprob in score.top),
-    )
-
-
-def _rival(vocabulary: Vocabulary, token_id: int, logprob: float) -> TokenLogprob:
-    token = vocabulary.token(token_id)
-    return TokenLogprob(id=token_id, text=token.text, utf8=token.bytes, logprob=_finite(logprob))
-
-
-def _finite(logprob: float) -> float:
-    return max(UNLIKELY, logprob)  # in this order, NaN too becomes a number
+    finite = max(MIN_LOGPROB, logprob)  # in this order, NaN too becomes a number
+    return TokenLogprob(id=token_id, text=token.text, utf8=token.bytes, logprob=finite, offset=offset, top=top)
 
 
 def _offsets(vocabulary: Vocabulary, ids: list[int]) -> Iterator[int]:
-    """Characters before each token: those released, and those complete in the run of bytes that is held back."""
+    """Yield the characters before each token: those released, and those complete in the run of bytes held back."""
     detokenizer = Detokenizer(vocabulary)
     released = held = 0
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")

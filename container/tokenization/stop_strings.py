@@ -1,5 +1,6 @@
-"""Stop strings: where in a growing output the text must end. It knows token ids only through a decode function
-and one that says which of them have text.
+"""Stop strings: where in a growing output the text must end.
+
+They know token ids only through a function that decodes them and one that says which of them have text.
 """
 
 from __future__ import annotations
@@ -7,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 TOKENS_PER_CHARACTER = 4
-"""A character has at most four UTF-8 bytes, a token at least one of them."""
+"""Most tokens that make one character: it has at most four UTF-8 bytes, a token at least one of them."""
 MARGIN_TOKENS = 8
-"""Some decoders drop a space at the start of what they are given."""
+"""Tokens decoded in front of the others, as some decoders drop a space at the start of what they are given."""
 LAST_CHARACTERS = 4
-"""How much of a stop string's end is looked for first: what is enough for most tokens to have no hit."""
+"""Characters at a stop string's end that are looked for first: enough for most tokens to have no hit."""
 UNFINISHED = "\ufffd"
-"""What a decoder shows for the bytes of a character that isn't complete yet."""
+"""Character that a decoder shows for the bytes of one that isn't complete yet."""
 
 
 class StopStrings:
-    """The stop strings of one sequence. It remembers how far into the output it has looked: one for each sequence."""
+    """The stop strings of one sequence, each with its own: it remembers how far into the output it has looked."""
 
     def __init__(
         self,
@@ -31,60 +32,58 @@ class StopStrings:
         As in vLLM, a stop string within the text of the first `min_tokens` does not count; one that ends after it does.
         """
         self._stop = tuple(stop)
-        self._ends = tuple(string[-LAST_CHARACTERS:] for string in stop)
-        self._longest = max(map(len, stop), default=0)
+        self._endings = tuple(string[-LAST_CHARACTERS:] for string in stop)
+        self._max_characters = max(map(len, stop), default=0)
         self._decode = decode
         self._has_text = has_text
         self._min_tokens = min_tokens
-        self._looked = 0
-        self._said: list[int] = []
+        self._searched = 0
+        """Output tokens that have been searched."""
+        self._recent: list[int] = []
         """The last tokens with text: any number without any may lie between two of them."""
-        self._kept = _window(max(self._longest, LAST_CHARACTERS)) + TOKENS_PER_CHARACTER - 1
+        self._max_recent = _window(max(self._max_characters, LAST_CHARACTERS)) + TOKENS_PER_CHARACTER - 1
 
     def find(self, output_ids: list[int]) -> str | None:
-        """The text before the first stop string, or None if there is none yet. Call it as `output_ids` grows.
+        """Return the text before the first stop string, or None if there is none yet. Call it as `output_ids` grows.
 
-        Three looks, each at more and after fewer hits: at the end of the new text for the end of a stop string, then
-        for a whole one, and only then at the whole output, whose text alone is exact.
+        Three searches, each of more text and after fewer hits: at the end of the new text for the end of a stop string,
+        then for a whole one, and only then in the whole output, whose text alone is exact.
         """
         if not self._stop:
             return None
-        new = list(filter(self._has_text, output_ids[self._looked :]))
-        self._looked = len(output_ids)
-        self._said = self._said[-self._kept :] + new
+        new = list(filter(self._has_text, output_ids[self._searched :]))
+        self._searched = len(output_ids)
+        self._recent = self._recent[-self._max_recent :] + new
         if not new or len(output_ids) <= self._min_tokens:
             return None
-        if not _holds(self._tail(len(new), LAST_CHARACTERS), self._ends):
-            return None
-        if not _holds(self._tail(len(new), self._longest), self._stop):
-            return None
+        for characters, strings in ((LAST_CHARACTERS, self._endings), (self._max_characters, self._stop)):
+            tail = self._tail(len(new), characters)
+            if not any(string in tail for string in strings):
+                return None
         text = self._decode(output_ids).rstrip(UNFINISHED)
         settled = len(self._decode(output_ids[: self._min_tokens]).rstrip(UNFINISHED)) if self._min_tokens else 0
-        ways = ((string, max(0, settled + 1 - len(string))) for string in self._stop)
-        starts = [start for string, first in ways if (start := text.find(string, first)) >= 0]
+        firsts = ((string, max(0, settled + 1 - len(string))) for string in self._stop)
+        starts = [start for string, first in firsts if (start := text.find(string, first)) >= 0]
         return text[: min(starts)] if starts else None
 
     def _tail(self, new: int, characters: int) -> str:
-        """The text of the last `new` tokens with text and at least `characters` before their end.
+        """Return the text of the last `new` tokens with text and at least `characters` before their end.
 
-        said   [ ........ | _window(characters) | new )
+        recent [ ........ | _window(characters) | new )
                           ^ start, moved back where it splits a character
 
         """
-        start = max(0, len(self._said) - new - _window(characters))
-        text = self._decode(self._said[start:])
+        start = max(0, len(self._recent) - new - _window(characters))
+        text = self._decode(self._recent[start:])
         for _ in range(TOKENS_PER_CHARACTER - 1):
             # Beyond its own character, a split one can spoil the whole run of byte tokens that follows it.
             if start == 0 or not text.startswith(UNFINISHED):
                 break
             start -= 1
-            text = self._decode(self._said[start:])
+            text = self._decode(self._recent[start:])
         return text.rstrip(UNFINISHED)
 
 
 def _window(characters: int) -> int:
+    """Return how many tokens surely make that many characters."""
     return TOKENS_PER_CHARACTER * characters + MARGIN_TOKENS
-
-
-def _holds(text: str, strings: Sequence[str]) -> bool:
-    return any(string in text for string in strings)

@@ -1,6 +1,7 @@
-"""The model's tokenizer, in the edge process: prompts to token ids and token ids to text.
+"""The model's tokenizer, in the server process: prompts to token ids and token ids to text.
 
-The edge must never import torch, which costs seconds and hundreds of megabytes; transformers' tokenizers do without it.
+The server must never import torch, which costs seconds and hundreds of megabytes; transformers' tokenizers don't need
+it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from container.core import Chat, Prompt, Text, TokenIds
 from container.errors import InvalidRequest
 from container.tokenization.vocabulary import Vocabulary
 
-_MOST_COMPOSED = 4
-"""Characters that Unicode composition makes one of, at most. A text beyond this need not be normalized, which takes
-many times its size in memory, to know that it is too long."""
+_MAX_COMPOSED = 4
+"""Most characters that Unicode composition makes one of. A text that is too long even then need not be normalized to
+know it, which would take many times its size in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,34 +30,43 @@ class EncodedPrompt:
 
 
 class Tokenizer:
-    """Shared by the edge's worker threads: nothing of it changes after `load`."""
+    """Shared by the server's worker threads: nothing of it changes after `load`."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         """`tokenizer` is one of transformers'; ids below `vocab_size` are taken."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._longest_token = max(map(len, tokenizer.get_vocab()))
+        self._max_token_characters = max(map(len, tokenizer.get_vocab()))
         self.vocabulary = Vocabulary(tokenizer)
 
     @classmethod
     def load(cls, model_dir: str, *, trust_remote_code: bool, vocab_size: int | None = None) -> Tokenizer:
-        """Imports transformers and reads the files, in seconds.
+        """Import transformers and read the files, in seconds.
 
         `vocab_size` is the rows of the model's embedding, where known: the engine dies of an id past them.
         """
-        with _no_torch():
+        # Transformers would import torch if it found it. None stays there, so that from here on `import torch` fails in
+        # this process: a process that needs it (a test's) must have imported it before.
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # what import takes for "not there"
+        with _no_advice():
             from transformers import AutoTokenizer
 
         tokenizer: Any = AutoTokenizer.from_pretrained(
             model_dir, trust_remote_code=trust_remote_code, local_files_only=True
         )
-        _settle(tokenizer)
+        if tokenizer.is_fast:
+            # Transformers would set these at the first call, but a fast tokenizer must not change while another thread
+            # encodes ("Already borrowed").
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.encode_special_tokens = tokenizer.split_special_tokens
         known = max(tokenizer.get_vocab().values()) + 1  # len() is less where the ids have gaps
         return cls(tokenizer, known if vocab_size is None else min(known, vocab_size))
 
     def encode(self, prompt: Prompt, *, param: str, max_tokens: int, tools_param: str = "tools") -> EncodedPrompt:
-        """The prompt's ids, fewer than `max_tokens`, which prompt and answer share. `param` names the prompt's field,
-        `tools_param` that of a chat's tools.
+        """Return the prompt's ids, fewer than `max_tokens`, which prompt and answer share.
+
+        `param` names the prompt's field, `tools_param` that of a chat's tools.
 
         Special tokens are as the reference adds them: to a text those that the tokenizer adds by default, to a chat
         those of its template and no others. Raises InvalidRequest.
@@ -64,7 +74,7 @@ class Tokenizer:
         match prompt:
             case TokenIds():
                 ids = list(prompt.ids)
-                self._check(ids, param, max_tokens)
+                self._validate_ids(ids, param, max_tokens)
                 return EncodedPrompt(ids=ids, text=self.decode(ids))
             case Text():
                 ids = self._ids(prompt.text, param, max_tokens, add_special_tokens=True)
@@ -75,39 +85,33 @@ class Tokenizer:
                 return EncodedPrompt(ids=ids, text=text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens."""
+        """Return the text of generated ids, without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def _ids(self, text: str, param: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
-        self._check_characters(text, param, max_tokens)
+        self._validate_length(text, param, max_tokens)
         # verbose=False: no warning past the tokenizer's own idea of the model's length, which is checked here.
         ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-        self._check(ids, param, max_tokens)
+        self._validate_ids(ids, param, max_tokens)
         return ids
 
-    def _check_characters(self, text: str, param: str, max_tokens: int) -> None:
-        """Refuses what can't fit even at the longest token's length, as tokenizing it would take minutes."""
-        most = max_tokens * self._longest_token
-        if len(text) <= most:
-            return
+    def _validate_length(self, text: str, param: str, max_tokens: int) -> None:
+        """Raise InvalidRequest if the text can't fit even if all tokens are the longest: tokenizing takes minutes."""
+        max_characters = max_tokens * self._max_token_characters
         characters = len(text)
-        if characters <= most * _MOST_COMPOSED:
-            characters = len(self._normalized(text))
-        if characters > most:
+        if max_characters < characters <= max_characters * _MAX_COMPOSED and self._tokenizer.is_fast:
+            normalizer = self._tokenizer.backend_tokenizer.normalizer
+            # The normalized text is cut into tokens, and Unicode composition, for one, makes it shorter.
+            characters = len(normalizer.normalize_str(text)) if normalizer else characters
+        if characters > max_characters:
             message = (
                 f"{param}: prompt has {characters} characters; the model holds {max_tokens} tokens,"
-                f" {most} characters at the very most"
+                f" {max_characters} characters at the very most"
             )
             raise InvalidRequest(message, param=param, code="context_length_exceeded")
 
-    def _normalized(self, text: str) -> str:
-        """What is cut into tokens: Unicode composition, for one, makes a text shorter."""
-        normalizer = self._tokenizer.backend_tokenizer.normalizer if self._tokenizer.is_fast else None
-        normalized: str = normalizer.normalize_str(text) if normalizer else text
-        return normalized
-
-    def _check(self, ids: list[int], param: str, max_tokens: int) -> None:
+    def _validate_ids(self, ids: list[int], param: str, max_tokens: int) -> None:
         if not ids:
             raise InvalidRequest(f"{param}: prompt has no tokens; at least one is needed", param=param)
         if len(ids) > max_tokens - 1:
@@ -125,7 +129,7 @@ class Tokenizer:
             message = f"{param}: the model has no chat template; send the prompt as text (inputs or prompt)"
             raise InvalidRequest(message, param=param, code="no_chat_template")
         source = "\n".join(template.values()) if isinstance(template, dict) else template
-        _check_tools(chat, source, param, tools_param)
+        _validate_tools(chat, source, param, tools_param)
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(chat.messages),
@@ -138,14 +142,14 @@ class Tokenizer:
         except MemoryError:
             raise
         except Exception as error:  # a template is a program: it can fail in any way
-            reason = _told(error, chat, source)
+            reason = _template_error(error, chat, source)
         else:
             return text
         raise InvalidRequest(f"{param}: the model's chat template refuses these messages: {reason}", param=param)
 
 
-def _check_tools(chat: Chat, source: str, param: str, tools_param: str) -> None:
-    """Refuses what the template would pass over in silence."""
+def _validate_tools(chat: Chat, source: str, param: str, tools_param: str) -> None:
+    """Raise InvalidRequest if there are tools or tool calls that the template would silently leave out."""
     if chat.template.tools and "tools" not in source:
         message = f"{tools_param}: the model's chat template takes no tools; leave them out"
         raise InvalidRequest(message, param=tools_param, code="unsupported_parameter")
@@ -156,29 +160,19 @@ def _check_tools(chat: Chat, source: str, param: str, tools_param: str) -> None:
         raise InvalidRequest(message, param=at, code="unsupported_parameter")
 
 
-def _told(error: Exception, chat: Chat, source: str) -> str:
-    """The template's own reason, where it is a sentence of the template: any other could hold a message's content."""
+def _template_error(error: Exception, chat: Chat, source: str) -> str:
+    """Return the template's own reason if it is a sentence of the template: any other could quote a message."""
     sentence = str(error)
     if sentence and sentence in source:
         return sentence
     if chat.template.ending == "continue" and type(error) is ValueError:
-        return "it doesn't show the last one as it was written, so that it can't be continued"
+        return "it doesn't show the last message as it was written, so that it can't be continued"
     return type(error).__name__
 
 
-def _settle(tokenizer: Any) -> None:
-    """Sets what transformers would set at the first call, as a fast tokenizer must not change while another thread
-    encodes ("Already borrowed")."""
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.backend_tokenizer.encode_special_tokens = tokenizer.split_special_tokens
-
-
 @contextmanager
-def _no_torch() -> Iterator[None]:
-    """While transformers is imported: it finds no torch, unless this process has it already, and doesn't advise it."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # what import takes for "not there"
+def _no_advice() -> Iterator[None]:
+    """Keep transformers from advising to install torch while it is imported."""
     silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(silent)
     os.environ[silent] = "1"

@@ -1,6 +1,6 @@
-"""What single tokens stand for: the bytes that each brings to a text. It knows no prompts and imports no torch.
+"""The vocabulary: the bytes that each single token brings to a text. It knows no prompts and imports no torch.
 
-Decoders are asked for a token between others, as the first one of a text may lose its space (sentencepiece).
+Decoders are given a token between others, as the first one of a text may lose its space (sentencepiece).
 """
 
 from __future__ import annotations
@@ -8,23 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""sentencepiece's name for a byte that is in no other token."""
+"""Name that sentencepiece gives to a byte that is in no other token."""
 _BEFORE = "x"
-"""Decoded in front of a token, to see what the token is behind another one."""
-_REMEMBERED = 1 << 15
+"""Text decoded in front of a token, to see what the token is behind another one."""
+_MAX_CACHED = 1 << 15
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's visible names of the 256 bytes, as every byte-level tokenizer writes its tokens: a printable Latin-1
-    character is its own name, the others are the characters from 256 on (https://github.com/openai/gpt-2, encoder.py).
+    """Return GPT-2's visible names of the 256 bytes, with which every byte-level tokenizer writes its tokens.
+
+    A printable Latin-1 character is its own name, the others are the characters from 256 on
+    (https://github.com/openai/gpt-2, encoder.py).
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 _BYTE_OF_CHARACTER = _byte_of_character()
@@ -33,7 +34,7 @@ _BYTE_OF_CHARACTER = _byte_of_character()
 @dataclass(frozen=True, slots=True)
 class Token:
     text: str
-    """Bytes that are no whole character are escaped: `\\xf0\\x9f`. A special token has its name."""
+    """The token's text. Bytes that are not whole characters are escaped: `\\xf0\\x9f`. A special token has its name."""
     bytes: bytes | None
     """None for a special token, which no text shows."""
     is_byte: bool = False
@@ -41,7 +42,7 @@ class Token:
 
 
 class Vocabulary:
-    """Shared by the edge's worker threads: nothing of it changes but what it remembers."""
+    """Shared by the server's worker threads. It changes nothing but its cache of tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer` is one of transformers'."""
@@ -51,26 +52,35 @@ class Vocabulary:
         self.is_byte_level = b'"ByteLevel"' in written
         """Whether a text is the concatenation of its tokens' bytes."""
         self._has_byte_tokens = b'"ByteFallback"' in written or not tokenizer.is_fast
-        self.token = lru_cache(_REMEMBERED)(self._token)
-        """The token of an id. An id that is none stands for no bytes."""
+        self._tokens: dict[int, Token] = {}
+
+    def token(self, token_id: int) -> Token:
+        """Return the token of an id; an unknown id stands for no bytes."""
+        token = self._tokens.get(token_id)
+        if token is None:
+            token = self._decode(token_id)
+            if len(self._tokens) >= _MAX_CACHED:
+                self._tokens.clear()
+            self._tokens[token_id] = token
+        return token
 
     def has_text(self, token_id: int) -> bool:
-        """Not special: those without any can be left out of what is decoded, and the text is the same."""
+        """Whether the token is not special: those that are can be left out of a text without changing it."""
         return bool(self.token(token_id).bytes)
 
     def text(self, ids: Sequence[int], *, at_start: bool) -> str:
-        """What tokens, none of them special, say together: at the start of a text, or behind another token."""
+        """Return the text of tokens, none of them special: at the start of a text, or behind another token."""
         names = [name for name in self._tokenizer.convert_ids_to_tokens(list(ids)) if name is not None]
         return self._between(names) if not at_start else str(self._tokenizer.convert_tokens_to_string(names))
 
-    def _token(self, token_id: int) -> Token:
+    def _decode(self, token_id: int) -> Token:
         name = self._tokenizer.convert_ids_to_tokens(token_id)
         if name is None:
             return Token("", b"")
-        shown, spoken = (
+        with_special, without_special = (
             self._tokenizer.decode([token_id], skip_special_tokens=is_skipped) for is_skipped in (False, True)
         )
-        if shown and not spoken:
+        if with_special and not without_special:
             return Token(name, None)
         if self._has_byte_tokens and (byte := _BYTE_TOKEN.fullmatch(name)):
             value = bytes.fromhex(byte[1])
@@ -84,7 +94,10 @@ class Vocabulary:
 
 
 def _byte_level(name: str) -> bytes:
-    """An added token may hold other characters: it is text as it stands, as the decoder has it."""
+    """Return the bytes that a token's name stands for.
+
+    An added token may hold other characters: it is text as it stands, as the decoder has it.
+    """
     values = [_BYTE_OF_CHARACTER.get(character) for character in name]
     known = [value for value in values if value is not None]
     return bytes(known) if len(known) == len(values) else name.encode()

@@ -14,7 +14,7 @@ from container.jobs.registry import JobRegistry
 from container.journal.stores.directory import DirectoryStore
 from container.telemetry.metrics import Metrics
 from container.telemetry.progress import Progress
-from container.tokenization.model_defaults import Defaults
+from container.tokenization.model_defaults import ModelDefaults
 from container.tokenization.preparer import Preparer
 from container.tokenization.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ def scripted_service(
         tokenizer=tokenizer,
         preparer=Preparer(
             tokenizer=tokenizer,
-            defaults=Defaults(eos_token_ids=(END,)),
+            defaults=ModelDefaults(eos_token_ids=(END,)),
             max_sequence_tokens=INFO.max_sequence_tokens,
             default_max_new_tokens=50,
         ),

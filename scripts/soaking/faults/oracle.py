@@ -19,7 +19,7 @@ from container.dialects.batch import read_line
 from container.engine.sequence import Sampling
 from container.engine.worker.penalties import TokenCounts
 from container.engine.worker.sampler import Row, choose, gumbel, noise_key
-from container.tokenization.model_defaults import Defaults
+from container.tokenization.model_defaults import ModelDefaults
 from container.tokenization.preparer import Prepared, Preparer
 from container.tokenization.tokenizer import Tokenizer
 from testing.exactness import TIE
@@ -41,7 +41,7 @@ class Oracle:
         self.tokenizer = Tokenizer.load(str(model_dir), trust_remote_code=False)
         self._preparer = Preparer(
             tokenizer=self.tokenizer,
-            defaults=Defaults.load(str(model_dir)),
+            defaults=ModelDefaults.load(str(model_dir)),
             max_sequence_tokens=max_sequence_tokens,
             default_max_new_tokens=4096,
         )
@@ -57,7 +57,7 @@ class Oracle:
         """
         call = read_line(line.encode(), 1).call
         assert call is not None and len(call.items) == 1
-        prepared = self._preparer.prepare(call.items[0], drawn_seed=0)
+        prepared = self._preparer.prepare(call.items[0], random_seed=0)
         return self._admits(prepared, prepared.samplings[choice], got)
 
     @torch.inference_mode()

@@ -21,7 +21,8 @@ from container.dialects.chat import ChatRequest
 from container.dialects.completions import CompletionRequest
 from container.dialects.wire import Wire
 from container.errors import RequestError
-from container.tokenization.model_defaults import Defaults
+from container.tokenization.model_defaults import ModelDefaults
+from container.tokenization.preparer import resolve
 from container.tokenization.tokenizer import Tokenizer
 from testing import tiny_tokenizers
 from testing.container.documents import read_document
@@ -32,7 +33,7 @@ TOKEN = TokenLogprob(id=5, text=CANARY, utf8=None, logprob=-1.0)
 FEW = fuzz_settings(300)
 BACKEND = tiny_tokenizers.byte_fallback(chat_template=tiny_tokenizers.TEMPLATE)
 TOKENIZER = Tokenizer(BACKEND, len(BACKEND))
-DEFAULTS = Defaults(eos_token_ids=(BACKEND.eos_token_id,), vocab_size=len(BACKEND))
+DEFAULTS = ModelDefaults(eos_token_ids=(BACKEND.eos_token_id,), vocab_size=len(BACKEND))
 MOST_TOKENS = 500
 
 
@@ -143,8 +144,13 @@ def goes_through(call: Call) -> bool:
             encoded = TOKENIZER.encode(
                 item.prompt, param=item.param, max_tokens=MOST_TOKENS, tools_param=item.name_of("tools")
             )
-            samplings = DEFAULTS.resolve(
-                item, len(encoded.ids), limit_tokens=MOST_TOKENS, default_max_new_tokens=9, drawn_seed=1
+            samplings = resolve(
+                item,
+                DEFAULTS,
+                prompt_tokens=len(encoded.ids),
+                limit_tokens=MOST_TOKENS,
+                default_max_new_tokens=9,
+                random_seed=1,
             )
         except RequestError as error:
             if not is_the_callers(error):

@@ -49,10 +49,10 @@ class Counting:
         self._preparer = service.preparer
         self.on_their_way = self.most = 0
 
-    def prepare(self, item: Item, drawn_seed: int) -> Prepared:
+    def prepare(self, item: Item, random_seed: int) -> Prepared:
         self.on_their_way += 1
         self.most = max(self.most, self.on_their_way)
-        return self._preparer.prepare(item, drawn_seed)
+        return self._preparer.prepare(item, random_seed)
 
 
 class Answers(OrderedSpool):

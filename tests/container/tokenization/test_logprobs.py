@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from container.core import TokenLogprob
 from container.engine.sequence import FinishReason, TokenLogprobs
-from container.tokenization import logprobs
+from container.tokenization.logprobs import token_logprobs
 from container.tokenization.vocabulary import Vocabulary
 from testing import tiny_tokenizers
 
@@ -29,7 +29,7 @@ def of_text(
 ) -> tuple[TokenLogprob, ...]:
     scores = [TokenLogprobs(-0.5)] * len(ids)
     is_stopped = finish == "stop" and characters is None
-    return logprobs.of_text(Vocabulary(tokenizer), ids, scores, is_stopped=is_stopped, characters=characters)
+    return token_logprobs(Vocabulary(tokenizer), ids, scores, is_stopped=is_stopped, characters=characters)
 
 
 def texts(tokens: tuple[TokenLogprob, ...]) -> list[str]:
@@ -71,7 +71,7 @@ def test_a_stop_string_within_a_run_of_byte_tokens_leaves_those_before_it() -> N
 
 def test_the_likeliest_tokens_are_named_like_the_chosen_one(real: Any) -> None:
     score = TokenLogprobs(-1.5, [(END, -0.25), (345, -1.5)])
-    (token,) = logprobs.of_text(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
+    (token,) = token_logprobs(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
     assert token.logprob == -1.5
     assert [(rival.id, rival.logprob, rival.utf8 is None) for rival in token.top] == [
         (END, -0.25, True),
@@ -82,7 +82,7 @@ def test_the_likeliest_tokens_are_named_like_the_chosen_one(real: Any) -> None:
 @pytest.mark.parametrize("logprob", [-math.inf, math.nan])
 def test_what_json_has_no_number_for_is_openais_unlikeliest(real: Any, logprob: float) -> None:
     score = TokenLogprobs(logprob, [(345, logprob)])
-    (token,) = logprobs.of_text(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
+    (token,) = token_logprobs(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
     assert (token.logprob, token.top[0].logprob) == (-9999.0, -9999.0)
 
 

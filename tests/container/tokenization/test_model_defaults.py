@@ -6,46 +6,22 @@ from typing import Any
 
 import pytest
 
-from container.core import Item, Parameters, Text
-from container.engine.sequence import Sampling
-from container.errors import InvalidRequest
-from container.tokenization.model_defaults import Defaults
+from container.tokenization.model_defaults import ModelDefaults
 
 
-def item(*, sample_by_default: bool = False, **given: Any) -> Item:
-    return Item(
-        prompt=Text(text="a"),
-        parameters=Parameters(**given),
-        sample_by_default=sample_by_default,
-        param="prompt",
-        names={"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"},
-    )
-
-
-DRAWN = 77
-
-
-def resolve(
-    defaults: Defaults | None = None, asked: Item | None = None, *, prompt_tokens: int = 10
-) -> tuple[Sampling, ...]:
-    return (defaults or Defaults()).resolve(
-        asked or item(), prompt_tokens, limit_tokens=100, default_max_new_tokens=50, drawn_seed=DRAWN
-    )
-
-
-def load(at: Path, generation: Any = None, config: Any = None) -> Defaults:
+def load(at: Path, generation: Any = None, config: Any = None) -> ModelDefaults:
     for name, content in (("generation_config.json", generation), ("config.json", config)):
         if content is not None:
             at.joinpath(name).write_text(json.dumps(content))
-    return Defaults.load(str(at))
+    return ModelDefaults.load(str(at))
 
 
 def test_the_real_models_files_are_read(model_dir: str) -> None:
-    assert Defaults.load(model_dir) == Defaults(eos_token_ids=(2,), vocab_size=49152)
+    assert ModelDefaults.load(model_dir) == ModelDefaults(eos_token_ids=(2,), vocab_size=49152)
 
 
 def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
-    assert load(tmp_path) == Defaults()
+    assert load(tmp_path) == ModelDefaults()
 
 
 def test_end_tokens_are_the_generation_configs_and_else_the_configs(tmp_path: Path) -> None:
@@ -63,16 +39,16 @@ def test_an_end_token_outside_the_vocabulary_has_no_effect(wrong: object, tmp_pa
 
 def test_sampling_is_read_from_the_generation_config(tmp_path: Path) -> None:
     generation: dict[str, Any] = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1}
-    assert load(tmp_path, generation) == Defaults(**generation)
-    assert load(tmp_path, {"repetition_penalty": 1.1}) == Defaults(repetition_penalty=1.1)
+    assert load(tmp_path, generation) == ModelDefaults(**generation)
+    assert load(tmp_path, {"repetition_penalty": 1.1}) == ModelDefaults(repetition_penalty=1.1)
 
 
 def test_a_models_temperature_of_zero_means_greedy(tmp_path: Path) -> None:
-    assert load(tmp_path, {"do_sample": True, "temperature": 0.0}) == Defaults(do_sample=False)
+    assert load(tmp_path, {"do_sample": True, "temperature": 0.0}) == ModelDefaults(do_sample=False)
 
 
 def test_a_models_temperature_that_scores_cannot_be_divided_by_has_no_effect(tmp_path: Path) -> None:
-    assert load(tmp_path, {"temperature": 1e6}) == Defaults(temperature=1e6)
+    assert load(tmp_path, {"temperature": 1e6}) == ModelDefaults(temperature=1e6)
     hotter = load(tmp_path, {"temperature": 1e39})
     assert (hotter.temperature, len(hotter.warnings)) == (None, 1)
 
@@ -90,137 +66,4 @@ def test_what_the_model_asks_for_in_vain_is_a_warning(tmp_path: Path) -> None:
 def test_a_file_that_is_no_json_object_is_an_error(content: str, tmp_path: Path) -> None:
     tmp_path.joinpath("generation_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"generation_config\.json"):
-        Defaults.load(str(tmp_path))
-
-
-def test_new_tokens_are_the_rest_of_the_context_or_the_servers_default() -> None:
-    assert resolve(prompt_tokens=10)[0].max_new_tokens == 50
-    assert resolve(prompt_tokens=70)[0].max_new_tokens == 30
-    assert resolve(asked=item(max_new_tokens=90))[0].max_new_tokens == 90
-
-
-def test_new_tokens_that_do_not_fit_beside_the_prompt_are_refused_with_the_numbers() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        resolve(asked=item(max_new_tokens=91))
-    assert caught.value.message == (
-        "max_tokens is 91; beside the prompt's 10 tokens the model holds 90 more (100 in all)"
-    )
-    assert (caught.value.param, caught.value.code) == ("max_tokens", "context_length_exceeded")
-
-
-def test_a_prompt_that_fills_the_context_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="prompt has 100 tokens; the model holds 100"):
-        resolve(prompt_tokens=100)
-
-
-def test_no_more_new_tokens_are_demanded_than_are_allowed() -> None:
-    assert resolve(asked=item(min_new_tokens=50))[0].min_new_tokens == 50
-    with pytest.raises(InvalidRequest, match="min_tokens is 51; at most 50 new tokens are generated") as caught:
-        resolve(asked=item(min_new_tokens=51))
-    assert caught.value.param == "min_tokens"
-
-
-MODEL = Defaults(do_sample=True, temperature=0.6, top_k=20, top_p=0.95)
-QUIET = Defaults(temperature=0.6, top_k=20)
-
-
-@pytest.mark.parametrize(
-    ("defaults", "asked", "temperature"),
-    [
-        (Defaults(), item(), 0.0),
-        (Defaults(), item(sample_by_default=True), 1.0),
-        (MODEL, item(), 0.6),
-        (MODEL, item(sample_by_default=True), 0.6),
-        (Defaults(do_sample=False), item(sample_by_default=True), 0.0),
-        (QUIET, item(), 0.0),
-        (QUIET, item(do_sample=True), 0.6),
-        (QUIET, item(sample_by_default=True), 0.6),
-        (MODEL, item(do_sample=False), 0.0),
-        (MODEL, item(do_sample=False, temperature=0.9), 0.0),
-        (MODEL, item(temperature=0.0), 0.0),
-        (MODEL, item(temperature=1e-9), 0.0),
-        (MODEL, item(do_sample=True, temperature=0.0), 0.0),
-        (MODEL, item(temperature=0.9), 0.9),
-        (Defaults(), item(temperature=0.9), 0.9),
-        (Defaults(), item(top_k=5), 1.0),
-        (Defaults(), item(top_p=0.5), 1.0),
-        (Defaults(), item(min_p=0.5), 1.0),
-        (Defaults(), item(repetition_penalty=1.5, presence_penalty=1.0, logit_bias=((5, 1.0),)), 0.0),
-        (Defaults(repetition_penalty=1.5, min_p=0.1), item(), 0.0),
-        (Defaults(), item(seed=5), 0.0),
-        (Defaults(), item(do_sample=True), 1.0),
-    ],
-)
-def test_the_request_decides_before_the_model_and_the_model_before_the_dialect(
-    defaults: Defaults, asked: Item, temperature: float
-) -> None:
-    assert resolve(defaults, asked)[0].temperature == temperature
-
-
-def test_each_sampling_value_is_the_requests_or_the_models_or_off() -> None:
-    (sampling,) = resolve(MODEL, item(top_p=0.5))
-    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.6, 20, 0.5)
-    (sampling,) = resolve(Defaults(), item(do_sample=True))
-    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (1.0, 0, 1.0, 0.0)
-    assert resolve(MODEL, item(top_k=0))[0].top_k == 0
-
-
-def test_min_p_is_the_requests_or_the_models_where_there_is_sampling() -> None:
-    model = Defaults(do_sample=True, min_p=0.1)
-    assert resolve(model)[0].min_p == 0.1
-    assert resolve(model, item(min_p=0.0))[0].min_p == 0.0
-    assert resolve(model, item(do_sample=False))[0].min_p == 0.0
-
-
-def test_the_models_repetition_penalty_counts_where_the_request_has_none() -> None:
-    model = Defaults(repetition_penalty=1.1)
-    assert resolve(model)[0].repetition_penalty == 1.1
-    assert resolve(model, item(repetition_penalty=1.0))[0].repetition_penalty == 1.0
-    assert resolve(Defaults())[0].repetition_penalty == 1.0
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_penalties_and_biases_count_for_greedy_choices_too(temperature: float) -> None:
-    changes: dict[str, Any] = {
-        "repetition_penalty": 1.2,
-        "presence_penalty": -0.5,
-        "frequency_penalty": 0.5,
-        "logit_bias": ((5, -100.0), (6, 1.5)),
-        "logprobs": 3,
-    }
-    for sampling in resolve(asked=item(temperature=temperature, n=2, **changes)):
-        assert {name: getattr(sampling, name) for name in changes} == changes
-        assert sampling.temperature == temperature
-
-
-def test_each_choice_has_the_next_seed() -> None:
-    choices = resolve(asked=item(temperature=1.0, seed=2**64 - 1, n=3))
-    assert [sampling.seed for sampling in choices] == [2**64 - 1, 0, 1]
-
-
-def test_the_drawn_seed_is_taken_where_none_is_given() -> None:
-    assert [sampling.seed for sampling in resolve(asked=item(temperature=1.0, n=2))] == [DRAWN, DRAWN + 1]
-    assert resolve(asked=item(temperature=1.0, seed=5))[0].seed == 5
-
-
-def test_greedy_choices_are_alike() -> None:
-    assert resolve(MODEL, item(do_sample=False, seed=5, n=2)) == (Sampling(max_new_tokens=50),) * 2
-
-
-def test_the_models_end_tokens_stop_unless_they_are_ignored() -> None:
-    model = Defaults(eos_token_ids=(2, 3))
-    assert resolve(model, item(stop_token_ids=(3, 9)))[0].stop_token_ids == (2, 3, 9)
-    assert resolve(model, item(stop_token_ids=(3, 9), ignore_eos=True))[0].stop_token_ids == (3, 9)
-
-
-def test_a_stop_token_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="stop_token_ids: token ids must be below 50"):
-        resolve(Defaults(vocab_size=50), item(stop_token_ids=(50,)))
-
-
-def test_a_bias_for_a_token_outside_the_vocabulary_is_refused() -> None:
-    model = Defaults(vocab_size=50)
-    assert resolve(model, item(logit_bias=((49, 1.0),)))[0].logit_bias == ((49, 1.0),)
-    with pytest.raises(InvalidRequest, match="logit_bias: token ids must be below 50") as caught:
-        resolve(model, item(logit_bias=((49, 1.0), (50, 1.0))))
-    assert caught.value.param == "logit_bias"
+        ModelDefaults.load(str(tmp_path))
