@@ -40,7 +40,7 @@ class CannotRun(Exception):
 
 
 Leave = Callable[[int], NoReturn]
-"""Ends this process at once with a status: no thread that hangs in a dead backend can hold it."""
+"""Function that ends this process at once with a status, even if a thread hangs in a dead backend."""
 
 
 def up(settings: Settings, terminal: Terminal, leave: Leave) -> None:

@@ -32,7 +32,7 @@ class Process:
         self.pid = pid
         self.identity = identity
         self.exit_code: int | None = None
-        """Set when `wait` returns, negative for a signal; None if this process didn't start it."""
+        """Exit code once `wait` has returned, negative for a signal; None if another process started it."""
 
     @classmethod
     def start(
@@ -116,7 +116,7 @@ class Process:
 
 
 def identity_of(pid: int, *, include_zombie: bool = False) -> str | None:
-    """Return what tells a process from all that had or will have its pid, across reboots; None if there is none.
+    """Return a text that no other process with this pid ever has, across reboots; None if there is no process.
 
     It holds the start time in ticks since boot: psutil's is by the wall clock, which moves.
     """
@@ -129,7 +129,7 @@ def identity_of(pid: int, *, include_zombie: bool = False) -> str | None:
 
 
 def find_session(variable: str, value: str) -> Process | None:
-    """Find the leader of a session that was started with `variable=value` in its environment, its pid unrecorded.
+    """Find the leader of a session that was started with `variable=value` in its environment.
 
     Returns None if there is none, or if those that have the variable descend from several processes.
     """
@@ -149,7 +149,7 @@ async def kill_marked(variable: str, value: str) -> None:
 
 
 async def _kill_all(find: Callable[[], list[psutil.Process]]) -> None:
-    """Repeat until none is found, or the kernel won't let them die."""
+    """Kill the found processes until none is found, or they can't be killed."""
     deadline = time.monotonic() + _KILL_TIMEOUT_S
     while (found := await asyncio.to_thread(find)) and time.monotonic() < deadline:
         for process in found:

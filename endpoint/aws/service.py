@@ -30,7 +30,7 @@ from endpoint.aws.values import UnknownParameter, Unreadable, read_text, read_va
 logger = logging.getLogger(__name__)
 
 Call = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
-"""(operation, parameters) -> its result. Raises AwsError."""
+"""Function that gets an operation and its parameters and returns its result. Raises AwsError."""
 
 
 class AwsError(Exception):

@@ -242,7 +242,7 @@ _CLIENT_CONFIG: dict[str, Any] = {  # a dict, for the types of botocore know les
 
 @functools.cache  # it keeps the services' models, which are slow to read
 def _session() -> botocore.session.Session:
-    """Return a session without profile and the user's files. One thread at a time may make a client with it."""
+    """Return a session that reads neither profile nor user files. One thread at a time may make a client with it."""
     return botocore.session.Session(
         session_vars={
             "profile": (None, None, None, None),

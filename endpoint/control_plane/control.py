@@ -288,7 +288,7 @@ class ControlPlane:
 
     @contextlib.contextmanager
     def _must_exist(self, kind: Kind, name: str) -> Iterator[None]:
-        """Make the catalog's NotFound AWS's error."""
+        """Turn the catalog's NotFound into AWS's error."""
         try:
             yield
         except NotFound:

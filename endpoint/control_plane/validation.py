@@ -18,7 +18,7 @@ _LOCAL = "is not supported by the local endpoint"
 
 
 def invalid(message: str) -> AwsError:
-    """Return AWS's error of parameters that are refused."""
+    """Return AWS's error for refused parameters."""
     return AwsError("ValidationException", message)
 
 
@@ -90,7 +90,7 @@ def validate_config(parameters: dict[str, Any]) -> None:
 
 
 def _validate_path(name: str, path: str) -> None:
-    # AWS's pattern lets through more.
+    # AWS's pattern allows what isn't a location.
     try:
         bucket, _ = parse_location(f"{path.rstrip('/')}/x")
     except ValueError:

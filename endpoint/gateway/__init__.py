@@ -1,1 +1,1 @@
-"""The one port: tells whose request it is, answers it or hands it on."""
+"""The one port: answers SageMaker's requests and forwards all others to the backend."""

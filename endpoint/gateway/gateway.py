@@ -1,4 +1,4 @@
-"""The one port: refuses web pages, gives SageMaker's requests to our handlers and passes all others to the backend.
+"""The one port: refuses web pages, gives SageMaker's requests to our handlers and forwards all others to the backend.
 
 Services are told apart as AWS's own front does, by the name that a request is signed for. Signatures aren't checked.
 What neither we nor the embedded backend have is answered with AWS's own form of "not implemented".
@@ -27,7 +27,7 @@ HEALTH_PATH = "/_longhaul/health"
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
-"""Answers a request. Raises ClientGone, BodyTooLarge."""
+"""Function that answers a request. Raises ClientGone, BodyTooLarge."""
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
@@ -49,7 +49,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         for sock in sockets or []:
-            # asyncio sets this only where the socket was made with a protocol's number. Head and body of an answer are
+            # asyncio sets this only where the socket was made with a protocol's number. Head and body of a response are
             # two packets; without it the second waits 40 ms for the client to acknowledge the first.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets)
@@ -92,7 +92,7 @@ class Gateway:
         # A WebSocket is refused by not being accepted.
 
     async def _respond(self, request: Request) -> Response | None:
-        """Answer what is refused or ours; None is for the backend to answer. Raises ClientGone."""
+        """Answer a request that is refused or for us; None if the backend has to answer it. Raises ClientGone."""
         if reason := self._guard.rejection_reason(request.headers):
             return error_response(request, 403, "AccessDenied", reason)
         if request.path.startswith("/_") and request.bucket is None:  # no bucket has such a name

@@ -41,7 +41,7 @@ class Proxy:
             self._http = None
 
     async def forward(self, request: Request, url: str, host: str, receive: Receive, send: Send) -> None:
-        """Raises BackendUnavailable where nothing is answered; what is answered by half ends with its connection."""
+        """Forward a request. Raises BackendUnavailable, or what broke a response that had begun."""
         exchange = _Exchange(request, receive, send)
         try:
             await exchange.run(self._session(), URL(url, encoded=True), host)
@@ -56,7 +56,7 @@ class Proxy:
                 return
             logger.warning("the backend does not answer: %s: %s", type(error).__name__, error)
             if exchange.is_answering:
-                raise  # and the connection is cut, so that half an answer isn't taken for a whole one
+                raise  # the server cuts the connection, so that half a response isn't taken for a whole one
             raise BackendUnavailable from error
 
     def _session(self) -> aiohttp.ClientSession:
@@ -73,7 +73,7 @@ class Proxy:
 
 
 class _Exchange:
-    """One request passed to the backend and its answer passed back, neither held whole."""
+    """One request to the backend and its response."""
 
     def __init__(self, request: Request, receive: Receive, send: Send) -> None:
         self._request = request
@@ -118,7 +118,7 @@ class _Exchange:
                 self._watch.cancel()
 
     async def _body(self) -> bytes | AsyncIterator[bytes] | None:
-        """Most come in one part."""
+        """Return the whole body, as most come in one part, or a stream of it."""
         message = await self._next()
         if message.get("more_body", False):
             return self._stream(message)

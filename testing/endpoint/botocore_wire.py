@@ -13,7 +13,7 @@ from botocore.config import Config
 from starlette.responses import Response
 
 Respond = Callable[[str, str, Mapping[str, str], bytes], Response]
-"""(method, path, headers in lower case, body)"""
+"""Function of a request's method, path, headers in lower case, and body."""
 
 SESSION = boto3.session.Session(aws_access_key_id="0" * 12, aws_secret_access_key="none", region_name="us-east-1")
 
@@ -24,7 +24,7 @@ class _Raw(io.BytesIO):
 
 
 def client(service: str, respond: Respond | None = None, url: str = "http://127.0.0.1:9", **config: Any) -> Any:
-    """With `respond`, nothing is sent. Never retries, and has dummy keys."""
+    """Return a client with dummy keys that never retries. With `respond`, it sends nothing."""
     made = SESSION.client(
         service, endpoint_url=url, config=Config(retries={"total_max_attempts": 1}, proxies={}, **config)
     )

@@ -22,7 +22,7 @@ SERVICE = Service("sagemaker")
 
 
 class StubFleet:
-    """Moves every endpoint on as a healthy fleet would, when it is awake: at once if `is_quick`, else by `settle`."""
+    """Brings every endpoint to its next status as a healthy fleet would: when woken if `is_quick`, else by `settle`."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.is_quick = True
@@ -55,7 +55,7 @@ class StubFleet:
 
 
 class ControlServer:
-    """`close` it. Coroutines that touch the catalog go through `run`."""
+    """Must be closed. Coroutines that touch the catalog go through `run`."""
 
     def __init__(self, data_dir: Path, **settings: Any) -> None:
         self._loop = asyncio.new_event_loop()

@@ -30,12 +30,12 @@ def a_backend(data_dir: Path) -> Iterator[Backend]:
 
 
 class Line:
-    """While it is cut, clients talk to a port where nobody listens."""
+    """Clients of the backend; while it is cut, they talk to a port without a listener."""
 
     def __init__(self, backend: Any, is_cut: bool = False) -> None:
         self.is_cut = is_cut
         self.attempts = 0
-        """While it was cut."""
+        """Clients asked for while it was cut."""
         self._backend = backend
         self._nowhere = f"http://127.0.0.1:{free_port()}"
 
@@ -49,7 +49,7 @@ class Line:
 
 
 async def until(question: Callable[[], Any]) -> Any:
-    """The first answer that is true, asked in a thread."""
+    """Ask in a thread until the answer is true, and return it."""
     async with asyncio.timeout(60):
         while not (answer := await asyncio.to_thread(question)):
             await asyncio.sleep(0.01)
@@ -58,7 +58,7 @@ async def until(question: Callable[[], Any]) -> Any:
 
 @contextlib.asynccontextmanager
 async def running(run: Callable[[], Awaitable[None]]) -> Any:
-    """Cancelled at the end, as the platform does."""
+    """Run it as a task, and cancel that at the end, as the platform does."""
     task = asyncio.ensure_future(run())
     try:
         yield

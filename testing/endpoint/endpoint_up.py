@@ -1,4 +1,4 @@
-"""`python -m endpoint up` in a process of its own, used with boto3 as anybody would, killed where a test wants it."""
+"""`python -m endpoint up` in a process of its own, used with unmodified boto3 and killed where a test wants it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BUCKET = "bucket"
 
 
 def run_endpoint(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m endpoint`, when it has ended."""
+    """Run `python -m endpoint` until it ends."""
     return subprocess.run(
         [sys.executable, "-m", "endpoint", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -40,7 +40,7 @@ def run_endpoint(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class EndpointUp:
-    """`close` it: it leaves no process behind."""
+    """Must be closed, and leaves no process behind then."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.port = free_port()
@@ -77,12 +77,12 @@ class EndpointUp:
         self.process.wait()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """In peace; its exit status."""
+        """Send a signal and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(TIMEOUT_S)
 
     def processes(self) -> dict[int, str]:
-        """All that live and know its directory, whoever their parent is: gateway, backend, instances."""
+        """Return the names of all living processes that know its directory: gateway, backend, instances."""
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -129,7 +129,7 @@ class EndpointUp:
             return self._clients[service]
 
     def make_places(self) -> None:
-        """A bucket, two topics, and a queue that hears both."""
+        """Make a bucket, two topics, and a queue that is subscribed to both."""
         self.client("s3").create_bucket(Bucket=BUCKET)
         sqs, sns = self.client("sqs"), self.client("sns")
         self._queue: str = sqs.create_queue(QueueName="notices")["QueueUrl"]
@@ -141,7 +141,10 @@ class EndpointUp:
     def make_endpoint(
         self, name: str, instances: int = 1, container: dict[str, Any] | None = None, **output: Any
     ) -> None:
-        """In service when it returns, with the container that is told what to do. `output` changes its OutputConfig."""
+        """Make an endpoint and wait until it is in service; by default with the container that does as requests say.
+
+        `output` changes its OutputConfig.
+        """
         sagemaker = self.client("sagemaker")
         told = {"Image": "told:1", "Environment": {"CONTAINER_SAYS": str(self.says)}}
         sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, PrimaryContainer=container or told)
@@ -170,7 +173,7 @@ class EndpointUp:
             self.wait_until_in_service(name)
 
     def submit(self, endpoint: str, do: str = "echo", body: bytes | None = b"input", **parameters: Any) -> Sent:
-        """`body` goes by S3, unless the parameters say where the input is."""
+        """Send a request; `body` is put into S3, unless the parameters say where the input is."""
         if "InputLocation" not in parameters and "Body" not in parameters:
             key = f"in/{uuid.uuid4()}"
             self.client("s3").put_object(Bucket=BUCKET, Key=key, Body=body, ContentType="text/csv")
@@ -180,7 +183,7 @@ class EndpointUp:
         return Sent(self, answer)
 
     def hear(self) -> list[dict[str, Any]]:
-        """All notices so far."""
+        """Return all notifications so far."""
         sqs = self.client("sqs")
         while messages := sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
             for message in messages:
@@ -203,7 +206,7 @@ class EndpointUp:
         return sum(point[statistic] for point in points) if points else None
 
     def data_log(self, endpoint: str) -> list[str]:
-        """Lines of all its data-logs."""
+        """Return the lines of all its data-logs."""
         logs, group = self.client("logs"), f"/aws/sagemaker/Endpoints/{endpoint}"
         try:
             streams = logs.describe_log_streams(logGroupName=group)["logStreams"]
@@ -236,14 +239,14 @@ class Sent:
         self.failure: str | None = answer.get("FailureLocation")
 
     def outputs(self) -> list[dict[str, Any]]:
-        """The output object, if it is there."""
+        """Return the output object, if it is there."""
         return list(self._objects(self.output))
 
     def failures(self) -> list[dict[str, Any]]:
         return list(self._objects(self.failure))
 
     def ended(self) -> Sent:
-        """When there is an object that says how."""
+        """Wait until there is an output or failure object."""
         eventually(lambda: self.outputs() or self.failures())
         return self
 
@@ -251,7 +254,7 @@ class Sent:
         return [notice for notice in self._up.hear() if notice.get("inferenceId") == self.inference_id]
 
     def notice(self) -> dict[str, Any]:
-        """The one that it must have."""
+        """Wait for its notification and return it."""
         found = eventually(self.notices)
         return found[0]
 

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own, with its backend and with handlers that tell what they were given."""
+"""A gateway in a process of its own, with its backend and with handlers that return what they were given."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class GatewayProcess:
         self.process.wait()
 
     def close(self) -> None:
-        """With the backend."""
+        """Kill it and the backend."""
         for client in self._clients:
             client.close()
         self.kill()

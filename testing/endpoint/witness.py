@@ -1,4 +1,4 @@
-"""Looks at each answer that unmodified boto3 clients get, raw and parsed, and holds it to botocore's output shapes."""
+"""Checks each response that unmodified boto3 clients get, raw and parsed, against botocore's output shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Witness:
-    """`close` it. An answer out of shape is an AssertionError of the call that got it."""
+    """Must be closed. A response out of shape is an AssertionError of the call that got it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -64,20 +64,20 @@ def check_answer(operation: Any, http_response: Any, headers: Mapping[str, str],
     for name, member in shape.members.items():
         if member.serialization.get("location") == "header":
             header = member.serialization["name"]
-            assert not {name, header} & body.keys(), f"{name} is no header"
+            assert not {name, header} & body.keys(), f"{name} is not a header"
             body |= {header: headers[header.lower()]} if header.lower() in headers else {}
     check_raw(shape, body, operation.name)
 
 
 def check_parsed(shape: Any, parsed: dict[str, Any]) -> None:
-    """By botocore's own validator of parameters, and the constraints that it leaves out (patterns, enums, sizes)."""
+    """Check by botocore's own validator of parameters, and the constraints that it omits (patterns, enums, sizes)."""
     report = ParamValidator().validate(parsed, shape)
     assert not report.has_errors(), report.generate_report()
     assert list(violations(shape, parsed)) == []
 
 
 def check_raw(shape: Any, value: Any, where: str) -> None:
-    """`value` is as JSON held it."""
+    """Check a value as JSON held it."""
     match shape.type_name:
         case "structure":
             assert isinstance(value, dict), where
@@ -108,7 +108,7 @@ def check_raw(shape: Any, value: Any, where: str) -> None:
 
 
 def check_error(service: Any, status: int, headers: Mapping[str, str], raw: bytes, parsed: dict[str, Any]) -> None:
-    """The code in header and body, the message under the one name that its kind has, the modelled status."""
+    """Check the code in header and body, the message under its kind's one name, and the modelled status."""
     code, message, body = headers["x-amzn-errortype"], parsed["Error"]["Message"], json.loads(raw)
     assert parsed["Error"]["Code"] == code and message
     is_rest = service.metadata["protocol"] == "rest-json"

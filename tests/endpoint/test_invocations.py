@@ -1,4 +1,4 @@
-"""Every way in which an invocation can end, over AWS's API: its object, notice, metrics and line in the log."""
+"""Every way in which an invocation can end, over AWS's API: its object, notification, metrics and line in the log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NO_ANSWER = (
     b"Amazon SageMaker could not get a response from the e endpoint. This can occur when CPU or memory utilization is"
     b" high."
 )
-"""How it begins."""
+"""Beginning of the failure object when the container doesn't answer."""
 SEE_LOGS = "from model. See the SageMaker Endpoint logs in your account for more information."
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointUp]:
-    """With `e`, an endpoint of one instance."""
+    """Start an endpoint process with `e`, an endpoint of one instance."""
     made = EndpointUp(tmp_path_factory.mktemp("up"))
     try:
         made.make_places()
@@ -37,7 +37,7 @@ def variant_metric(up: EndpointUp, name: str, statistic: str = "Sum", endpoint: 
 
 
 def failed(sent: Sent) -> bytes:
-    """The failure object's body, there being no output."""
+    """Return the failure object's body; there must be no output."""
     [failure] = sent.ended().failures()
     assert sent.outputs() == []
     body: bytes = failure["body"]
@@ -92,7 +92,7 @@ def test_container_gets_documented_headers_only(up: EndpointUp) -> None:
     seen = json.loads(output["body"])
     assert (seen["accept"], seen["x-amzn-sagemaker-custom-attributes"]) == ("a/b", "do=headers-seen")
     assert seen["x-amzn-sagemaker-inference-id"] == "mine"
-    assert seen["content-type"] == "text/csv"  # the S3 object's, the caller having said nothing
+    assert seen["content-type"] == "text/csv"  # the S3 object's, as the caller gives none
     assert seen["content-length"] == "5"
     assert not {"authorization", "x-amzn-sagemaker-inputlocation", "transfer-encoding"} & set(seen)
 
@@ -122,12 +122,12 @@ def test_metrics_are_in_cloudwatch(up: EndpointUp) -> None:
 class Kind:
     do: str
     object: bytes | None
-    """What the failure object begins with; None: some text."""
+    """Beginning of the failure object; None for any text."""
     reason: str
-    """What the notice's failureReason has in it."""
+    """Part of the notification's failureReason."""
     metrics: tuple[str, ...]
     line: str
-    """What the log's line has in it."""
+    """Part of the log's line."""
     parameters: tuple[tuple[str, object], ...] = ()
 
 
@@ -219,7 +219,7 @@ def test_headers_below_4096_bytes_are_accepted(up: EndpointUp) -> None:
 
 def test_waiting_request_expires(up: EndpointUp) -> None:
     up.make_endpoint("asleep", instances=0)
-    sent = up.submit("asleep", RequestTTLSeconds=60)  # a second, at this clock
+    sent = up.submit("asleep", RequestTTLSeconds=60)  # a second on this clock
     kept = up.submit("asleep", RequestTTLSeconds=21_600)
     assert failed(sent)
     assert sent.notice()["invocationStatus"] == "Failed"
@@ -289,6 +289,6 @@ def test_request_is_redelivered_after_container_death(tmp_path: Path) -> None:
         sent = up.submit("e", f"die-once:{tmp_path / 'died'}").ended()
         assert sent.outputs()[0]["body"] == b"input" and sent.failures() == []
         assert up.says.read_text().count("took do=die-once") == 2
-        assert failed(up.submit("e", "die")).startswith(NO_ANSWER)  # not for ever
+        assert failed(up.submit("e", "die")).startswith(NO_ANSWER)  # the second attempt was the last
     finally:
         up.close()

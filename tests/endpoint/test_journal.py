@@ -1,4 +1,4 @@
-"""A real container behind the local endpoint, killed in the middle of a batch: the same job, sent again, goes on."""
+"""A real container behind the local endpoint, killed in the middle of a batch: the job, sent again, continues."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BODY = "".join(
 
 @pytest.fixture
 def up(tmp_path: Path, tiny_model_dir: Path) -> Iterator[EndpointUp]:
-    """With `e`, an endpoint of one instance of ./serve."""
+    """Start an endpoint process with `e`, an endpoint of one instance of ./serve."""
     up = EndpointUp(tmp_path, "--serve", str(ROOT / "serve"))
     environment = {
         "LONGHAUL_MODEL": str(tiny_model_dir),
@@ -50,16 +50,16 @@ def up(tmp_path: Path, tiny_model_dir: Path) -> Iterator[EndpointUp]:
 
 
 class Container:
-    """The one instance that lives."""
+    """The running instance."""
 
     def __init__(self, up: EndpointUp) -> None:
-        [self.edge] = [each for each in map(psutil.Process, up.processes()) if "container" in each.cmdline()]
-        environ = self.edge.environ()
+        [self.server] = [process for process in map(psutil.Process, up.processes()) if "container" in process.cmdline()]
+        environ = self.server.environ()
         self._url = f"http://127.0.0.1:{environ['SAGEMAKER_BIND_TO_PORT']}"
         self._log = up.directory / "data" / "instances" / environ[MARKER] / "log"
 
     def generated(self) -> int:
-        """Tokens."""
+        """Return the tokens generated so far."""
         lines = httpx.get(f"{self._url}/metrics", timeout=TIMEOUT_S, trust_env=False).text.splitlines()
         return next(
             int(float(line.split()[1])) for line in lines if line.startswith("longhaul_generation_tokens_total ")
@@ -80,7 +80,7 @@ def texts(sent: Sent) -> list[str]:
 
 
 def journalled(up: EndpointUp) -> int:
-    """Objects of all journals of the variant."""
+    """Return the objects of all journals of the variant."""
     return int(up.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="e/main/jobs/")["KeyCount"])
 
 
@@ -90,7 +90,7 @@ def test_next_container_continues_batch_after_kill(up: EndpointUp) -> None:
     before, objects = first.generated(), journalled(up)
     sent = submit(up, "novel")
     eventually(lambda: first.generated() > before + LINES * TOKENS // 3 and journalled(up) > objects + 2)
-    first.edge.kill()
+    first.server.kill()
     [failure] = sent.ended().failures()
     assert failure["body"].startswith(b"Amazon SageMaker could not get a response") and sent.outputs() == []
     assert "Received server error (0)" in sent.notice()["failureReason"]

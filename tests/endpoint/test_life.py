@@ -43,7 +43,7 @@ def start(tmp_path: Path) -> Iterator[Up]:
 
 
 def hold(up: EndpointUp, go: Path) -> Sent:
-    """A request in the container's hands until there is a file `go`."""
+    """Send a request that the container holds until there is a file `go`."""
     sent = up.submit("e", f"wait:{go}", body=b"held")
     eventually(lambda: "took do=wait" in up.says.read_text())
     return sent
@@ -207,7 +207,7 @@ def test_down_ends_instances_without_backend(start: Up, tmp_path: Path) -> None:
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"backend": nowhere}))
     down = up.down()
     assert down.returncode == 0 and f"no answer from the backend at {nowhere}" in down.stderr
-    assert len(up.processes()) == 1  # the embedded backend, which isn't that one's
+    assert len(up.processes()) == 1  # the embedded backend: the one of these settings is elsewhere
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"backend": "embedded"}))
 
 
@@ -336,7 +336,7 @@ def test_port_refuses_web_pages(seen: EndpointUp, headers: dict[str, str]) -> No
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointUp]:
-    """With `e`, an endpoint of the strict container, on a quick clock."""
+    """Start an endpoint process with `e`, an endpoint of the strict container, on a quick clock."""
     up = EndpointUp(tmp_path_factory.mktemp("up"), "--serve", STRICT, "--time-scale", "600")
     try:
         up.make_places()

@@ -1,4 +1,4 @@
-"""Every operation of ours over the one port: what unmodified boto3 is answered, and how it is refused."""
+"""Every implemented operation over the one port: responses to unmodified boto3, and refusals."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ TAG_OPERATIONS: dict[str, dict[str, Any]] = {
 }
 
 REFUSED: list[tuple[str, dict[str, Any], str, int, str]] = [
-    # what exists, or doesn't
+    # resources that exist, or don't
     ("create_model", FULL_MODEL, VALIDATION, 400, f'Cannot create already existing model "{ARN}model/full".'),
     ("describe_model", {"ModelName": "No"}, VALIDATION, 400, f'Could not find model "{ARN}model/no".'),
     ("delete_model", {"ModelName": "no"}, VALIDATION, 400, f'Could not find model "{ARN}model/no".'),
@@ -423,7 +423,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, int, str]] = [
         400,
         f'Cannot update endpoint with the currently in use endpoint configuration "{ARN}endpoint-config/plain".',
     ),
-    # what the model's own constraints refuse, which botocore's client doesn't look at
+    # the model's own constraints, which botocore's client doesn't check
     *(
         (
             operation,
@@ -477,7 +477,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, int, str]] = [
         "1 validation error detected: Value null at 'endpointName' failed to satisfy constraint: "
         "Member must not be null",
     ),
-    # what the local endpoint lacks
+    # features that the local endpoint lacks
     (
         "create_model",
         {"ModelName": "x", "PrimaryContainer": {"Image": "i", "Environment": {"LD_PRELOAD": "x"}}},

@@ -35,7 +35,7 @@ def test_unread_lines_are_dropped_and_counted() -> None:
     assert select.select([reader], [], [], TIMEOUT_S)[0]  # its thread has taken the line
     for number in range(100):
         terminal.put(str(number))
-    terminal.close(0.1)  # in vain, and not for long
+    terminal.close(0.1)  # gives up soon
     read = read_until(reader, b"and dropped]\n").decode()
     assert read.split()[1:11] == [str(number) for number in range(10)]
     assert read.endswith("\n[90 lines were not read in time and dropped]\n")

@@ -38,7 +38,7 @@ OPERATIONS = [
 
 
 class Wire:
-    """Parses what a client sends and answers what it is told to."""
+    """Parses a client's requests and answers with `result`."""
 
     def __init__(self, service: Service) -> None:
         self.service = service

@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 
 
 def with_backend(settings: Settings, work: Callable[[Backend], Awaitable[Any]] | None = None) -> Any:
-    """The emulator is left running, as when the gateway alone ends."""
+    """Run `work` with a started backend, and leave the emulator running, as when the gateway alone ends."""
 
     async def run() -> Any:
         backend = Backend(settings)

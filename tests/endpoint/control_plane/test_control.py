@@ -56,7 +56,7 @@ def create_config(sagemaker: Any, name: str = "config", variant: Any = None, **c
 
 
 def create_endpoint(sagemaker: Any, name: str = "endpoint", **changes: Any) -> None:
-    """With its model and config."""
+    """Create an endpoint with its model and config."""
     create_model(sagemaker)
     create_config(sagemaker)
     sagemaker.create_endpoint(EndpointName=name, **({"EndpointConfigName": "config"} | changes))

@@ -68,7 +68,7 @@ def test_objects_round_trip(s3: Any) -> None:
 
 
 def test_body_of_unknown_length_is_forwarded(s3: Any) -> None:
-    """aws-chunked with a trailing checksum, after Expect: 100-continue."""
+    """The body is aws-chunked with a trailing checksum, after Expect: 100-continue."""
     s3.upload_fileobj(io.BytesIO(b"x" * 300_000), "bucket", "stream", ExtraArgs={"ChecksumAlgorithm": "SHA256"})
     assert s3.get_object(Bucket="bucket", Key="stream")["Body"].read() == b"x" * 300_000
 
@@ -322,7 +322,7 @@ def test_small_responses_do_not_wait(gateway: GatewayProcess) -> None:
 
 
 class Upstream:
-    """A backend that answers what it is told to answer."""
+    """A backend whose responses a test writes to its sockets."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -330,7 +330,7 @@ class Upstream:
         self.head = b""
 
     def accept(self) -> socket.socket:
-        """With `head` read."""
+        """Accept a connection and read `head`."""
         sock, _ = self._listener.accept()
         sock.settimeout(TIMEOUT_S)
         self.head = b""
@@ -339,7 +339,7 @@ class Upstream:
         return sock
 
     def greet(self) -> None:
-        """What `Backend.start` asks for."""
+        """Answer the request of `Backend.start`."""
         with self.accept() as sock:
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
@@ -368,7 +368,7 @@ def test_gone_client_ends_its_request(outward: GatewayProcess, upstream: Upstrea
     with upstream.accept() as sock:
         client.close()
         while sock.recv(65536):
-            pass  # what was left of the request; then the end
+            pass  # reads the rest of the request, then its end
 
 
 def test_aborted_upload_stays_incomplete(outward: GatewayProcess, upstream: Upstream) -> None:
@@ -455,7 +455,7 @@ def test_state_survives_gateway_and_backend_kills(tmp_path: Path) -> None:
 
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        assert s3.get_object(Bucket="bucket", Key="key")["Body"].read() == b"object"  # boto3 has tried again meanwhile
+        assert s3.get_object(Bucket="bucket", Key="key")["Body"].read() == b"object"  # boto3 retries until it is back
         assert eventually(lambda: gateway.backend_pid) != pid
         with pytest.raises(sqs.exceptions.QueueDoesNotExist):
             sqs.receive_message(QueueUrl=queue)
