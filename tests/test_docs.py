@@ -1,8 +1,9 @@
-"""What the documents claim, held to the code."""
+"""The documents compared with the code."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from transformers import CONFIG_MAPPING
@@ -24,6 +25,11 @@ REQUESTS = [text for marked, language, text in FENCED if marked and language == 
 LINES = [text for marked, language, text in FENCED if not marked and language == "json"]
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 PROMISES = re.findall(r"^\| ([^|`]+?) \| (`test_.*) \|$", RELIABILITY, re.MULTILINE)
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("findings/*.md")]
+FOLDERS = "container|endpoint|testing|tests|scripts|examples|docs|findings"
+# No URI, host or longer path before it, and no placeholder in it: s3://bucket/docs, /opt/longhaul/container, scripts/….
+FILE_NAME = re.compile(rf"(?<![\w/.:<{{-])(?:\./|\$PWD/)?((?:{FOLDERS})/[\w./-]*\w)(?![\w<{{*…])")
+MODULE_NAME = re.compile(r"(?<![\w/.:-])((?:container|endpoint|testing)(?:\.[A-Za-z_]\w*)+)(?![\w(])")
 CURLS = re.findall(r"^curl .*?(?<!\\)$", README, re.DOTALL | re.MULTILINE)
 
 
@@ -101,3 +107,57 @@ def test_every_promise_names_existing_tests() -> None:
 def test_every_promise_is_explained_and_tested() -> None:
     told = re.findall(r"^\*\*How\.\*\*", RELIABILITY, re.MULTILINE)
     assert len(told) == len(PROMISES)
+
+
+def code_of(document: Path) -> str:
+    """Return what is in code blocks and backticks, with the targets of links."""
+    text = document.read_text()
+    blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)", prose)
+    relative = [str((document.parent / link).resolve().relative_to(ROOT)) for link in links]
+    return "\n".join([*blocks, *re.findall(r"`([^`]+)`", prose), *relative])
+
+
+def missing_files(text: str) -> set[str]:
+    """Find the names of files of the checkout that don't exist. NAME is a placeholder."""
+    return {name for name in FILE_NAME.findall(text) if not (ROOT / name).exists() and "NAME" not in name}
+
+
+def missing_names(text: str) -> set[str]:
+    """Find the names of files of the checkout and of modules that don't exist."""
+    # "endpoint.md" is a file beside the document, "container.name" may be a module or what a module has.
+    modules = {name for name in MODULE_NAME.findall(text) if not name.endswith((".md", ".py"))}
+    return missing_files(text) | {name for name in modules if not is_module_or_attribute(name)}
+
+
+def is_module_or_attribute(name: str) -> bool:
+    """Return whether it is a module, or something that the module before the last dot has."""
+    parts = name.split(".")
+    if (ROOT / Path(*parts)).is_dir() or (ROOT / Path(*parts).with_suffix(".py")).is_file():
+        return True
+    parent, attribute = Path(*parts[:-1]), parts[-1]
+    source = ROOT / parent / "__init__.py" if (ROOT / parent).is_dir() else ROOT / parent.with_suffix(".py")
+    return source.is_file() and re.search(rf"\b{attribute}\b", source.read_text()) is not None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_name_existing_files_and_modules(document: Path) -> None:
+    assert missing_names(code_of(document)) == set()
+
+
+def test_gone_files_and_modules_are_found() -> None:
+    text = "scripts/gone container/edge.py tests/test_edge.py container.edge.Edge ./scripts/bench scripts/soak.py"
+    assert missing_names(text) == {"scripts/gone", "container/edge.py", "tests/test_edge.py", "container.edge.Edge"}
+
+
+def test_uris_placeholders_and_image_paths_pass() -> None:
+    text = "s3://docs/gone /opt/longhaul/container/gone https://x/scripts/gone tests/… scripts/<name> findings/NAME.sh"
+    assert missing_names(text) == set()
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*")), ids=lambda path: path.name)
+def test_scripts_name_existing_files(script: Path) -> None:
+    """Shell scripts and the programs beside them name files in strings and comments, which no import checks."""
+    if script.is_file():
+        assert missing_files(script.read_text()) == set()
