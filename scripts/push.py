@@ -33,7 +33,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(
             number, lambda number, _: sys.exit(128 + number)
-        )  # so that the directory with the login is removed
+        )  # SystemExit removes the directory with the login
     options = _options()
     try:
         print(push(options))

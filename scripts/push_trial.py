@@ -182,9 +182,7 @@ def running_registry(folder: Path, credentials: tuple[str, str]) -> Iterator[str
                 break
         else:
             sys.exit(f"test-push: docker-registry ended: {''.join(lines)}")
-        threading.Thread(
-            target=process.stderr.read, daemon=True
-        ).start()  # so that a full pipe never stops the registry
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the registry
         yield found[1]
     finally:
         process.terminate()

@@ -38,7 +38,7 @@ def main() -> None:
     if options.seed is None:
         options.seed = secrets.randbelow(10**6)
     print(f"seed {options.seed}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SystemExit ends the servers, too
     faults: list[str] = []
     results = SOAKS[options.soak].run(options, faults)
     if options.json:

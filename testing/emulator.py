@@ -45,7 +45,7 @@ class Emulator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that make boto3 use this emulator and nothing else."""
+        """Environment variables that make boto3 use this emulator and nothing else."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": ACCOUNT,

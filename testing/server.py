@@ -66,7 +66,7 @@ class Server:
             "LONGHAUL_THREADS": "1",
             "LONGHAUL_KV_CACHE_TOKENS": "32768",
             "LONGHAUL_MAX_BATCH_TOKENS": "128",
-            # Without its own journal, the same request in another test would continue what this one left unfinished.
+            # A journal of its own: in a shared one, the same request of another test would continue what this one left.
             "LONGHAUL_CHECKPOINT_URI": f"{log.absolute()}.checkpoints",
         }
         environment |= {name: str(value) for name, value in settings.items()}

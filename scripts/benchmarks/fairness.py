@@ -117,7 +117,7 @@ class Joined:
         loaded = load(settings)
         self._batch = Batch(loaded, settings, on_step=self._take, on_crash=lambda error: sys.exit(str(error)))
         max_running = self._batch.info(loaded, 0.0).max_running
-        self._rows = max_running - max_running // 8  # as many as the server gives a batch
+        self._rows = max_running - max_running // 8  # the server gives a batch as many
         self._prompts: Iterator[Prompt] = (prompt for round_ in count() for prompt in with_new_prefix(prompts, round_))
         self._visitor = prompts[0]
         self._ids = count()

@@ -46,7 +46,7 @@ def prompts(size: int) -> Iterator[bytes]:
     count = 10_000
     yield b'{"max_tokens": 1, "temperature": 0, "prompt": ['
     for number in range(count):
-        text = "\\u00e9 \\ud83d\\ude00 "  # with an emoji, Python stores every character of a text in four bytes
+        text = "\\u00e9 \\ud83d\\ude00 "  # an emoji makes Python store every character of a text in four bytes
         while len(text) < size // count - 20:
             text += words[(number + len(text)) % len(words)] + " "
         yield (b", " if number else b"") + b'"%s"' % text.encode()
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
         served = Served(Path(directory), LONGHAUL_MAX_BATCH_TOKENS=2048, LONGHAUL_KV_CACHE_TOKENS=65536)
         try:
-            measure(served, "lines", 0.005)  # so that what is loaded at first use doesn't count as growth
+            measure(served, "lines", 0.005)  # things loaded at first use must not count as growth
             for name in options.only:
                 results[name] = result = measure(served, name, options.scale)[1]
                 print(

@@ -49,7 +49,7 @@ class RecordedServer:
         return kept | {
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": str(root),
-            "PYTHONDONTWRITEBYTECODE": "1",  # the tree may be somebody else's
+            "PYTHONDONTWRITEBYTECODE": "1",  # the tree may belong to another user
             "LONGHAUL_MODEL": str(model_dir),
             "LONGHAUL_PORT": str(self._port),
             "LONGHAUL_THREADS": "1",

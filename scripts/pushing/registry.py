@@ -43,7 +43,7 @@ class Registry:
         self.host = host
         self._headers = {"Authorization": f"Basic {basic_credentials}", "Accept": ", ".join(MANIFESTS)}
         handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-        if _is_loopback(host):  # as Docker does: no TLS, no proxy
+        if _is_loopback(host):  # Docker uses neither TLS nor a proxy there
             self._scheme = "http"
             handlers.append(urllib.request.ProxyHandler({}))
         else:

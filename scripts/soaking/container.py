@@ -76,7 +76,7 @@ def soak(seed: int, seconds: float, bound_s: float, faults: list[str]) -> dict[s
             "LONGHAUL_SPOOL_DIR": directory / "spool",
             "LONGHAUL_MAX_MODEL_LEN": 512,
             "LONGHAUL_MAX_NEW_TOKENS": 32,
-            "LONGHAUL_KV_CACHE_TOKENS": 4096,  # so few that sequences are preempted
+            "LONGHAUL_KV_CACHE_TOKENS": 4096,  # a small cache, which makes the engine preempt sequences
             "LONGHAUL_MAX_JSON_BYTES": 4 << 20,
             "LONGHAUL_CLIENT_TIMEOUT_S": 5,
             "LONGHAUL_MAX_BODY_BYTES": 1 << 24,

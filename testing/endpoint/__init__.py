@@ -1,1 +1,1 @@
-"""What the tests of `endpoint` share."""
+"""Helpers of the tests of `endpoint`."""

@@ -88,7 +88,7 @@ class Push:
     def __init__(self, stub: Stub, registry: FakeRegistry, environment: dict[str, str]) -> None:
         self.stub = stub
         self.registry = registry
-        # Without PYTHONPATH: a user's scripts/push finds no `testing` either.
+        # PYTHONPATH goes, too: a user's scripts/push finds no `testing` either.
         ours = ("AWS_", "DOCKER", "PYTHONPATH")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         files = {"AWS_CONFIG_FILE": str(stub.folder / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(stub.folder / "none")}

@@ -50,7 +50,9 @@ def parse_line(line: Any) -> AnswerLine:
 def _parse(line: Any) -> AnswerLine:
     match line:
         case [*entries]:
-            return AnswerLine(tuple(map(_entry, entries)), sum(each["details"]["generated_tokens"] for each in entries))
+            return AnswerLine(
+                tuple(map(_entry, entries)), sum(entry["details"]["generated_tokens"] for entry in entries)
+            )
         case {"custom_id": _, "response": {"body": body}}:
             return _parse(body)
         case {"recordId": _, "modelOutput": output}:
@@ -70,8 +72,8 @@ def _entry(entry: Any) -> Choice:
     return Choice(
         entry["generated_text"],
         details["finish_reason"],
-        tuple(str(each["id"]) for each in tokens),
-        tuple(each["logprob"] for each in tokens),
+        tuple(str(token["id"]) for token in tokens),
+        tuple(token["logprob"] for token in tokens),
     )
 
 
@@ -82,7 +84,7 @@ def _choice(choice: Any) -> Choice:
         return Choice(text, choice["finish_reason"])
     if "content" in logprobs:
         content = logprobs["content"]
-        names, values = [each["token"] for each in content], [each["logprob"] for each in content]
+        names, values = [entry["token"] for entry in content], [entry["logprob"] for entry in content]
     else:
         names, values = logprobs["tokens"], logprobs["token_logprobs"]
     return Choice(text, choice["finish_reason"], tuple(names), tuple(values))

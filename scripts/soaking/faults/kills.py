@@ -53,7 +53,7 @@ def kill_engines(server: Server, draw: random.Random, tokens: int, count: int, c
             fruitless += 1
         elif not _wait_for_tokens(server, threshold, call):
             break
-        time.sleep(draw.uniform(0, 0.05))  # so that the kill comes anywhere in a step
+        time.sleep(draw.uniform(0, 0.05))  # the kill may come anywhere in a step
         engine = wait_for_engine(server)
         running = int(server.metric("longhaul_sequences_running"))
         if call.is_over:

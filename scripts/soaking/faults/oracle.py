@@ -124,7 +124,7 @@ class Oracle:
             keys = torch.tensor([noise_key(sampling.seed, row.position)])
             sums = sums / sampling.temperature + gumbel(keys, torch.arange(len(sums))[None])[0]
             apart /= sampling.temperature
-            # Not a threshold: tokens that top_p and the like leave out may have larger sums.
+            # A threshold would miss some: tokens that top_p and the like leave out may have larger sums.
             return [int(token) for token in torch.topk(sums, MAX_CANDIDATES).indices]
         return list(itertools.islice((sums >= sums.max() - 2 * apart).nonzero().flatten().tolist(), MAX_CANDIDATES))
 

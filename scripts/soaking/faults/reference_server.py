@@ -106,7 +106,7 @@ class ReferenceServer:
                 continue
             where = f"item {number}, choice {index}: {_difference(got, other)}"
             expect(got.text != other.text, where)
-            expect(self.oracle.admits(batch.lines[number], index, got), f"{where}, and it is no tie")
+            expect(self.oracle.admits(batch.lines[number], index, got), f"{where}, and it is not a tie")
             if not _may_be_longer(other, got):
                 self.ties.append(f"{batch.name}, {where}")
 

@@ -33,7 +33,7 @@ def play(run: Run) -> None:
     reference = run.reference(batch)
     server = run.start(LONGHAUL_CHECKPOINT_INTERVAL_S=INTERVAL_S)
     call = Call(server.port, batch, job=run.name)
-    # At this rate the rest would take four times as long as the shutdown allows.
+    # The rest would now take four times as long as the shutdown allows.
     with Throttle(server, per_s=reference.tokens / THROTTLED_S) as throttle:
         throttle.wait_for(reference.tokens * run.draw.uniform(0.2, 0.5))
         throttle.per_s = reference.tokens / (8 * WITHIN_S)

@@ -44,7 +44,7 @@ def play(run: Run) -> None:
     reference = run.reference(batch)
     server = run.start(**settings)
     call = Call(server.port, batch, job=run.name)
-    # At this rate the batch is unfinished when the store works again.
+    # The rate leaves the batch unfinished when the store works again.
     with Throttle(server, per_s=reference.tokens / (DETECTION_TIMEOUT_S + broken_s + RECOVERY_TIMEOUT_S)) as throttle:
         throttle.wait_for(reference.tokens * 0.02)
         expect(server.metric(_BROKEN) == 0, "the journal is broken before its store is")

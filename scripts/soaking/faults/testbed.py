@@ -176,7 +176,7 @@ def kill_container(server: Server) -> None:
     """Kill all processes at once, as the end of a container does."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(server.process.pid)
-        process.suspend()  # so that it starts no new process meanwhile
+        process.suspend()  # a stopped process starts no new one meanwhile
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
