@@ -187,8 +187,8 @@ def make_endpoint() -> None:
     heading("A model, an endpoint config, an endpoint")
     sagemaker = boto3.client("sagemaker")
     account = boto3.client("sts").get_caller_identity()["Account"]
-    # AWS needs the image in ECR, and the model in S3 (ModelDataSource). The local runner starts ./serve of this checkout,
-    # and a process may read a directory as it is.
+    # AWS needs the image in ECR, and the model in S3 (ModelDataSource). Here ./serve of this checkout is started, which
+    # reads the model's directory.
     container = {
         "Image": f"{account}.dkr.ecr.us-east-1.amazonaws.com/longhaul:0.1.0",
         # A model so small needs no GPU, whatever driver this machine has.

@@ -31,9 +31,8 @@ ECR_HOST = re.compile(r"\d{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, lambda number, _: sys.exit(128 + number)
-        )  # SystemExit removes the directory with the login
+        # SystemExit removes the directory with the login.
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     options = _options()
     try:
         print(push(options))
