@@ -36,7 +36,7 @@ import botocore.config
 import botocore.session
 import psutil
 
-from endpoint.backend.emulator import IDENTITY_PATH, RUNNING_FILE, SERVICES, Running, read_running
+from endpoint.backend.emulator import RUNNING_FILE, SERVICES, SETTINGS_PATH, Running, read_running
 from endpoint.process import Process
 from endpoint.settings import ROOT, Settings
 
@@ -156,7 +156,7 @@ class Backend:
             self._clients.clear()
 
     @property
-    def _identity(self) -> dict[str, str]:
+    def _emulator_settings(self) -> dict[str, str]:
         """Settings that an emulator must have been started with to be adopted."""
         settings = self._settings
         return {
@@ -168,7 +168,7 @@ class Backend:
         }
 
     async def _adopt(self) -> bool:
-        """Return whether a wanted emulator runs; end one of other settings."""
+        """Adopt a running emulator with our settings, or end one with others. Returns whether one was adopted."""
         self._running = read_running(self._dir)
         if self._running is None or not self._running.process.is_alive:
             return False
@@ -180,13 +180,13 @@ class Backend:
 
     async def _answers(self, running: Running, timeout_s: float) -> bool:
         """Return whether it answers as the recorded process, started with the settings that we have."""
-        url = f"http://127.0.0.1:{running.port}{IDENTITY_PATH}"
+        url = f"http://127.0.0.1:{running.port}{SETTINGS_PATH}"
         try:
             async with _http(timeout_s) as http, http.get(url) as answer:
-                identity = await answer.json(content_type=None)
+                settings = await answer.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
-        return bool(identity == self._identity | {"pid": running.pid})
+        return bool(settings == self._emulator_settings | {"pid": running.pid})
 
     async def _launch(self) -> None:
         listener = _listen(self._running.port if self._running else 0)
@@ -195,7 +195,7 @@ class Backend:
             process = Process.start(
                 [
                     *(sys.executable, "-m", f"{__package__}.emulator", "--socket", str(listener.fileno())),
-                    *("--data-dir", str(self._dir), "--identity", json.dumps(self._identity)),
+                    *("--data-dir", str(self._dir), "--settings", json.dumps(self._emulator_settings)),
                 ],
                 _child_environment(self._dir),
                 self._dir / "log",

@@ -1,6 +1,6 @@
 """The embedded emulator's process: MiniStack on a socket that `backend` opened, with all its data in one directory.
 
-    python -m endpoint.backend.emulator --socket FD --data-dir DIR --identity JSON
+    python -m endpoint.backend.emulator --socket FD --data-dir DIR --settings JSON
 
 It listens nowhere else, starts no SFTP, MQTT or Docker, and refuses web pages (MiniStack itself lets any page do all).
 All of its state but S3's objects is saved when it ends by SIGTERM, and only then.
@@ -27,7 +27,8 @@ from endpoint.process import Process, identity_of
 
 SERVICES = frozenset({"s3", "sns", "sqs", "sts", "iam", "ecr", "logs", "monitoring"})
 """Services it has, by the names that requests are signed for."""
-IDENTITY_PATH = "/_longhaul/emulator"
+SETTINGS_PATH = "/_longhaul/emulator"
+"""Path of the settings that the emulator was started with, and its process id."""
 RUNNING_FILE = "process.json"
 _SHUTDOWN_TIMEOUT_S = 2
 """Seconds that open requests are waited for: a long poll may have 20 s to go."""
@@ -45,6 +46,11 @@ class Running:
     def process(self) -> Process:
         return Process(self.pid, self.identity)
 
+    def save(self, data_dir: Path) -> None:
+        new = data_dir / f"{RUNNING_FILE}.new"
+        new.write_text(json.dumps(asdict(self)))
+        new.replace(data_dir / RUNNING_FILE)
+
 
 def read_running(data_dir: Path) -> Running | None:
     """Return what the latest emulator of `data_dir` recorded, though it may have ended since."""
@@ -58,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--identity", type=json.loads, required=True)
+    parser.add_argument("--settings", type=json.loads, required=True)
     arguments = parser.parse_args()
     lock = FileLock(arguments.data_dir / "lock", blocking=False)  # held until this process ends, however it ends
     try:
@@ -68,13 +74,13 @@ def main() -> None:
     listener = socket.socket(fileno=arguments.socket)
     identity = identity_of(os.getpid())
     assert identity is not None, "this process runs"
-    _write_running(arguments.data_dir, Running(pid=os.getpid(), identity=identity, port=listener.getsockname()[1]))
+    Running(pid=os.getpid(), identity=identity, port=listener.getsockname()[1]).save(arguments.data_dir)
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    os.environ.update(environment(arguments.data_dir, arguments.identity))
+    os.environ.update(environment(arguments.data_dir, arguments.settings))
     from ministack.app import app
 
     config = uvicorn.Config(
-        _Emulator(app, arguments.identity),
+        _Emulator(app, arguments.settings),
         lifespan="on",
         http="httptools",
         log_config=None,
@@ -88,17 +94,17 @@ def main() -> None:
     uvicorn.Server(config).run([listener])
 
 
-def environment(data_dir: Path, identity: dict[str, str]) -> dict[str, str]:
+def environment(data_dir: Path, settings: dict[str, str]) -> dict[str, str]:
     """Return MiniStack's settings, which it reads as it is imported."""
     temporary = data_dir / "tmp"
     temporary.mkdir(exist_ok=True)
     return {
         "SERVICES": ",".join(sorted(SERVICES)),
         # Queue URLs and the like name the gateway.
-        "MINISTACK_HOST": identity["host"],
-        "GATEWAY_PORT": identity["port"],
-        "MINISTACK_ACCOUNT_ID": identity["account"],
-        "MINISTACK_REGION": identity["region"],
+        "MINISTACK_HOST": settings["host"],
+        "GATEWAY_PORT": settings["port"],
+        "MINISTACK_ACCOUNT_ID": settings["account"],
+        "MINISTACK_REGION": settings["region"],
         "PERSIST_STATE": "1",
         "STATE_DIR": str(data_dir / "state"),
         "S3_PERSIST": "1",
@@ -112,10 +118,10 @@ def environment(data_dir: Path, identity: dict[str, str]) -> dict[str, str]:
 
 
 class _Emulator:
-    def __init__(self, app: ASGIApp, identity: dict[str, str]) -> None:
+    def __init__(self, app: ASGIApp, settings: dict[str, str]) -> None:
         self._app = app
         self._guard = OriginGuard()
-        self._identity = json.dumps(identity | {"pid": os.getpid()}).encode()
+        self._settings = json.dumps(settings | {"pid": os.getpid()}).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -124,17 +130,11 @@ class _Emulator:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             if self._guard.rejection_reason(headers):
                 await Response(status_code=403)(scope, receive, send)
-            elif scope["path"] == IDENTITY_PATH:
-                await Response(self._identity)(scope, receive, send)
+            elif scope["path"] == SETTINGS_PATH:
+                await Response(self._settings)(scope, receive, send)
             else:
                 await self._app(scope, receive, send)
         # A WebSocket is refused by not being accepted.
-
-
-def _write_running(data_dir: Path, running: Running) -> None:
-    new = data_dir / f"{RUNNING_FILE}.new"
-    new.write_text(json.dumps(asdict(running)))
-    new.replace(data_dir / RUNNING_FILE)
 
 
 if __name__ == "__main__":
