@@ -38,7 +38,7 @@ def only_line(written: bytes) -> Any:
     return json.loads(written)
 
 
-def test_an_openai_line_is_answered_as_openais_batch_answers() -> None:
+def test_openai_line_gets_openai_batch_answer() -> None:
     answer = success(OPENAI)
     assert answer.keys() == {"id", "custom_id", "response", "error"}
     assert (answer["custom_id"], answer["error"], answer["response"]["status_code"]) == ("mine", None, 200)
@@ -50,7 +50,7 @@ def test_an_openai_line_may_ask_for_completions() -> None:
     assert answer["response"]["body"]["object"] == "text_completion"
 
 
-def test_a_failed_openai_line_has_the_status_and_the_error_twice() -> None:
+def test_failed_openai_line_repeats_status_and_error() -> None:
     answer = failure(line(OPENAI), EngineFailure("the engine died"))
     assert answer["custom_id"] == "mine"
     assert answer["response"]["status_code"] == 500
@@ -70,7 +70,7 @@ def test_a_failed_openai_line_has_the_status_and_the_error_twice() -> None:
         ({"priority": 1}, "priority"),
     ],
 )
-def test_a_bad_openai_line_is_answered_under_its_own_name(change: dict[str, Any], param: str | None) -> None:
+def test_bad_openai_line_keeps_its_name(change: dict[str, Any], param: str | None) -> None:
     answer = failure(line(OPENAI | change))
     assert (answer["custom_id"], answer["response"]["status_code"]) == ("mine", 400)
     assert answer["response"]["body"]["error"]["param"] == param
@@ -82,7 +82,7 @@ def test_an_openai_line_needs_a_name(name: object) -> None:
     assert error is not None and error.param == "custom_id"
 
 
-def test_a_bedrock_line_is_answered_with_its_input_and_output() -> None:
+def test_bedrock_answer_has_input_and_output() -> None:
     record = {"recordId": "CALL0000001", "modelInput": {"inputs": "a"}}
     assert success(record) == record | {"modelOutput": [{"generated_text": "Hello\n"}]}
 
@@ -91,7 +91,7 @@ def test_a_bedrock_line_holds_either_json_dialect() -> None:
     assert success({"recordId": "1", "modelInput": CHAT})["modelOutput"]["object"] == "chat.completion"
 
 
-def test_a_bad_bedrock_line_is_answered_with_its_input_and_error() -> None:
+def test_bad_bedrock_line_has_input_and_error() -> None:
     record = {"recordId": "1", "modelInput": CHAT | {"top_p": 0}}
     error = {"errorCode": 400, "errorMessage": "top_p must be a number above 0 and at most 1"}
     assert failure(line(record)) == record | {"error": error}
@@ -102,23 +102,23 @@ def test_a_bedrock_input_must_be_an_object() -> None:
     assert answer["error"]["errorMessage"] == "modelInput must be a JSON object"
 
 
-def test_a_bedrock_line_without_a_name_is_given_one() -> None:
+def test_bedrock_line_without_name_gets_one() -> None:
     assert line({"modelInput": CHAT}, number=12).custom_id == "LINE0000012"
 
 
-def test_a_bedrock_input_is_repeated_digit_for_digit() -> None:
+def test_bedrock_input_is_repeated_digit_by_digit() -> None:
     read = read_line(b'{"recordId": "1", "modelInput": {"inputs": "a",\r "parameters": {"temperature": 0.50}}}\r\n', 1)
     written = read.success([RESULT], "served")
     assert b'"modelInput":{"inputs":"a","parameters":{"temperature":0.50}}' in written
     assert len(written.splitlines()) == 1
 
 
-def test_a_bare_document_is_answered_in_its_own_dialect() -> None:
+def test_bare_line_is_answered_in_its_dialect() -> None:
     assert success({"inputs": "a"}) == [{"generated_text": "Hello\n"}]
     assert success(CHAT)["object"] == "chat.completion"
 
 
-def test_a_bad_bare_document_is_answered_with_the_error_object() -> None:
+def test_bad_bare_line_gets_error_object() -> None:
     assert failure(line({"inputs": ""}))["error"]["param"] == "inputs"
 
 
@@ -126,14 +126,14 @@ def test_a_bad_bare_document_is_answered_with_the_error_object() -> None:
     "bad",
     [b"canary", b"{", b'{"inputs": "canary', b"[]", b"3", b'"canary"', b"null", b"\xff\xfe", b'{"a":' * 100_000],
 )
-def test_a_line_that_is_no_json_object_fails_alone_and_says_which_it_is(bad: bytes) -> None:
+def test_line_without_json_object_names_its_number(bad: bytes) -> None:
     read = read_line(bad, 7)
     assert read.call is None
     answer = failure(read)
     assert (answer["error"]["param"], "canary" in json.dumps(answer)) == ("line 7", False)
 
 
-def test_windows_line_ends_and_a_byte_order_mark_are_tolerated() -> None:
+def test_crlf_and_byte_order_mark_are_tolerated() -> None:
     read = read_line(b'\xef\xbb\xbf{"inputs": "a"}\r\n', 1)
     assert read.call is not None
     assert read.call.items[0].prompt == Text(text="a")
@@ -147,7 +147,7 @@ def test_blank_lines_are_no_items(blank: bytes) -> None:
     assert not is_blank(b"{}\n")
 
 
-def test_an_answers_line_breaks_stay_within_its_line() -> None:
+def test_line_breaks_stay_within_answer_line() -> None:
     assert line({"inputs": "a"}).success([RESULT], "served").count(b"\n") == 1
 
 
@@ -169,7 +169,7 @@ OPENAI_LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"
         "text",
     ],
 )
-def test_a_line_that_is_only_named_has_the_form_and_the_name_of_one_that_is_read(line: object) -> None:
+def test_named_line_matches_read_line(line: object) -> None:
     text = json.dumps(line).encode() + b"\n"
     whole, named, long = read_line(text, 7), name_line(text, 7), name_long_line(text, 7)
     assert (named.form, named.custom_id, named.model_input) == (whole.form, whole.custom_id, whole.model_input)
@@ -178,6 +178,6 @@ def test_a_line_that_is_only_named_has_the_form_and_the_name_of_one_that_is_read
 
 
 @pytest.mark.parametrize("text", [b"{nonsense", b'{"custom_id": "\xff"}', b'{"custom_id": "\\ud800"}', b"[" * 100_000])
-def test_a_long_line_that_can_not_be_read_has_no_name(text: bytes) -> None:
+def test_unreadable_long_line_has_no_name(text: bytes) -> None:
     assert name_long_line(text, 7) == Line(form="bare")
     assert name_line(text, 7).error is not None

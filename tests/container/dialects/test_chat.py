@@ -79,14 +79,14 @@ def template_refusal(chat: Chat, template: str) -> InvalidRequest:
         ([USER], {"chat_template_kwargs": {"mood": "calm"}}, {"mood": "calm", "add_generation_prompt": True}),
     ],
 )
-def test_a_chat_has_the_ids_that_the_reference_gives_it(
+def test_chat_ids_match_reference(
     messages: list[dict[str, Any]], asked: dict[str, Any], reference: dict[str, Any]
 ) -> None:
     expected = REFERENCE.apply_chat_template(messages, tokenize=True, **reference)["input_ids"]
     assert ids(read(*messages, **asked), tokenizer()) == expected
 
 
-def test_a_real_chat_has_the_ids_that_the_reference_gives_it(model_dir: str) -> None:
+def test_real_chat_ids_match_reference(model_dir: str) -> None:
     messages = [USER, ASSISTANT]
     chat = read(*messages, continue_final_message=True)
     reference: Any = AutoTokenizer.from_pretrained(model_dir)
@@ -94,7 +94,7 @@ def test_a_real_chat_has_the_ids_that_the_reference_gives_it(model_dir: str) -> 
     assert ids(chat, Tokenizer.load(model_dir, trust_remote_code=False)) == expected
 
 
-def test_the_tokenizers_first_token_comes_once_however_it_comes() -> None:
+def test_first_token_comes_once() -> None:
     assert ids(Text(text="the sea"), tokenizer()).count(BOS) == 1
     assert ids(read(), tokenizer()).count(BOS) == 1
     assert ids(read(), tokenizer(TEMPLATE.removeprefix("{{ bos_token }}"))).count(BOS) == 0
@@ -103,28 +103,28 @@ def test_the_tokenizers_first_token_comes_once_however_it_comes() -> None:
 # How it ends
 
 
-def test_the_last_message_is_continued_where_that_is_asked_for() -> None:
+def test_last_message_is_continued_on_request() -> None:
     assert text(read(USER, ASSISTANT, continue_final_message=True)).endswith("<|user|>assistant: The sea is ")
     assert text(read(USER, ASSISTANT)).endswith("The sea is </s>\n<|user|>assistant: ")
 
 
-def test_a_chat_may_end_as_its_messages_end() -> None:
+def test_chat_may_end_with_its_messages() -> None:
     assert text(read(USER, add_generation_prompt=False)).endswith("🙂</s>\n")
 
 
 @pytest.mark.parametrize("document", [{"messages": [USER]}, {"inputs": [USER]}])
-def test_to_continue_and_to_begin_exclude_each_other(document: dict[str, Any]) -> None:
+def test_continuing_and_beginning_exclude_each_other(document: dict[str, Any]) -> None:
     both = {"continue_final_message": True, "add_generation_prompt": True}
     with pytest.raises(InvalidRequest, match="exclude each other"):
         read_chat(document | both) if "messages" in document else read_request(document | {"parameters": both})
 
 
-def test_to_continue_without_saying_what_not_to_begin_is_enough() -> None:
+def test_continuing_alone_is_enough() -> None:
     assert read(USER, ASSISTANT, continue_final_message=True).template == Template(ending="continue")
     assert read(USER, ASSISTANT, continue_final_message=True, add_generation_prompt=False).template.ending == "continue"
 
 
-def test_a_template_that_changes_the_last_message_cannot_continue_it() -> None:
+def test_changed_last_message_cannot_be_continued() -> None:
     chat = read({"role": "assistant", "content": CANARY}, continue_final_message=True)
     error = template_refusal(chat, "{{ messages[0].content | upper }}")
     assert "can't be continued" in error.message
@@ -133,13 +133,13 @@ def test_a_template_that_changes_the_last_message_cannot_continue_it() -> None:
 # Tools
 
 
-def test_tools_are_given_as_they_came_and_in_their_order() -> None:
+def test_tools_reach_template_unchanged_in_order() -> None:
     chat = read(tools=[TOOL])
     assert chat.template.tools == (TOOL,)
     assert text(chat).startswith('<s>{"type": "function", "function": {"name": "tide", "parameters"')
 
 
-def test_no_tools_are_given_where_none_may_be_chosen() -> None:
+def test_tool_choice_none_gives_no_tools() -> None:
     assert read(tools=[TOOL], tool_choice="none").template.tools == ()
     assert read(tools=[TOOL], tool_choice="auto").template.tools == (TOOL,)
 
@@ -150,7 +150,7 @@ def test_no_tool_can_be_forced(choice: object) -> None:
     assert (error.param, error.code) == ("tool_choice", "unsupported_parameter")
 
 
-def test_calls_cannot_be_kept_to_one_at_a_time() -> None:
+def test_parallel_tool_calls_cannot_be_disabled() -> None:
     assert refusal(tools=[TOOL], parallel_tool_calls=False).param == "parallel_tool_calls"
     assert read(parallel_tool_calls=False).template == Template()
 
@@ -168,18 +168,18 @@ def test_calls_cannot_be_kept_to_one_at_a_time() -> None:
         ([{"type": "function", "function": {"name": "a", "mood": CANARY}}], "tools[0].function.mood"),
     ],
 )
-def test_a_bad_tool_is_named_by_its_path(tools: object, param: str) -> None:
+def test_bad_tool_is_named_by_path(tools: object, param: str) -> None:
     assert refusal(tools=tools).param == param
 
 
-def test_a_template_without_tools_is_not_given_any() -> None:
+def test_template_without_tools_gets_none() -> None:
     template = "{{ messages[0].content }}"
     error = template_refusal(read(tools=[TOOL]), template)
     assert (error.param, error.code) == ("tools", "unsupported_parameter")
     assert text(read(tools=[TOOL], tool_choice="none"), template) == USER["content"]
 
 
-def test_a_models_own_template_for_tools_is_taken_where_there_are_any() -> None:
+def test_tools_choose_template_for_tools() -> None:
     backend = tiny_tokenizers.byte_fallback()
     backend.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | length }}"}
     tokenizer = Tokenizer(backend, 10_000)
@@ -187,12 +187,12 @@ def test_a_models_own_template_for_tools_is_taken_where_there_are_any() -> None:
     assert tokenizer.encode(read(), param="messages", max_tokens=100).text == USER["content"]
 
 
-def test_hugging_faces_tools_are_named_as_it_has_them() -> None:
+def test_huggingface_tools_are_named_by_path() -> None:
     (item,) = read_request({"inputs": [USER], "parameters": {"tools": [TOOL]}}).items
     assert item.name_of("tools") == "parameters.tools"
 
 
-def test_a_calls_arguments_become_the_object_that_templates_take() -> None:
+def test_call_arguments_become_objects() -> None:
     as_string = {"id": "c1", "function": {"name": "tide", "arguments": '{"place": "für", "days": [1, 2]}'}}
     for call in (CALL, as_string):
         assert read(USER, {"role": "assistant", "content": None, "tool_calls": [call]}).messages[1] == CALLING
@@ -219,11 +219,11 @@ def call_with(**function: object) -> dict[str, object]:
         (call_with(name="tide", arguments=3), "[0].function.arguments"),
     ],
 )
-def test_a_bad_tool_call_is_named_by_its_path(message: dict[str, Any], param: str) -> None:
+def test_bad_tool_call_is_named_by_path(message: dict[str, Any], param: str) -> None:
     assert refusal(message).param == f"messages[0].tool_calls{param}"
 
 
-def test_a_template_without_tool_calls_is_not_given_any() -> None:
+def test_template_without_tool_calls_gets_none() -> None:
     error = template_refusal(read(USER, CALLING, RESULT), "{{ messages[0].content }}")
     assert (error.param, error.code) == ("messages[1].tool_calls", "unsupported_parameter")
 
@@ -237,19 +237,19 @@ def test_a_template_gets_its_own_variables() -> None:
     assert read(chat_template_kwargs=given).template.variables == given
 
 
-def test_hugging_face_gives_its_template_the_same() -> None:
+def test_huggingface_gives_template_the_same() -> None:
     given = {"chat_template_kwargs": {"mood": "calm"}, "tools": [TOOL], "continue_final_message": True}
     (item,) = read_request({"inputs": [USER, ASSISTANT], "parameters": given}).items
     assert item.prompt == read(USER, ASSISTANT, **given)
 
 
 @pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "tools", "add_generation_prompt"])
-def test_a_name_that_the_renderer_keeps_for_itself_is_refused(name: str) -> None:
+def test_reserved_variable_is_refused(name: str) -> None:
     error = refusal(chat_template_kwargs={name: CANARY})
     assert (error.param, error.code) == (f"chat_template_kwargs.{name}", "unsupported_parameter")
 
 
-def test_all_names_that_the_renderer_keeps_for_itself_are_known() -> None:
+def test_reserved_names_cover_the_renderers() -> None:
     functions = (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
     names = {name for function in functions for name in inspect.signature(function).parameters}
     assert names - {"kwargs"} | {"messages"} == RESERVED
@@ -271,7 +271,7 @@ def test_a_bad_variable_is_named(given: object, param: str) -> None:
     assert refusal(chat_template_kwargs=given).param == f"chat_template_kwargs{param}"
 
 
-def test_a_template_comes_from_the_model_and_not_from_a_request() -> None:
+def test_template_in_request_is_refused() -> None:
     error = refusal(chat_template="{{ messages }}")
     assert (error.param, error.code) == ("chat_template", "unsupported_parameter")
     with pytest.raises(InvalidRequest, match=r"parameters\.chat_template is not taken from a request"):
@@ -280,6 +280,6 @@ def test_a_template_comes_from_the_model_and_not_from_a_request() -> None:
 
 @pytest.mark.parametrize("given", [{"tools": [TOOL]}, {"continue_final_message": True}])
 @pytest.mark.parametrize("inputs", ["the sea", ["the sea"]])
-def test_a_text_has_no_template_to_give_anything(inputs: object, given: dict[str, Any]) -> None:
+def test_text_takes_no_template_options(inputs: object, given: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="inputs is a text"):
         read_request({"inputs": inputs, "parameters": given})

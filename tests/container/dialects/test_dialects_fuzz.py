@@ -162,7 +162,7 @@ def goes_through(call: Call) -> bool:
 
 @FEW
 @given(body=BODY)
-def test_any_document_goes_through_or_is_the_callers_error(body: bytes) -> None:
+def test_any_document_passes_or_is_callers_error(body: bytes) -> None:
     try:
         call = read_document("application/json", body, None)
     except RequestError as error:
@@ -173,7 +173,7 @@ def test_any_document_goes_through_or_is_the_callers_error(body: bytes) -> None:
 
 @FEW
 @given(body=BODY, number=st.integers(1, 10**9))
-def test_any_line_goes_through_or_is_the_callers_error(body: bytes, number: int) -> None:
+def test_any_line_passes_or_is_callers_error(body: bytes, number: int) -> None:
     assume(not is_blank(body))
     line = read_line(body, number)
     assert (line.call is None) != (line.error is None)
@@ -188,7 +188,7 @@ def test_any_line_goes_through_or_is_the_callers_error(body: bytes, number: int)
 
 @FEW
 @given(body=st.binary(max_size=40), content_type=st.sampled_from([None, "application/json", "text/plain"]))
-def test_any_bytes_are_a_document_or_the_callers_error(body: bytes, content_type: str | None) -> None:
+def test_any_bytes_pass_or_are_callers_error(body: bytes, content_type: str | None) -> None:
     try:
         call = read_document(content_type, body, None)
     except RequestError as error:
@@ -203,7 +203,7 @@ PAIR = st.tuples(st.sampled_from([*KEYS, "tenant"]), st.sampled_from(["1", "0.5"
 
 @FEW
 @given(pairs=st.lists(PAIR, max_size=3), gap=st.sampled_from([";", "; ", ";;"]))
-def test_any_attributes_go_with_a_text_or_are_the_callers_error(pairs: list[tuple[str, str]], gap: str) -> None:
+def test_any_attributes_pass_or_are_callers_error(pairs: list[tuple[str, str]], gap: str) -> None:
     attributes = gap.join(f"{key}={value}" for key, value in pairs)
     try:
         call = read_document("text/plain", CANARY.encode(), attributes)
@@ -214,7 +214,7 @@ def test_any_attributes_go_with_a_text_or_are_the_callers_error(pairs: list[tupl
 
 
 @pytest.mark.parametrize("strategy", [HUGGING_FACE, CHAT, COMPLETION], ids=["hugging face", "chat", "completion"])
-def test_what_is_tried_here_is_neither_all_right_nor_all_wrong(strategy: Any) -> None:
+def test_documents_are_partly_right_and_wrong(strategy: Any) -> None:
     taken: list[bool] = []
 
     @FEW

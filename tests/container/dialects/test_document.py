@@ -29,7 +29,7 @@ BODY = b'{"prompt": "Once"}'
         "binary/octet-stream",
     ],
 )
-def test_json_is_read_under_its_names_and_where_nothing_is_said(content_type: str | None) -> None:
+def test_json_is_read_under_all_names(content_type: str | None) -> None:
     (item,) = read_document(content_type, BODY, None).items
     assert item.prompt == Text(text="Once")
 
@@ -38,14 +38,14 @@ def test_json_is_read_under_its_names_and_where_nothing_is_said(content_type: st
     "content_type",
     ["text/html", "application/x-www-form-urlencoded", "image/png", "application/json; charset=latin-1", "text/csv"],
 )
-def test_another_content_type_is_refused_with_what_is_accepted(content_type: str) -> None:
+def test_other_content_type_is_told_accepted_ones(content_type: str) -> None:
     with pytest.raises(UnsupportedMedia, match=r"application/json.*application/jsonlines.*text/plain") as caught:
         read_document(content_type, BODY, None)
     assert caught.value.status == 415
 
 
 @pytest.mark.parametrize("name", ["application/jsonlines", "application/x-ndjson", "application/jsonl"])
-def test_json_lines_are_told_by_content_type(name: str) -> None:
+def test_content_type_marks_json_lines(name: str) -> None:
     assert RequestHead.parse("invocations", f"{name.upper()}; charset=utf-8", None).media_type in JSON_LINES
     assert RequestHead.parse("invocations", "application/json", None).media_type not in JSON_LINES
     assert RequestHead.parse("invocations", None, None).media_type not in JSON_LINES
@@ -67,14 +67,14 @@ def test_json_lines_are_told_by_content_type(name: str) -> None:
         b'{"canary": ' * 100_000,
     ],
 )
-def test_what_is_no_json_is_a_bad_request_that_quotes_nothing(body: bytes) -> None:
+def test_broken_json_error_quotes_nothing(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="not valid JSON") as caught:
         read_document("application/json", body, None)
     assert "canary" not in caught.value.message
     assert caught.value.__context__ is None or "canary" not in str(caught.value.__context__)
 
 
-def test_several_documents_under_one_are_pointed_to_json_lines() -> None:
+def test_several_documents_are_pointed_to_json_lines() -> None:
     with pytest.raises(InvalidRequest, match="JSON lines"):
         read_document("application/json", BODY + b"\n" + BODY, None)
 
@@ -82,7 +82,7 @@ def test_several_documents_under_one_are_pointed_to_json_lines() -> None:
 @pytest.mark.parametrize(
     "document", [{}, {"parameters": {}}, {"inputs": None}, {"inputs": "canary", "prompt": "canary"}]
 )
-def test_a_document_of_no_dialect_or_of_two_is_told_what_is_expected(document: dict[str, object]) -> None:
+def test_ambiguous_document_is_told_expected_fields(document: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest, match=r"exactly one of inputs .* messages .* and prompt") as caught:
         read_document("application/json", json.dumps(document).encode(), None)
     assert "canary" not in caught.value.message
@@ -91,7 +91,7 @@ def test_a_document_of_no_dialect_or_of_two_is_told_what_is_expected(document: d
 @pytest.mark.parametrize(
     ("name", "value"), [("inputs", "a"), ("prompt", "a"), ("messages", [{"role": "user", "content": "a"}])]
 )
-def test_another_dialects_field_that_is_null_is_absent(name: str, value: object) -> None:
+def test_null_field_of_other_dialect_is_absent(name: str, value: object) -> None:
     alone, among = {name: value}, dict.fromkeys(SHAPES) | {name: value}
     read = [read_document("application/json", json.dumps(document).encode(), None) for document in (alone, among)]
     assert read[0].items == read[1].items
@@ -103,11 +103,11 @@ def test_a_document_must_be_an_object(document: object) -> None:
         read_document("application/json", json.dumps(document).encode(), None)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_document() -> None:
+def test_byte_order_mark_is_skipped() -> None:
     assert read_document("application/json", b"\xef\xbb\xbf" + BODY, None).items[0].prompt == Text(text="Once")
 
 
-def test_millions_of_unknown_fields_are_refused_with_a_few_names() -> None:
+def test_many_unknown_fields_show_few_names() -> None:
     body = json.dumps({"prompt": "a"} | {f"field{index}": 1 for index in range(200_000)}).encode()
     with pytest.raises(InvalidRequest, match="field4 and 199995 more") as caught:
         read_document("application/json", body, None)

@@ -37,7 +37,7 @@ def test_a_string_is_one_text() -> None:
     assert prompts("Once upon") == [Text(text="Once upon")]
 
 
-def test_a_list_of_strings_is_a_text_each() -> None:
+def test_list_of_strings_is_several_texts() -> None:
     assert prompts(["a", "b"]) == [Text(text="a"), Text(text="b")]
 
 
@@ -49,7 +49,7 @@ def test_lists_of_messages_are_a_chat_each() -> None:
     assert prompts([[USER], [USER, USER]]) == [Chat(messages=(USER,)), Chat(messages=(USER, USER))]
 
 
-def test_each_input_is_named_by_its_place() -> None:
+def test_each_input_is_named_by_index() -> None:
     assert [item.param for item in read_request({"inputs": ["a", "b"]}).items] == ["inputs[0]", "inputs[1]"]
     assert [item.param for item in read_request({"inputs": [USER]}).items] == ["inputs"]
 
@@ -104,13 +104,13 @@ def test_every_parameter_reaches_the_item() -> None:
 
 
 @pytest.mark.parametrize("name", ["stop", "stop_sequences", "stop_strings"])
-def test_stop_strings_go_by_three_names_alone_or_in_a_list(name: str) -> None:
+def test_stop_strings_have_three_names(name: str) -> None:
     assert parameters(**{name: "END"}).stop == ("END",)
     assert parameters(**{name: ["END", "\n"]}).stop == ("END", "\n")
     assert parameters(**{name: []}).stop == ()
 
 
-def test_two_names_for_stop_strings_are_one_too_many() -> None:
+def test_two_names_for_stop_strings_are_refused() -> None:
     error = refusal({"inputs": "a", "parameters": {"stop": CANARY, "stop_strings": CANARY}})
     assert error.param == "parameters.stop_strings"
 
@@ -164,7 +164,7 @@ def test_two_names_for_stop_strings_are_one_too_many() -> None:
         ("details", CANARY, "true or false"),
     ],
 )
-def test_a_parameter_out_of_range_is_named_with_what_was_expected(name: str, value: object, expected: str) -> None:
+def test_parameter_out_of_range_names_expectation(name: str, value: object, expected: str) -> None:
     error = refusal({"inputs": CANARY, "parameters": {name: value}})
     assert error.param == f"parameters.{name}"
     assert error.message.startswith(f"parameters.{name} must be ")
@@ -172,7 +172,7 @@ def test_a_parameter_out_of_range_is_named_with_what_was_expected(name: str, val
         raise error
 
 
-def test_a_wrong_entry_of_a_list_is_named_by_its_place() -> None:
+def test_wrong_list_entry_is_named_by_index() -> None:
     assert (
         refusal({"inputs": "a", "parameters": {"stop_token_ids": [1, CANARY]}}).param == "parameters.stop_token_ids[1]"
     )
@@ -201,7 +201,7 @@ def test_bad_inputs_are_named_by_their_path(inputs: object, param: str) -> None:
     assert refusal({"inputs": inputs}).param == param
 
 
-def test_prompts_times_choices_are_bounded_by_the_choices_name() -> None:
+def test_too_many_texts_name_num_return_sequences() -> None:
     error = refusal({"inputs": ["a"] * 5001, "parameters": {"num_return_sequences": 2}})
     assert error.param == "parameters.num_return_sequences"
 
@@ -218,7 +218,7 @@ def test_parameters_must_be_an_object(given: object) -> None:
         ({"inputs": "a", "temperature": CANARY}, "temperature"),
     ],
 )
-def test_an_unknown_field_is_named_with_those_that_are_known(document: dict[str, Any], param: str) -> None:
+def test_unknown_field_lists_known_ones(document: dict[str, Any], param: str) -> None:
     error = refusal(document)
     assert (error.param, error.code) == (param, "unknown_parameter")
     assert "known are" in error.message
@@ -228,32 +228,30 @@ def test_an_unknown_field_is_named_with_those_that_are_known(document: dict[str,
     ("name", "value", "neutral"),
     [("typical_p", 0.9, 1.0), ("num_beams", 4, 1), ("watermark", True, False), ("truncate", 100, None)],
 )
-def test_a_parameter_that_cannot_be_honoured_yet_is_taken_at_its_neutral_value(
-    name: str, value: object, neutral: object
-) -> None:
+def test_unsupported_parameter_is_taken_if_neutral(name: str, value: object, neutral: object) -> None:
     assert parameters(**{name: neutral}) == Parameters()
     error = refusal({"inputs": "a", "parameters": {name: value}})
     assert (error.param, error.code) == (f"parameters.{name}", "unsupported_parameter")
 
 
-def test_the_answer_is_a_flat_list_in_the_order_of_the_inputs() -> None:
+def test_answer_is_flat_list_in_order() -> None:
     call = read_request({"inputs": ["a", "b"], "parameters": {"num_return_sequences": 2}})
     answer = rendered(call, result("a1", "a2"), result("b1", "b2"))
     assert answer == [{"generated_text": text} for text in ("a1", "a2", "b1", "b2")]
 
 
-def test_the_full_text_is_the_prompt_and_the_new_text() -> None:
+def test_full_text_is_prompt_and_output() -> None:
     call = read_request({"inputs": "a", "parameters": {"return_full_text": True}})
     assert rendered(call, result(" new")) == [{"generated_text": "prompt: new"}]
 
 
-def test_details_say_how_a_text_ended_and_which_seed_repeats_it() -> None:
+def test_details_have_finish_reason_and_seed() -> None:
     call = read_request({"inputs": "a", "parameters": {"details": True}})
     (generated,) = rendered(call, result("new", seed=7))
     assert generated["details"] == {"finish_reason": "stop", "prompt_tokens": 3, "generated_tokens": 2, "seed": 7}
 
 
-def test_details_have_each_token_where_its_log_probability_is_asked_for() -> None:
+def test_details_have_tokens_with_logprobs() -> None:
     rival = TokenLogprob(id=7, text=" sky", utf8=b" sky", logprob=-2.0)
     token = TokenLogprob(id=5, text=" sea", utf8=b" sea", logprob=-0.5, top=(rival,))
     completion = Completion(text=" sea", token_ids=(5, 2), finish_reason="stop", seed=None, logprobs=(token,))
@@ -263,10 +261,10 @@ def test_details_have_each_token_where_its_log_probability_is_asked_for() -> Non
     assert generated["details"]["tokens"] == [{"id": 5, "text": " sea", "logprob": -0.5, "top": top}]
 
 
-def test_log_probabilities_without_the_details_that_show_them_are_refused() -> None:
+def test_logprobs_without_details_are_refused() -> None:
     error = refusal({"inputs": "a", "parameters": {"logprobs": 0}})
     assert (error.param, "details" in error.message) == ("parameters.logprobs", True)
 
 
-def test_generation_is_greedy_unless_someone_says_otherwise() -> None:
+def test_huggingface_is_greedy_by_default() -> None:
     assert not read_request({"inputs": "a"}).items[0].sample_by_default

@@ -54,13 +54,13 @@ def completion_refusal(**given: Any) -> InvalidRequest:
     return caught.value
 
 
-def test_messages_keep_their_roles_and_developer_is_system() -> None:
+def test_messages_keep_roles_developer_becomes_system() -> None:
     roles = ("system", "developer", "user", "assistant", "tool")
     read = messages(*({"role": role, "content": "a"} for role in roles))
     assert [message["role"] for message in read] == ["system", "system", "user", "assistant", "tool"]
 
 
-def test_text_parts_are_joined_without_anything_between_them() -> None:
+def test_text_parts_are_joined_without_separator() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     assert messages({"role": "user", "content": parts}) == [{"role": "user", "content": "one two"}]
 
@@ -97,7 +97,7 @@ def test_a_tools_message_keeps_its_call() -> None:
         ([{"role": "assistant", "content": "a", "tool_calls": [{"id": CANARY}]}], "messages[0].tool_calls[0].function"),
     ],
 )
-def test_a_bad_message_is_named_by_its_path(given: object, param: str) -> None:
+def test_bad_message_is_named_by_path(given: object, param: str) -> None:
     assert chat_refusal(messages=given).param == param
 
 
@@ -106,7 +106,7 @@ def test_a_prompt_is_one_text_or_several() -> None:
     assert prompts(["a", "b"]) == [Text(text="a"), Text(text="b")]
 
 
-def test_a_prompt_is_token_ids_once_or_several_times() -> None:
+def test_prompt_may_be_token_ids() -> None:
     assert prompts([1, 2]) == [TokenIds(ids=(1, 2))]
     assert prompts([[1, 2], [3]]) == [TokenIds(ids=(1, 2)), TokenIds(ids=(3,))]
 
@@ -128,11 +128,11 @@ def test_a_prompt_is_token_ids_once_or_several_times() -> None:
         ([[1], [1, CANARY]], "prompt[1][1]"),
     ],
 )
-def test_a_bad_prompt_is_named_by_its_path(given: object, param: str) -> None:
+def test_bad_prompt_is_named_by_path(given: object, param: str) -> None:
     assert completion_refusal(prompt=given).param == param
 
 
-def test_prompts_times_choices_are_bounded_and_the_refusal_has_the_numbers() -> None:
+def test_too_many_texts_are_refused_with_numbers() -> None:
     error = completion_refusal(prompt=["a"] * 79, n=128)
     assert (error.param, error.code) == ("n", "invalid_value")
     assert all(number in error.message for number in ("79", "128", "10000"))
@@ -168,7 +168,7 @@ def test_top_k_is_off_at_minus_one() -> None:
     assert chat(top_k=-1).items[0].parameters.top_k == 0
 
 
-def test_max_completion_tokens_is_the_newer_name_of_max_tokens() -> None:
+def test_max_completion_tokens_is_newer_name() -> None:
     (item,) = chat(max_completion_tokens=5).items
     assert item.parameters.max_new_tokens == 5
     assert item.name_of("max_new_tokens") == "max_completion_tokens"
@@ -213,7 +213,7 @@ def test_a_parameter_out_of_range_is_named(name: str, value: object) -> None:
     "name",
     ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"],
 )
-def test_a_field_without_effect_on_the_text_is_taken(name: str) -> None:
+def test_field_without_effect_is_taken(name: str) -> None:
     assert chat(**{name: CANARY}).items[0].parameters == Parameters()
     assert completion(**{name: CANARY}).items[0].parameters == Parameters()
 
@@ -230,9 +230,7 @@ def test_a_field_without_effect_on_the_text_is_taken(name: str) -> None:
         ("reasoning_effort", None, "low"),
     ],
 )
-def test_a_field_that_cannot_be_honoured_yet_is_taken_at_its_neutral_value(
-    name: str, neutral: object, value: object
-) -> None:
+def test_unsupported_field_is_taken_if_neutral(name: str, neutral: object, value: object) -> None:
     assert chat(**{name: neutral}).items[0].parameters == Parameters()
     error = chat_refusal(**{name: value})
     assert (error.param, error.code) == (name, "unsupported_parameter")
@@ -261,7 +259,7 @@ def test_another_dialects_field_is_named_as_such() -> None:
 
 
 @pytest.mark.parametrize("name", [f"a {CANARY}", f"{CANARY}\n", CANARY + "x" * 30, "ü" + CANARY, "5" + CANARY, ""])
-def test_a_name_that_could_be_a_text_is_counted_and_not_shown(name: str) -> None:
+def test_odd_field_name_is_counted_not_shown(name: str) -> None:
     error = completion_refusal(**{name: 1})
     assert (error.param, error.code) == (None, "unknown_parameter")
     assert error.message.startswith("the document has 1 unknown field; known are temperature, ")
@@ -294,7 +292,7 @@ def test_openais_own_client_reads_a_completions_answer() -> None:
         ({"logprobs": True, "top_logprobs": 20}, 20),
     ],
 )
-def test_a_chat_asks_for_log_probabilities_in_two_fields(given: dict[str, Any], expected: int | None) -> None:
+def test_chat_asks_for_logprobs_by_two_fields(given: dict[str, Any], expected: int | None) -> None:
     assert chat(**given).items[0].parameters.logprobs == expected
 
 
@@ -304,7 +302,7 @@ def test_top_logprobs_need_logprobs() -> None:
     assert chat_refusal(logprobs=3).param == "logprobs"
 
 
-def test_a_completion_asks_for_log_probabilities_in_one_field() -> None:
+def test_completion_asks_for_logprobs_by_one_field() -> None:
     assert [completion(logprobs=n).items[0].parameters.logprobs for n in (None, 0, 20)] == [None, 0, 20]
     for value in (21, -1, True):
         assert completion_refusal(logprobs=value).param == "logprobs"
@@ -328,7 +326,7 @@ SCORED = Result(
 )
 
 
-def test_openais_own_client_reads_a_chats_log_probabilities() -> None:
+def test_openai_client_reads_chat_logprobs() -> None:
     body = chat(logprobs=True, top_logprobs=1).render([SCORED], "served")
     logprobs = ChatCompletion.model_validate_json(body, strict=True).choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
@@ -338,7 +336,7 @@ def test_openais_own_client_reads_a_chats_log_probabilities() -> None:
     assert (second.token, second.bytes, second.top_logprobs) == (" \\xe6", list(b" \xe6"), [])
 
 
-def test_openais_own_client_reads_a_completions_log_probabilities() -> None:
+def test_openai_client_reads_completion_logprobs() -> None:
     body = completion(logprobs=1).render([SCORED], "served")
     logprobs = OpenAICompletion.model_validate_json(body, strict=True).choices[0].logprobs
     assert logprobs is not None
@@ -349,11 +347,11 @@ def test_openais_own_client_reads_a_completions_log_probabilities() -> None:
     assert logprobs.top_logprobs == [{"<|im_end|>": -0.25, " sea": -1.5}, {"bytes: \\xe6": -3.0}]
 
 
-def test_an_answer_has_no_log_probabilities_where_none_were_asked_for() -> None:
+def test_answer_without_logprobs_has_null() -> None:
     assert rendered(chat(), result("a"))["choices"][0]["logprobs"] is None
 
 
-def test_choices_are_numbered_over_prompts_and_then_over_n() -> None:
+def test_choices_are_numbered_by_prompt_first() -> None:
     call = completion(prompt=["a", "b"], n=2)
     answer = rendered(call, result("a0", "a1"), result("b0", "b1"))
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(
@@ -361,7 +359,7 @@ def test_choices_are_numbered_over_prompts_and_then_over_n() -> None:
     )
 
 
-def test_usage_counts_each_prompt_once_and_every_choice() -> None:
+def test_usage_counts_prompts_once() -> None:
     call = completion(prompt=["a", "b"], n=2)
     usage = rendered(call, result("a0", "a1", prompt_tokens=10), result("b0", "b1", prompt_tokens=1))["usage"]
     assert usage == {"prompt_tokens": 11, "completion_tokens": 8, "total_tokens": 19}
@@ -371,7 +369,7 @@ def test_echo_puts_the_prompt_before_the_text() -> None:
     assert rendered(completion(echo=True), result(" more"))["choices"][0]["text"] == "prompt: more"
 
 
-def test_the_answer_has_the_requests_model_or_the_served_one() -> None:
+def test_answer_has_requested_or_served_model() -> None:
     assert rendered(chat(model="any/name"), result("a"))["model"] == "any/name"
     assert rendered(chat(), result("a"))["model"] == "served"
 
@@ -380,6 +378,6 @@ def test_every_choice_has_its_seed() -> None:
     assert rendered(chat(), result("a"))["choices"][0]["seed"] == 9
 
 
-def test_openai_samples_unless_someone_says_otherwise() -> None:
+def test_openai_samples_by_default() -> None:
     assert chat().items[0].sample_by_default
     assert completion().items[0].sample_by_default

@@ -27,13 +27,13 @@ def answer(attributes: str | None) -> str:
     return call.render([Result(prompt_text="Once", prompt_tokens=1, completions=(completion,))], "served").decode()
 
 
-def test_the_body_is_the_prompt_and_the_answer_is_the_text() -> None:
+def test_body_is_prompt_and_answer_is_text() -> None:
     assert item().prompt == Text(text="Once")
     assert answer(None) == " upon a time"
     assert read_document("text/plain", b"Once", None).content_type == "text/plain; charset=utf-8"
 
 
-def test_the_body_is_utf_8_and_nothing_else() -> None:
+def test_body_must_be_utf_8() -> None:
     assert item(body="für 日本".encode()).prompt == Text(text="für 日本")
     error = refusal(body="für canary".encode("latin-1"))
     assert (error.param, error.message) == ("body", "the body is not UTF-8 (byte 1)")
@@ -65,7 +65,7 @@ def test_the_full_text_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     "given", ["", ";;;", "trace-1234", "tenant=blue;trace", "=x", "timeout=1800;job=my-job", "a=b=c"]
 )
-def test_what_is_not_ours_passes_without_a_word(given: str) -> None:
+def test_unknown_attributes_have_no_effect(given: str) -> None:
     assert item(given).parameters == Parameters()
 
 
@@ -105,12 +105,12 @@ def test_one_of_ours_given_twice_is_refused() -> None:
     assert refusal("seed=1;seed=2").param == f"{HEADER}: seed"
 
 
-def test_only_the_text_dialect_reads_parameters_from_there() -> None:
+def test_json_ignores_parameters_in_attributes() -> None:
     (item,) = read_document("application/json", b'{"inputs": "a"}', "max_new_tokens=canary").items
     assert item.parameters == Parameters()
 
 
-def test_lengths_are_named_as_the_header_has_them() -> None:
+def test_lengths_are_named_by_header() -> None:
     assert item().name_of("max_new_tokens") == f"{HEADER}: max_new_tokens"
 
 

@@ -18,7 +18,7 @@ def told(server: ServerMetrics) -> dict[str, float | None]:
     return {metric.name: metric.value for metric in server.collect()}
 
 
-def test_counters_are_told_by_what_has_come_since() -> None:
+def test_counters_report_their_growth() -> None:
     metrics, clock = Metrics(), Clock()
     server = ServerMetrics(metrics, clock)
     metrics.generation_tokens.inc(30)
@@ -32,7 +32,7 @@ def test_counters_are_told_by_what_has_come_since() -> None:
     assert (second["GenerationTokens"], second["EngineRestarts"]) == (12, 0)
 
 
-def test_gauges_are_told_as_they_are() -> None:
+def test_gauges_report_their_values() -> None:
     metrics = Metrics()
     metrics.sequences_running.set_function(lambda: 3)
     metrics.sequences_waiting.set(5)
@@ -43,7 +43,7 @@ def test_gauges_are_told_as_they_are() -> None:
     assert [now[name] for name in names] == [3, 5, 25, 2]
 
 
-def test_only_answers_of_500_and_above_are_errors() -> None:
+def test_only_server_errors_are_errors() -> None:
     metrics = Metrics()
     for outcome in ("ok", "ok", "client_error", "server_error", "abandoned"):
         metrics.requests.labels("/invocations", outcome).inc()
@@ -51,7 +51,7 @@ def test_only_answers_of_500_and_above_are_errors() -> None:
     assert (now["Invocations"], now["InvocationErrors"]) == (5, 1)
 
 
-def test_a_server_that_becomes_idle_says_so_once() -> None:
+def test_idle_server_reports_zero_once() -> None:
     metrics = Metrics()
     server = ServerMetrics(metrics, Clock())
     assert told(server) == {}
@@ -62,7 +62,7 @@ def test_a_server_that_becomes_idle_says_so_once() -> None:
     assert told(server) == {}
 
 
-def test_no_time_has_no_rate() -> None:
+def test_no_elapsed_time_gives_no_rate() -> None:
     metrics = Metrics()
     server = ServerMetrics(metrics, Clock())
     metrics.generation_tokens.inc()
@@ -70,7 +70,7 @@ def test_no_time_has_no_rate() -> None:
 
 
 @pytest.mark.parametrize("name", ["GenerationTokens", "PromptTokens", "InvocationErrors", "EngineRestarts"])
-def test_the_metrics_that_alarms_are_made_of_keep_their_names(name: str) -> None:
+def test_alarm_metrics_keep_their_names(name: str) -> None:
     metrics = Metrics()
     metrics.sequences_running.set(1)
     assert name in told(ServerMetrics(metrics, Clock()))

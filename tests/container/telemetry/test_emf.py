@@ -21,7 +21,7 @@ def logged(fields: dict[str, object]) -> dict[str, Any]:
     return line
 
 
-def test_a_log_line_with_metrics_is_a_document_that_cloudwatch_takes() -> None:
+def test_log_line_with_metrics_is_valid() -> None:
     line = logged(members([SPEED, Metric("Left", 7.0, "Seconds")], {"Model": "tiny"}, at=1_700_000_000.25))
     assert extract_metrics(line) == {"Speed": 2.5, "Left": 7.0}
     assert line["_aws"]["Timestamp"] == 1_700_000_000_250
@@ -29,12 +29,12 @@ def test_a_log_line_with_metrics_is_a_document_that_cloudwatch_takes() -> None:
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_what_has_no_value_is_no_metric_of_the_line(value: float | None) -> None:
+def test_metric_without_value_is_left_out(value: float | None) -> None:
     line = logged(members([SPEED, Metric("Left", value, "Seconds")], {"Model": "tiny"}, at=1_700_000_000))
     assert extract_metrics(line) == {"Speed": 2.5} and "Left" not in line
 
 
-def test_a_line_without_a_metric_is_no_document() -> None:
+def test_line_without_metrics_has_no_members() -> None:
     assert members([Metric("Left", None, "Seconds")], {"Model": "tiny"}, at=1_700_000_000) == {}
 
 
@@ -60,7 +60,7 @@ def test_any_models_name_becomes_a_dimension(name: str, told: str) -> None:
         lambda line: line["_aws"]["CloudWatchMetrics"][0].update(Dimensions=[]),
     ],
 )
-def test_the_validator_refuses_what_cloudwatch_would_not_take(spoil: Any) -> None:
+def test_validator_refuses_invalid_documents(spoil: Any) -> None:
     line = logged(members([SPEED], {"Model": "tiny"}, at=1_700_000_000))
     spoil(line)
     with pytest.raises((AssertionError, KeyError, jsonschema_rs.ValidationError)):

@@ -29,7 +29,7 @@ def test_a_log_line_is_one_json_object() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", logged["time"])
 
 
-def test_what_json_can_not_hold_is_written_as_text() -> None:
+def test_values_json_lacks_become_text() -> None:
     assert line("odd", thing={1})["thing"] == "{1}"
 
 
@@ -41,7 +41,7 @@ def test_a_traceback_is_a_field() -> None:
     assert logged["traceback"].endswith("ValueError: broken")
 
 
-def test_a_log_line_has_the_id_of_the_invocation_it_is_written_for() -> None:
+def test_log_line_has_invocation_id() -> None:
     token = invocation_id.set("mine")
     try:
         assert line("working")["invocation_id"] == "mine"
@@ -69,7 +69,7 @@ def ends(server: Server, invocation: str) -> list[dict[str, Any]]:
     return [entry for entry in server.log_lines() if entry.get("invocation_id") == invocation]
 
 
-def test_an_answer_carries_the_id_that_its_log_line_carries(server: Server) -> None:
+def test_answer_has_id_of_log_line(server: Server) -> None:
     response = server.post(json={"inputs": "a", "parameters": {"max_new_tokens": 2, "ignore_eos": True}})
     (logged,) = eventually(lambda: ends(server, response.headers["x-longhaul-invocation-id"]))
     assert (logged["action"], logged["route"], logged["status"]) == ("invocation_end", "/invocations", 200)
@@ -83,7 +83,7 @@ def test_sagemakers_inference_id_is_the_invocations_id(server: Server) -> None:
     assert logged["status"] == 400
 
 
-def test_an_inference_id_that_could_be_anything_is_not_used(server: Server) -> None:
+def test_malformed_inference_id_is_not_used(server: Server) -> None:
     headers = {"X-Amzn-SageMaker-Inference-Id": f"{CANARY}!"}
     assert CANARY not in server.post(json={"inputs": 1}, headers=headers).headers["x-longhaul-invocation-id"]
 
@@ -117,12 +117,12 @@ REQUESTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("asked", REQUESTS)
-def test_what_users_write_is_in_no_error(server: Server, asked: dict[str, Any]) -> None:
+def test_user_text_stays_out_of_errors(server: Server, asked: dict[str, Any]) -> None:
     response = server.post(**asked)
     assert CANARY not in response.text
 
 
-def test_what_users_write_is_in_no_log_line_and_no_metric(server: Server) -> None:
+def test_user_text_stays_out_of_logs(server: Server) -> None:
     answers = [server.post(f"{path}?{CANARY}", **each) for each in REQUESTS for path in ("/invocations", f"/{CANARY}")]
     last = answers[-2].headers["x-longhaul-invocation-id"]
     eventually(lambda: ends(server, last))

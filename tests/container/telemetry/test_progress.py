@@ -118,7 +118,7 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 @on_a_loop
-async def test_a_line_says_how_far_an_invocation_is(log: Lines) -> None:
+async def test_line_reports_an_invocations_progress(log: Lines) -> None:
     async with Reporting() as reporting:
         job = Working()
         reporting.progress.open(job.snapshot)
@@ -132,7 +132,7 @@ async def test_a_line_says_how_far_an_invocation_is(log: Lines) -> None:
 
 
 @on_a_loop
-async def test_a_line_is_a_document_of_metrics_and_its_job_is_no_dimension(log: Lines) -> None:
+async def test_line_has_metrics_without_job_dimension(log: Lines) -> None:
     async with Reporting() as reporting:
         job = Working(items_done=2)
         reporting.progress.open(job.snapshot)
@@ -147,7 +147,7 @@ async def test_a_line_is_a_document_of_metrics_and_its_job_is_no_dimension(log: 
 
 
 @on_a_loop
-async def test_the_last_interval_has_a_rate_of_its_own(log: Lines) -> None:
+async def test_last_interval_has_its_own_rate(log: Lines) -> None:
     async with Reporting() as reporting:
         job = Working()
         reporting.progress.open(job.snapshot)
@@ -157,7 +157,7 @@ async def test_the_last_interval_has_a_rate_of_its_own(log: Lines) -> None:
 
 
 @on_a_loop
-async def test_what_came_from_the_journal_was_not_generated_now(log: Lines) -> None:
+async def test_resumed_tokens_do_not_count_as_generated(log: Lines) -> None:
     async with Reporting() as reporting:
         job = Working()
         reporting.progress.open(job.snapshot)
@@ -179,7 +179,7 @@ async def test_a_short_invocation_has_no_line(log: Lines) -> None:
 
 
 @on_a_loop
-async def test_one_that_had_lines_has_a_last_one(log: Lines) -> None:
+async def test_reported_invocation_gets_last_line(log: Lines) -> None:
     async with Reporting() as reporting:
         job = Working()
         reporting.progress.open(job.snapshot)
@@ -206,7 +206,7 @@ async def test_equal_invocations_are_told_apart(log: Lines) -> None:
 
 
 @on_a_loop
-async def test_off_means_silent(log: Lines) -> None:
+async def test_progress_off_is_silent(log: Lines) -> None:
     async with Reporting(mode=None) as reporting:
         reporting.progress.open((job := Working()).snapshot)
         reporting.metrics.generation_tokens.inc()
@@ -220,7 +220,7 @@ class Broken(Working):
 
 
 @on_a_loop
-async def test_one_invocations_broken_numbers_don_t_keep_the_others_from_theirs(log: Lines) -> None:
+async def test_failing_snapshot_spares_other_invocations(log: Lines) -> None:
     async with Reporting() as reporting:
         reporting.progress.open((broken := Broken(id="broken")).snapshot)
         reporting.progress.open(Working(id="well").snapshot)
@@ -231,7 +231,7 @@ async def test_one_invocations_broken_numbers_don_t_keep_the_others_from_theirs(
 
 
 @on_a_loop
-async def test_the_task_itself_reports(log: Lines) -> None:
+async def test_progress_task_reports(log: Lines) -> None:
     seen = asyncio.Event()
 
     async def write(job_id: str, data: bytes) -> None:
@@ -271,14 +271,14 @@ async def estimate(log: Lines, **job: Any) -> tuple[float | None, str | None]:
     ],
 )
 @on_a_loop
-async def test_the_estimate_is_of_the_tokens_that_are_left(
+async def test_estimate_is_by_tokens_left(
     log: Lines, job: dict[str, Any], expected: tuple[float | None, str | None]
 ) -> None:
     assert await estimate(log, **job) == expected
 
 
 @on_a_loop
-async def test_where_nothing_is_generated_there_is_no_estimate(log: Lines) -> None:
+async def test_no_estimate_while_nothing_is_generated(log: Lines) -> None:
     async with Reporting() as reporting:
         reporting.progress.open(Working(items_done=1, done_tokens=10).snapshot)
         reporting.pass_interval()
@@ -287,7 +287,7 @@ async def test_where_nothing_is_generated_there_is_no_estimate(log: Lines) -> No
 
 
 @on_a_loop
-async def test_the_estimate_forgets_a_speed_of_long_ago(log: Lines) -> None:
+async def test_estimate_forgets_old_speed(log: Lines) -> None:
     async with Reporting() as reporting:
         job = Working(max_completion_tokens=3_700_000)
         reporting.progress.open(job.snapshot)
@@ -303,7 +303,7 @@ async def test_the_estimate_forgets_a_speed_of_long_ago(log: Lines) -> None:
 
 
 @on_a_loop
-async def test_the_servers_metrics_come_once_a_period_and_at_the_end(log: Lines) -> None:
+async def test_server_metrics_come_periodically_and_last(log: Lines) -> None:
     async with Reporting() as reporting:
         for _ in range(24):
             reporting.metrics.generation_tokens.inc(3600)
@@ -347,7 +347,7 @@ async def test_log_alone_writes_no_object(log: Lines) -> None:
 
 
 @on_a_loop
-async def test_a_slow_store_gets_one_write_at_a_time_and_then_the_newest(log: Lines) -> None:
+async def test_slow_store_gets_only_newest_record(log: Lines) -> None:
     begun, may_end = asyncio.Semaphore(0), asyncio.Semaphore(0)
     tokens: list[int] = []
 
@@ -369,7 +369,7 @@ async def test_a_slow_store_gets_one_write_at_a_time_and_then_the_newest(log: Li
 
 
 @on_a_loop
-async def test_a_failing_store_is_warned_of_once_and_hurts_nothing(log: Lines) -> None:
+async def test_failing_store_is_warned_of_once(log: Lines) -> None:
     tries = asyncio.Semaphore(0)
 
     async def write(job_id: str, data: bytes) -> None:
@@ -387,7 +387,7 @@ async def test_a_failing_store_is_warned_of_once_and_hurts_nothing(log: Lines) -
 
 
 @on_a_loop
-async def test_the_last_object_is_written_before_the_end(log: Lines) -> None:
+async def test_last_object_is_written_before_stop(log: Lines) -> None:
     states: list[str] = []
 
     async def write(job_id: str, data: bytes) -> None:
@@ -401,7 +401,7 @@ async def test_the_last_object_is_written_before_the_end(log: Lines) -> None:
 
 
 @on_a_loop
-async def test_a_write_that_hangs_does_not_hold_the_end(log: Lines) -> None:
+async def test_hanging_write_does_not_delay_stop(log: Lines) -> None:
     cancelled = asyncio.Event()
 
     async def write(job_id: str, data: bytes) -> None:
@@ -435,9 +435,7 @@ async def test_progress_in_s3_needs_the_journal_there(log: Lines, progress: str,
 # End to end
 
 
-def test_a_server_tells_of_a_long_request_in_its_log_and_beside_its_journal(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_server_reports_progress_in_log_and_journal(start: Callable[..., Server], tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     server = start(LONGHAUL_PROGRESS="s3", LONGHAUL_CHECKPOINT_URI=journal, LONGHAUL_SERVED_NAME="tiny")
     server.wait_until_ready()

@@ -41,36 +41,34 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def test_a_character_of_several_tokens_comes_with_its_last(
-    tokenizers: dict[str, Any], vocabularies: dict[str, Vocabulary]
-) -> None:
+def test_split_character_comes_with_last_token(tokenizers: dict[str, Any], vocabularies: dict[str, Vocabulary]) -> None:
     ids = encoded(tokenizers["byte level"], "a日b")
     assert pieces(vocabularies["byte level"], ids) == ["a", "", "日", "b", ""]
 
 
-def test_a_run_of_byte_tokens_comes_with_what_ends_it() -> None:
+def test_byte_run_comes_with_next_token() -> None:
     ids = [*"é".encode(), 0x0A, FALLBACK.convert_tokens_to_ids("▁the")]
     assert pieces(Vocabulary(FALLBACK), ids) == ["", "", "", "é\n the", ""]
     assert pieces(Vocabulary(FALLBACK), ids[:3]) == ["", "", "", "é\n"]
 
 
-def test_one_bad_byte_spoils_its_whole_run_as_it_does_in_the_decoder() -> None:
+def test_bad_byte_spoils_its_whole_run() -> None:
     run = [*"é".encode(), 0xFF]
     assert "".join(pieces(Vocabulary(FALLBACK), run)) == FALLBACK.decode(run) == "\ufffd" * 3
 
 
-def test_a_special_token_says_nothing_and_ends_no_run() -> None:
+def test_special_token_does_not_end_run() -> None:
     first, second = "é".encode()
     assert pieces(Vocabulary(FALLBACK), [first, SPECIAL, second]) == ["", "", "", "é"]
 
 
-def test_only_the_first_space_of_a_text_is_dropped() -> None:
+def test_only_first_space_is_dropped() -> None:
     the, space = FALLBACK.convert_tokens_to_ids(["▁the", "▁"])
     assert pieces(Vocabulary(FALLBACK), [SPECIAL, the, the]) == ["", "the", " the", ""]
     assert pieces(Vocabulary(FALLBACK), [space, the]) == ["", " the", ""]
 
 
-def test_what_is_never_finished_comes_at_the_end(vocabularies: dict[str, Vocabulary]) -> None:
+def test_unfinished_bytes_come_at_end(vocabularies: dict[str, Vocabulary]) -> None:
     token_id = next(i for i in range(49152) if vocabularies["byte level"].token(i).bytes == b"\xe6\x97")
     assert pieces(vocabularies["byte level"], [token_id]) == ["", "\ufffd"]
 
@@ -78,7 +76,7 @@ def test_what_is_never_finished_comes_at_the_end(vocabularies: dict[str, Vocabul
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(data=st.data())
-def test_the_pieces_of_any_ids_are_together_what_decoding_them_gives(
+def test_pieces_of_any_ids_equal_decoding(
     data: st.DataObject, kind: str, tokenizers: dict[str, Any], vocabularies: dict[str, Vocabulary]
 ) -> None:
     vocabulary, size = vocabularies[kind], len(tokenizers[kind]) + 2
@@ -91,7 +89,7 @@ def test_the_pieces_of_any_ids_are_together_what_decoding_them_gives(
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(text=st.text(WRITABLE, max_size=30))
-def test_no_piece_of_a_text_splits_a_character(
+def test_no_piece_splits_a_character(
     text: str, kind: str, tokenizers: dict[str, Any], vocabularies: dict[str, Vocabulary]
 ) -> None:
     ids = encoded(tokenizers[kind], text)

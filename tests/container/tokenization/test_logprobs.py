@@ -36,40 +36,40 @@ def texts(tokens: tuple[TokenLogprob, ...]) -> list[str]:
     return [token.text for token in tokens]
 
 
-def test_each_token_has_its_text_its_bytes_and_its_place(real: Any) -> None:
+def test_each_token_has_text_bytes_offset(real: Any) -> None:
     tokens = of_text(real, real("The sea 日")["input_ids"])
     assert texts(tokens) == ["The", " sea", " \\xe6", "\\x97", "\\xa5"]
     assert b"".join(token.utf8 or b"" for token in tokens) == "The sea 日".encode()
     assert [token.offset for token in tokens] == [0, 3, 7, 8, 8]
 
 
-def test_a_stop_token_that_is_special_is_left_out(real: Any) -> None:
+def test_special_stop_token_is_left_out(real: Any) -> None:
     ids = [*real("The sea")["input_ids"], END]
     assert texts(of_text(real, ids, finish="stop")) == ["The", " sea"]
     assert texts(of_text(real, ids[:-1], finish="stop")) == ["The", " sea"]
 
 
-def test_a_special_token_within_has_its_name_and_no_bytes(real: Any) -> None:
+def test_special_token_within_text_has_name(real: Any) -> None:
     (sea,) = real(" sea")["input_ids"]
     first, second = of_text(real, [END, sea])
     assert (first.text, first.utf8, first.offset, second.offset) == ("<|im_end|>", None, 0, 0)
 
 
-def test_a_stop_string_leaves_the_tokens_that_begin_before_it(real: Any) -> None:
+def test_stop_string_keeps_tokens_begun_before(real: Any) -> None:
     ids = real("The sea is")["input_ids"]
     assert texts(of_text(real, ids, characters=len("The sea"))) == ["The", " sea"]
     assert texts(of_text(real, ids, characters=len("The se"))) == ["The", " sea"]
     assert texts(of_text(real, ids, characters=0)) == []
 
 
-def test_a_stop_string_within_a_run_of_byte_tokens_leaves_those_before_it() -> None:
+def test_stop_string_may_cut_byte_run() -> None:
     ids = [*"é\n\n".encode(), FALLBACK.convert_tokens_to_ids("the")]
     tokens = of_text(FALLBACK, ids, characters=len("é\n"))
     assert [token.utf8 for token in tokens] == [b"\xc3", b"\xa9", b"\n"]
     assert [token.offset for token in of_text(FALLBACK, ids)] == [0, 0, 1, 2, 3]
 
 
-def test_the_likeliest_tokens_are_named_like_the_chosen_one(real: Any) -> None:
+def test_top_tokens_are_named_like_chosen(real: Any) -> None:
     score = TokenLogprobs(-1.5, [(END, -0.25), (345, -1.5)])
     (token,) = token_logprobs(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
     assert token.logprob == -1.5
@@ -80,7 +80,7 @@ def test_the_likeliest_tokens_are_named_like_the_chosen_one(real: Any) -> None:
 
 
 @pytest.mark.parametrize("logprob", [-math.inf, math.nan])
-def test_what_json_has_no_number_for_is_openais_unlikeliest(real: Any, logprob: float) -> None:
+def test_infinite_logprob_becomes_openais_minimum(real: Any, logprob: float) -> None:
     score = TokenLogprobs(logprob, [(345, logprob)])
     (token,) = token_logprobs(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
     assert (token.logprob, token.top[0].logprob) == (-9999.0, -9999.0)
@@ -88,7 +88,7 @@ def test_what_json_has_no_number_for_is_openais_unlikeliest(real: Any, logprob: 
 
 @settings(deadline=None, derandomize=True)
 @given(st.text(st.sampled_from("ab é日🙂\n."), min_size=1, max_size=12), st.data())
-def test_a_cut_keeps_just_the_tokens_that_the_text_before_it_needs(text: str, data: st.DataObject) -> None:
+def test_cut_keeps_only_needed_tokens(text: str, data: st.DataObject) -> None:
     ids = FALLBACK(text, add_special_tokens=False)["input_ids"]
     whole = FALLBACK.decode(ids)
     characters = data.draw(st.integers(0, len(whole)))

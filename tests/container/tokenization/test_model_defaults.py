@@ -20,18 +20,18 @@ def test_the_real_models_files_are_read(model_dir: str) -> None:
     assert ModelDefaults.load(model_dir) == ModelDefaults(eos_token_ids=(2,), vocab_size=49152)
 
 
-def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
+def test_missing_files_give_no_defaults(tmp_path: Path) -> None:
     assert load(tmp_path) == ModelDefaults()
 
 
-def test_end_tokens_are_the_generation_configs_and_else_the_configs(tmp_path: Path) -> None:
+def test_end_tokens_prefer_generation_config(tmp_path: Path) -> None:
     assert load(tmp_path, config={"text_config": {"eos_token_id": 7}}).eos_token_ids == (7,)
     assert load(tmp_path, {"eos_token_id": None}, {"eos_token_id": 5}).eos_token_ids == (5,)
     assert load(tmp_path, {"eos_token_id": [3, 4]}, {"eos_token_id": 5}).eos_token_ids == (3, 4)
 
 
 @pytest.mark.parametrize("wrong", [50, -1, True, "2"])
-def test_an_end_token_outside_the_vocabulary_has_no_effect(wrong: object, tmp_path: Path) -> None:
+def test_end_token_outside_vocabulary_is_ignored(wrong: object, tmp_path: Path) -> None:
     defaults = load(tmp_path, {"eos_token_id": [49, wrong]}, {"vocab_size": 50})
     assert defaults.eos_token_ids == (49,)
     assert defaults.warnings == (f"eos_token_id: {wrong!r} is not in the model's vocabulary and has no effect",)
@@ -47,13 +47,13 @@ def test_a_models_temperature_of_zero_means_greedy(tmp_path: Path) -> None:
     assert load(tmp_path, {"do_sample": True, "temperature": 0.0}) == ModelDefaults(do_sample=False)
 
 
-def test_a_models_temperature_that_scores_cannot_be_divided_by_has_no_effect(tmp_path: Path) -> None:
+def test_too_hot_temperature_is_ignored(tmp_path: Path) -> None:
     assert load(tmp_path, {"temperature": 1e6}) == ModelDefaults(temperature=1e6)
     hotter = load(tmp_path, {"temperature": 1e39})
     assert (hotter.temperature, len(hotter.warnings)) == (None, 1)
 
 
-def test_what_the_model_asks_for_in_vain_is_a_warning(tmp_path: Path) -> None:
+def test_unsupported_model_settings_are_warnings(tmp_path: Path) -> None:
     asked = {"typical_p": 0.9, "num_beams": 1, "top_p": 7, "bos_token_id": 1, "min_p": None, "repetition_penalty": 0}
     assert [warning.split(": ")[1] for warning in load(tmp_path, asked).warnings] == [
         "top_p is out of range and has no effect",
@@ -63,7 +63,7 @@ def test_what_the_model_asks_for_in_vain_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
-def test_a_file_that_is_no_json_object_is_an_error(content: str, tmp_path: Path) -> None:
+def test_file_without_json_object_is_error(content: str, tmp_path: Path) -> None:
     tmp_path.joinpath("generation_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"generation_config\.json"):
         ModelDefaults.load(str(tmp_path))

@@ -37,13 +37,13 @@ def resolve(
     )
 
 
-def test_new_tokens_are_the_rest_of_the_context_or_the_servers_default() -> None:
+def test_new_tokens_default_to_room_or_setting() -> None:
     assert resolve(prompt_tokens=10)[0].max_new_tokens == 50
     assert resolve(prompt_tokens=70)[0].max_new_tokens == 30
     assert resolve(asked=item(max_new_tokens=90))[0].max_new_tokens == 90
 
 
-def test_new_tokens_that_do_not_fit_beside_the_prompt_are_refused_with_the_numbers() -> None:
+def test_too_many_new_tokens_are_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         resolve(asked=item(max_new_tokens=91))
     assert caught.value.message == (
@@ -52,12 +52,12 @@ def test_new_tokens_that_do_not_fit_beside_the_prompt_are_refused_with_the_numbe
     assert (caught.value.param, caught.value.code) == ("max_tokens", "context_length_exceeded")
 
 
-def test_a_prompt_that_fills_the_context_is_refused() -> None:
+def test_prompt_filling_the_context_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="prompt has 100 tokens; the model holds 100"):
         resolve(prompt_tokens=100)
 
 
-def test_no_more_new_tokens_are_demanded_than_are_allowed() -> None:
+def test_min_new_tokens_may_not_exceed_limit() -> None:
     assert resolve(asked=item(min_new_tokens=50))[0].min_new_tokens == 50
     with pytest.raises(InvalidRequest, match="min_tokens is 51; at most 50 new tokens are generated") as caught:
         resolve(asked=item(min_new_tokens=51))
@@ -95,13 +95,11 @@ QUIET = ModelDefaults(temperature=0.6, top_k=20)
         (ModelDefaults(), item(do_sample=True), 1.0),
     ],
 )
-def test_the_request_decides_before_the_model_and_the_model_before_the_dialect(
-    defaults: ModelDefaults, asked: Item, temperature: float
-) -> None:
+def test_request_wins_over_model_over_dialect(defaults: ModelDefaults, asked: Item, temperature: float) -> None:
     assert resolve(defaults, asked)[0].temperature == temperature
 
 
-def test_each_sampling_value_is_the_requests_or_the_models_or_off() -> None:
+def test_sampling_values_fall_back_to_off() -> None:
     (sampling,) = resolve(MODEL, item(top_p=0.5))
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.6, 20, 0.5)
     (sampling,) = resolve(ModelDefaults(), item(do_sample=True))
@@ -109,14 +107,14 @@ def test_each_sampling_value_is_the_requests_or_the_models_or_off() -> None:
     assert resolve(MODEL, item(top_k=0))[0].top_k == 0
 
 
-def test_min_p_is_the_requests_or_the_models_where_there_is_sampling() -> None:
+def test_min_p_counts_only_when_sampling() -> None:
     model = ModelDefaults(do_sample=True, min_p=0.1)
     assert resolve(model)[0].min_p == 0.1
     assert resolve(model, item(min_p=0.0))[0].min_p == 0.0
     assert resolve(model, item(do_sample=False))[0].min_p == 0.0
 
 
-def test_the_models_repetition_penalty_counts_where_the_request_has_none() -> None:
+def test_model_repetition_penalty_is_default() -> None:
     model = ModelDefaults(repetition_penalty=1.1)
     assert resolve(model)[0].repetition_penalty == 1.1
     assert resolve(model, item(repetition_penalty=1.0))[0].repetition_penalty == 1.0
@@ -124,7 +122,7 @@ def test_the_models_repetition_penalty_counts_where_the_request_has_none() -> No
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_penalties_and_biases_count_for_greedy_choices_too(temperature: float) -> None:
+def test_penalties_and_biases_count_when_greedy(temperature: float) -> None:
     changes: dict[str, Any] = {
         "repetition_penalty": 1.2,
         "presence_penalty": -0.5,
@@ -142,7 +140,7 @@ def test_each_choice_has_the_next_seed() -> None:
     assert [sampling.seed for sampling in choices] == [2**64 - 1, 0, 1]
 
 
-def test_the_random_seed_is_taken_where_none_is_given() -> None:
+def test_random_seed_replaces_missing_seed() -> None:
     assert [sampling.seed for sampling in resolve(asked=item(temperature=1.0, n=2))] == [RANDOM_SEED, RANDOM_SEED + 1]
     assert resolve(asked=item(temperature=1.0, seed=5))[0].seed == 5
 
@@ -151,18 +149,18 @@ def test_greedy_choices_are_alike() -> None:
     assert resolve(MODEL, item(do_sample=False, seed=5, n=2)) == (Sampling(max_new_tokens=50),) * 2
 
 
-def test_the_models_end_tokens_stop_unless_they_are_ignored() -> None:
+def test_end_tokens_stop_unless_ignored() -> None:
     model = ModelDefaults(eos_token_ids=(2, 3))
     assert resolve(model, item(stop_token_ids=(3, 9)))[0].stop_token_ids == (2, 3, 9)
     assert resolve(model, item(stop_token_ids=(3, 9), ignore_eos=True))[0].stop_token_ids == (3, 9)
 
 
-def test_a_stop_token_outside_the_vocabulary_is_refused() -> None:
+def test_stop_token_outside_vocabulary_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="stop_token_ids: token ids must be below 50"):
         resolve(ModelDefaults(vocab_size=50), item(stop_token_ids=(50,)))
 
 
-def test_a_bias_for_a_token_outside_the_vocabulary_is_refused() -> None:
+def test_bias_outside_vocabulary_is_refused() -> None:
     model = ModelDefaults(vocab_size=50)
     assert resolve(model, item(logit_bias=((49, 1.0),)))[0].logit_bias == ((49, 1.0),)
     with pytest.raises(InvalidRequest, match="logit_bias: token ids must be below 50") as caught:

@@ -50,15 +50,15 @@ def as_bytes(text: str) -> list[int]:
     return list(text.encode())
 
 
-def test_nothing_is_found_before_the_string_is_whole() -> None:
+def test_incomplete_string_is_not_found() -> None:
     assert grow(["END"], as_bytes("the EN")) is None
 
 
-def test_the_text_is_cut_right_before_the_string() -> None:
+def test_text_is_cut_before_string() -> None:
     assert grow(["END"], as_bytes("the END")) == "the "
 
 
-def test_a_string_is_found_across_tokens_and_within_one() -> None:
+def test_string_is_found_across_tokens() -> None:
     ab, bc = 257, 258
     assert grow(["abbc"], [*as_bytes("x "), ab, bc]) == "x "
     assert grow(["b"], [*as_bytes("x "), ab]) == "x a"
@@ -68,13 +68,13 @@ def test_the_earliest_of_several_counts() -> None:
     assert grow(["D", "END"], [*as_bytes("the "), 260]) == "the "
 
 
-def test_tokens_that_come_together_are_all_looked_at() -> None:
+def test_tokens_coming_together_are_all_searched() -> None:
     ids = as_bytes("a STOP" + "b" * 100)
     assert grow(["STOP"], ids, step=len(ids)) == "a "
 
 
 @pytest.mark.parametrize("step", [1, 3, 100])
-def test_a_string_counts_only_where_it_ends_after_the_tokens_due(step: int) -> None:
+def test_string_counts_after_min_tokens(step: int) -> None:
     ids = as_bytes("an END, the END.")
     assert grow(["END"], ids, step=step, min_tokens=5) == "an "
     assert grow(["END"], ids, step=step, min_tokens=6) == "an END, the "
@@ -82,21 +82,21 @@ def test_a_string_counts_only_where_it_ends_after_the_tokens_due(step: int) -> N
     assert grow(["END", ", "], ids, step=step, min_tokens=7) == "an END"
 
 
-def test_a_character_that_is_whole_only_after_the_tokens_due_counts() -> None:
+def test_character_completed_after_min_tokens_counts() -> None:
     assert grow(["é"], as_bytes("é café"), min_tokens=1) == ""
     assert grow(["é"], as_bytes("é café"), min_tokens=2) == "é caf"
 
 
-def test_a_character_of_several_tokens_is_never_split() -> None:
+def test_split_character_is_never_cut() -> None:
     assert grow(["é"], as_bytes("café")) == "caf"
     assert grow(["\ufffd"], as_bytes("日本")) is None
 
 
-def test_a_window_that_starts_within_a_character_still_sees_the_string() -> None:
+def test_window_within_character_finds_string() -> None:
     assert grow(["🙃"], as_bytes("🙂" * 50 + "🙃")) == "🙂" * 50
 
 
-def test_a_long_string_is_found_at_four_tokens_a_character() -> None:
+def test_long_string_of_byte_tokens_is_found() -> None:
     assert grow(["🙂" * 1000], as_bytes("x" + "🙂" * 1000)) == "x"
 
 
@@ -107,7 +107,7 @@ def test_without_stop_strings_nothing_is_decoded() -> None:
     assert StopStrings([], refuse, has_text).find([1, 2, 3]) is None
 
 
-def test_a_long_output_is_decoded_whole_only_at_a_hit() -> None:
+def test_whole_output_is_decoded_only_once() -> None:
     decoded: list[int] = []
 
     def counted(ids: list[int]) -> str:
@@ -118,7 +118,7 @@ def test_a_long_output_is_decoded_whole_only_at_a_hit() -> None:
     assert [length for length in decoded if length > 50] == [503]
 
 
-def test_any_number_of_tokens_without_text_may_lie_within_a_string() -> None:
+def test_tokens_without_text_may_interrupt_string() -> None:
     ids = [*as_bytes("the E"), *[SILENT] * 1000, *as_bytes("N"), *[SILENT] * 1000, *as_bytes("D")]
     assert grow(["END"], ids) == grow(["END"], ids, step=len(ids)) == "the "
 
@@ -145,7 +145,7 @@ PIECES = st.sampled_from(
     st.lists(st.sampled_from(["END", "🙂🙂", "bbc", " the", "éE", "c d", "日 "]), min_size=1, max_size=3),
     st.integers(0, 9),
 )
-def test_every_step_finds_what_a_search_of_the_whole_text_finds(ids: list[int], stop: list[str], due: int) -> None:
+def test_steps_find_what_whole_search_finds(ids: list[int], stop: list[str], due: int) -> None:
     search = StopStrings(stop, DECODE, has_text, due)
     for end in range(1, len(ids) + 1):
         text, early = DECODE(ids[:end]).rstrip("\ufffd"), DECODE(ids[: min(end, due)]).rstrip("\ufffd")
@@ -168,7 +168,7 @@ def test_a_real_tokenizers_output_is_cut_exactly(text: str, model_dir: str) -> N
     assert grow(["User:"], ids, backend.decode) == text[: text.index("User:")]
 
 
-def test_a_real_tokenizers_special_tokens_hide_no_string(model_dir: str) -> None:
+def test_real_special_tokens_hide_no_string(model_dir: str) -> None:
     tokenizer = Tokenizer.load(model_dir, trust_remote_code=False)
     a, b, end = (tokenizer.encode(Text(text=text), param="", max_tokens=9).ids[0] for text in ("a", "b", "<|im_end|>"))
     search = StopStrings(["ab"], tokenizer.decode, tokenizer.vocabulary.has_text)

@@ -48,20 +48,20 @@ def with_template(model_dir: str, at: Path, template: str | None) -> Tokenizer:
 
 
 @pytest.mark.parametrize("text", ["Once upon a time", " für 日本 🙂\n", "<|im_start|>user\n", "\x00", "a" * 500])
-def test_a_text_is_encoded_as_the_reference_encodes_it(text: str, tokenizer: Tokenizer, reference: Any) -> None:
+def test_text_ids_match_reference(text: str, tokenizer: Tokenizer, reference: Any) -> None:
     encoded = tokenizer.encode(Text(text=text), param="inputs", max_tokens=1000)
     assert encoded.ids == reference(text)["input_ids"]
     assert encoded.text == text
 
 
-def test_a_chat_is_encoded_as_the_reference_encodes_it(tokenizer: Tokenizer, reference: Any) -> None:
+def test_chat_ids_match_reference(tokenizer: Tokenizer, reference: Any) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <|im_end|> 🙂"}]
     encoded = tokenizer.encode(Chat(messages=tuple(messages)), param="messages", max_tokens=1000)
     assert encoded.ids == reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert encoded.text == reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def test_a_chat_gets_no_special_tokens_but_its_templates(model_dir: str, tmp_path: Path) -> None:
+def test_chat_has_only_template_special_tokens(model_dir: str, tmp_path: Path) -> None:
     tokenizer = with_template(model_dir, tmp_path, "{{ bos_token }}{{ messages[0].content }}")
     bos = tokenizer.encode(Text(text="<|im_start|>"), param="inputs", max_tokens=100).ids
     assert tokenizer.encode(chat("a"), param="messages", max_tokens=100).ids[:2] != bos * 2
@@ -78,30 +78,30 @@ def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer) -> None:
     assert "from 0 to 49151" in refusal(tokenizer, TokenIds(ids=(1, 49152))).message
 
 
-def test_an_id_outside_the_models_embedding_is_refused(model_dir: str) -> None:
+def test_id_outside_embedding_is_refused(model_dir: str) -> None:
     tokenizer = Tokenizer.load(model_dir, trust_remote_code=False, vocab_size=1000)
     assert "from 0 to 999" in refusal(tokenizer, Text(text="hello")).message
 
 
-def test_the_longest_prompt_leaves_room_for_one_token(tokenizer: Tokenizer) -> None:
+def test_longest_prompt_leaves_one_token(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode(TokenIds(ids=(5,) * 99), param="prompt", max_tokens=100).ids) == 99
     error = refusal(tokenizer, TokenIds(ids=(5,) * 100), max_tokens=100)
     assert error.message == "inputs[3]: prompt has 100 tokens; the model holds 100, of which the answer needs one"
 
 
-def test_a_prompt_of_too_many_tokens_is_refused_with_the_numbers(tokenizer: Tokenizer) -> None:
+def test_too_long_prompt_is_refused_with_numbers(tokenizer: Tokenizer) -> None:
     error = refusal(tokenizer, TokenIds(ids=(5,) * 9000), max_tokens=8192)
     assert "prompt has 9000 tokens; the model holds 8192" in error.message
     assert error.code == "context_length_exceeded"
 
 
-def test_a_prompt_of_hopelessly_many_characters_is_refused_before_it_is_tokenized(tokenizer: Tokenizer) -> None:
+def test_hopelessly_long_text_is_not_tokenized(tokenizer: Tokenizer) -> None:
     error = refusal(tokenizer, Text(text="ab " * 10_000_000), max_tokens=8192)
     assert "prompt has 30000000 characters; the model holds 8192 tokens" in error.message
     assert error.code == "context_length_exceeded"
 
 
-def test_a_prompt_of_the_longest_tokens_is_not_refused_for_its_characters(tokenizer: Tokenizer) -> None:
+def test_prompt_of_longest_tokens_fits(tokenizer: Tokenizer) -> None:
     longest = "=" * 65  # one token, with the space before it
     prompt = Text(text=f" {longest}" * 99)
     assert len(tokenizer.encode(prompt, param="inputs", max_tokens=100).ids) <= 99
@@ -111,7 +111,7 @@ def test_a_prompt_without_tokens_is_refused(model_dir: str, tmp_path: Path) -> N
     assert "no tokens" in refusal(with_template(model_dir, tmp_path, "{# empty #}"), chat()).message
 
 
-def test_a_model_without_a_chat_template_says_so(model_dir: str, tmp_path: Path) -> None:
+def test_missing_chat_template_is_named(model_dir: str, tmp_path: Path) -> None:
     error = refusal(with_template(model_dir, tmp_path, None), chat(CANARY))
     assert (error.code, "has no chat template" in error.message) == ("no_chat_template", True)
 
@@ -128,13 +128,13 @@ def test_a_templates_failure_never_quotes_a_message(failing: str, model_dir: str
     assert error.__context__ is None
 
 
-def test_text_is_decoded_as_the_reference_decodes_it(tokenizer: Tokenizer, reference: Any) -> None:
+def test_decoded_text_matches_reference(tokenizer: Tokenizer, reference: Any) -> None:
     ids = reference("Well , isn 't it ?\n <|im_end|> 🙂")["input_ids"]
     assert tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True)
     assert tokenizer.decode([]) == ""
 
 
-def test_threads_share_it(tokenizer: Tokenizer) -> None:
+def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
     def there_and_back(number: int) -> bool:
         text = f"Text {number}: für 日本 " * (number % 50 + 1)
         ids = tokenizer.encode(Text(text=text), param="inputs", max_tokens=10_000).ids

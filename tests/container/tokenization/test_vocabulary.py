@@ -29,18 +29,18 @@ def joined(tokens: list[Token]) -> bytes:
     return b"".join(token.bytes or b"" for token in tokens)
 
 
-def test_a_byte_level_token_has_its_bytes_and_their_escapes_where_they_are_no_characters(real: Any) -> None:
+def test_byte_level_token_has_bytes_and_escapes(real: Any) -> None:
     assert tokens(real, " the") == [Token(" the", b" the")]
     assert [token.text for token in tokens(real, "日")] == ["\\xe6\\x97", "\\xa5"]
 
 
 @settings(deadline=None, derandomize=True)
 @given(text=st.text(WRITABLE, max_size=30))
-def test_byte_level_tokens_have_together_the_bytes_of_the_text(real: Any, text: str) -> None:
+def test_byte_level_tokens_join_to_text(real: Any, text: str) -> None:
     assert joined(tokens(real, text)) == text.encode()
 
 
-def test_a_token_of_sentencepiece_has_the_space_that_it_has_behind_another() -> None:
+def test_sentencepiece_token_keeps_its_space() -> None:
     assert tokens(FALLBACK, "the")[:2] == [Token(" ", b" "), Token("t", b"t")]
     the = FALLBACK.convert_tokens_to_ids("▁the")
     assert Vocabulary(FALLBACK).token(the) == Token(" the", b" the")
@@ -48,24 +48,24 @@ def test_a_token_of_sentencepiece_has_the_space_that_it_has_behind_another() -> 
 
 @settings(deadline=None, derandomize=True)
 @given(st.text(max_size=30).filter(lambda text: "▁" not in text and text != ""))
-def test_sentencepieces_tokens_have_the_bytes_of_the_text_behind_one_space(text: str) -> None:
+def test_sentencepiece_tokens_join_to_text(text: str) -> None:
     assert joined(tokens(FALLBACK, text)) == b" " + text.encode()
 
 
-def test_a_byte_token_is_its_byte_and_not_its_name() -> None:
+def test_byte_token_has_its_byte() -> None:
     assert Vocabulary(FALLBACK).token(0xE6) == Token("\\xe6", b"\xe6", is_byte=True)
     assert Vocabulary(FALLBACK).token(0x0A) == Token("\n", b"\n", is_byte=True)
 
 
-def test_a_special_token_has_a_name_and_no_bytes(real: Any) -> None:
+def test_special_token_has_only_a_name(real: Any) -> None:
     assert Vocabulary(real).token(2) == Token("<|im_end|>", None)
     assert Vocabulary(FALLBACK).token(FALLBACK.eos_token_id) == Token("</s>", None)
 
 
 @pytest.mark.parametrize("tokenizer", [FALLBACK, tiny_tokenizers.metaspace(), tiny_tokenizers.words()])
-def test_an_id_that_is_no_token_stands_for_nothing(tokenizer: Any) -> None:
+def test_unknown_id_has_no_text(tokenizer: Any) -> None:
     assert Vocabulary(tokenizer).token(100_000) == Token("", b"")
 
 
-def test_words_without_a_decoder_have_a_space_between_them() -> None:
+def test_words_without_decoder_are_spaced() -> None:
     assert Vocabulary(tiny_tokenizers.words()).token(4) == Token(" für", " für".encode())
