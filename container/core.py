@@ -1,4 +1,4 @@
-"""What a request asks for and what it gets, in no dialect: values that the other packages share."""
+"""Values of requests and results, in no dialect, that the other packages share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "deadline"]
-"""`deadline`: the text so far, perhaps none."""
+"""Reasons why a text ended. `deadline` leaves the text so far, perhaps none."""
 PromptEnding = Literal["answer", "continue", "nothing"]
-"""How a chat's prompt ends: with the start of an answer, within the last message, or as the messages end."""
+"""Endings of a chat's prompt: the start of an answer, within the last message, or the end of the messages."""
 MAX_TEMPERATURE = 1_000_000
 """A temperature far beyond where all tokens are equally likely, and far below where float32 overflows."""
 RANDOM_SEED_BITS = 53
@@ -29,12 +29,12 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """What the model's chat template is given beside the messages."""
+    """Input of the model's chat template beside the messages."""
 
     tools: tuple[dict[str, Any], ...] = ()
     """Function tools as OpenAI writes them."""
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """The template's own: `{"enable_thinking": False}`."""
+    """The template's own variables: `{"enable_thinking": False}`."""
     ending: PromptEnding = "answer"
 
 
@@ -62,15 +62,14 @@ Prompt = Text | Chat | TokenIds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What a request says about generation. `None` means that it says nothing, so that the model's
-    `generation_config`, then the dialect's default applies.
+    """A request's own parameters. For those that are None the model's `generation_config` counts, then the dialect.
 
     Ranges are checked by the dialect, so that an error names the field as the caller wrote it:
-    max_new_tokens >= 1 (0 too for OpenAI's echo-less completions is refused), 0 <= min_new_tokens <= max_new_tokens,
+    max_new_tokens >= 1 (OpenAI's completions, too, refuse 0), 0 <= min_new_tokens <= max_new_tokens,
     temperature in [0, 2] for OpenAI and [0, MAX_TEMPERATURE] elsewhere (0 is greedy), top_k >= 0 (0 is off),
     top_p in (0, 1], min_p in [0, 1), seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000
     characters, repetition_penalty in (0, 10], presence_penalty and frequency_penalty in [-2, 2], logprobs in [0, 20],
-    at most 1,024 pairs of token id and amount in logit_bias, of which each amount is in [-100, 100].
+    at most 1,024 pairs of token id and amount in logit_bias, each amount in [-100, 100].
     """
 
     max_new_tokens: int | None = None
@@ -90,14 +89,14 @@ class Parameters:
     frequency_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] | None = None
     logprobs: int | None = None
-    """How many of the most likely tokens to report beside each chosen one; None: report nothing."""
+    """Number of the most likely tokens to report beside each chosen one; None reports no log probabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One prompt with its parameters: what one line of a batch, or one of a list of inputs, becomes.
+    """One prompt with its parameters, made of a line of a batch or of one of a list of inputs.
 
-    `sample_by_default` is the dialect's choice where neither the request nor the model says (OpenAI: temperature 1).
+    `sample_by_default` is the dialect's choice if neither the request nor the model makes one (OpenAI: temperature 1).
     `param` names the prompt's field in the caller's own words, for errors: `inputs[3]`, `messages`.
     """
 
@@ -109,6 +108,7 @@ class Item:
     """Fields of `parameters` in the caller's own words: `{"max_new_tokens": "max_tokens"}`."""
 
     def name_of(self, parameter: str) -> str:
+        """Return a parameter's name in the caller's own words."""
         return self.names.get(parameter, parameter)
 
 
@@ -118,19 +118,19 @@ class TokenLogprob:
 
     id: int
     text: str
-    """Bytes that are no whole character are escaped: `\\xf0\\x9f`. A special token has its name."""
+    """The token's text. Bytes that are not whole characters are escaped: `\\xf0\\x9f`. A special token has its name."""
     utf8: bytes | None
-    """Its share of the text. None for a special token, which has none."""
+    """The token's share of the text. None for a special token, which has none."""
     logprob: float
     offset: int = 0
-    """Characters of the completion's text before it."""
+    """Characters of the completion's text before the token."""
     top: tuple[TokenLogprob, ...] = ()
-    """The most likely tokens at its place, itself among them if it is one."""
+    """The most likely tokens in this position, the chosen one among them if it is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One generated text. `completion_tokens` counts every generated token, a stop token or stop string included."""
+    """One generated text. `token_ids` has every generated token, those of a stop token or stop string included."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -138,13 +138,13 @@ class Completion:
     seed: int | None
     """The seed that reproduces it; None when greedy."""
     logprobs: tuple[TokenLogprob, ...] | None = None
-    """Of the tokens that are in the text, if they were asked for. Left out are a special token that ended it, and
-    what lies wholly behind the start of a stop string."""
+    """Log probabilities of the text's tokens, if the request asks for them. A special token that ended the text and
+    tokens wholly behind the start of a stop string are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What an item became: `n` completions of one prompt."""
+    """The result of an item: `n` completions of one prompt."""
 
     prompt_text: str
     """The prompt as the model saw it, for `return_full_text`."""

@@ -1,5 +1,5 @@
-"""Wire objects to items and results to wire objects, one module a dialect.
+"""Wire objects to items and results to wire objects, a module for each dialect.
 
-They know no HTTP beyond a content type, no tokens and no engine. Start at `document.read_document` for one document and
-at `batch.read_line` for a line of many.
+They know no HTTP beyond a few headers, no tokens and no engine. Start at `document.read_call` for one document and at
+`batch.read_line` for a line of many.
 """

@@ -22,7 +22,7 @@ _MAX_DIMENSION_CHARACTERS = 1024
 class Metric:
     name: str
     value: float | None
-    """None if it can't be told at present."""
+    """None if there is no value at present."""
     unit: Unit
 
 

@@ -127,7 +127,7 @@ class Progress:
     def start(self) -> None:
         if self._mode is None:
             return
-        logger.setLevel(logging.INFO)  # the operator asked for these lines, whatever LONGHAUL_LOG_LEVEL is
+        logger.setLevel(logging.INFO)  # the operator asked for these lines, even if LONGHAUL_LOG_LEVEL is higher
         if self._warning is not None:
             logger.warning(self._warning, extra={"action": "progress_local"})
         self._task = asyncio.create_task(self._run(), name="progress")
@@ -192,7 +192,7 @@ class Progress:
 
     def _record(self, snapshot: Snapshot, tracked: _Tracked, is_running: bool) -> dict[str, Any]:
         now = _Mark(self._clock(), snapshot.completion_tokens - snapshot.resumed_tokens)
-        # At the end of an invocation the last mark may be a moment old: no rate can be told from it.
+        # At the end of an invocation the last mark may be a moment old: it is too close to measure a rate.
         recent = (mark for mark in reversed(tracked.marks) if now.at - mark.at >= self._interval_s / 2)
         last = next(recent, tracked.opened)
         tokens_left, estimated_by = _tokens_left(snapshot) if is_running else (None, None)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-logger = logging.getLogger("container.telemetry.progress")  # its level lets INFO pass, whatever the settings say
+logger = logging.getLogger("container.telemetry.progress")  # its level lets INFO pass in any case
 
 Write = Callable[[str, bytes], Awaitable[None]]
 """Writes the object of a job, given by its id. May raise anything."""

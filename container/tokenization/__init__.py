@@ -1,1 +1,1 @@
-"""From a prompt to token ids, and from token ids back to text."""
+"""The way of a prompt to token ids, and of token ids back to text."""

@@ -1,4 +1,4 @@
-"""Chats from the wire to token ids: messages, tools, and what else the model's template is given."""
+"""Chats from the wire to token ids: messages, tools and other inputs of the model's template."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ ANYTHING = st.recursive(
 
 
 def record(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of the fields, each with its own values or, now and then, anything."""
+    """Draw some of the fields, each with its own values or, now and then, anything."""
     values = {name: value | value | value | ANYTHING for name, value in fields.items()}
     return st.fixed_dictionaries({}, optional=values)
 
@@ -91,7 +91,7 @@ SPECIFIC: dict[str, st.SearchStrategy[Any]] = {
 
 
 def some(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
-    """A few of the fields: with many, hardly a document would have no fault."""
+    """Draw a few of the fields: with many, hardly a document would have no fault."""
     pair = st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), SPECIFIC.get(name, SCALAR) | ANYTHING))
     return st.lists(pair, max_size=3).map(dict)
 
@@ -127,7 +127,7 @@ BODY = st.builds(
 )
 
 
-def is_the_callers(error: RequestError) -> bool:
+def is_callers_error(error: RequestError) -> bool:
     return 400 <= error.status < 500 and CANARY.encode() not in msgspec.json.encode(error.body())
 
 
@@ -137,8 +137,8 @@ def result(item: Item) -> Result:
     return Result(prompt_text=CANARY, prompt_tokens=1, completions=(completion,) * item.parameters.n)
 
 
-def goes_through(call: Call) -> bool:
-    """Every item fits the engine or is the caller's error, and the answer can be written."""
+def passes(call: Call) -> bool:
+    """Whether every item fits the engine or is the caller's error, and the answer can be written."""
     for item in call.items:
         try:
             encoded = TOKENIZER.encode(
@@ -153,7 +153,7 @@ def goes_through(call: Call) -> bool:
                 random_seed=1,
             )
         except RequestError as error:
-            if not is_the_callers(error):
+            if not is_callers_error(error):
                 return False
         else:
             msgspec.msgpack.encode(samplings)
@@ -166,9 +166,9 @@ def test_any_document_passes_or_is_callers_error(body: bytes) -> None:
     try:
         call = read_document("application/json", body, None)
     except RequestError as error:
-        assert is_the_callers(error)
+        assert is_callers_error(error)
     else:
-        assert goes_through(call)
+        assert passes(call)
 
 
 @FEW
@@ -178,10 +178,10 @@ def test_any_line_passes_or_is_callers_error(body: bytes, number: int) -> None:
     line = read_line(body, number)
     assert (line.call is None) != (line.error is None)
     if line.error is not None:
-        assert is_the_callers(line.error)
+        assert is_callers_error(line.error)
         answer = line.failure(line.error)
     else:
-        assert line.call is not None and goes_through(line.call)
+        assert line.call is not None and passes(line.call)
         answer = line.success([result(item) for item in line.call.items], "served")
     assert isinstance(json.loads(answer), dict | list) and answer.count(b"\n") == 1
 
@@ -192,7 +192,7 @@ def test_any_bytes_pass_or_are_callers_error(body: bytes, content_type: str | No
     try:
         call = read_document(content_type, body, None)
     except RequestError as error:
-        assert is_the_callers(error)
+        assert is_callers_error(error)
     else:
         assert call.items
 
@@ -208,9 +208,9 @@ def test_any_attributes_pass_or_are_callers_error(pairs: list[tuple[str, str]], 
     try:
         call = read_document("text/plain", CANARY.encode(), attributes)
     except RequestError as error:
-        assert is_the_callers(error)
+        assert is_callers_error(error)
     else:
-        assert goes_through(call)
+        assert passes(call)
 
 
 @pytest.mark.parametrize("strategy", [HUGGING_FACE, CHAT, COMPLETION], ids=["hugging face", "chat", "completion"])

@@ -1,4 +1,4 @@
-"""How a document's dialect is told, and how what can't be read at all is refused."""
+"""Documents: their dialects, and the errors of those that can't be read at all."""
 
 from __future__ import annotations
 

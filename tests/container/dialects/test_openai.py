@@ -343,7 +343,7 @@ def test_openai_client_reads_completion_logprobs() -> None:
     assert logprobs.tokens == [" sea", "bytes: \\xe6"]
     assert logprobs.token_logprobs == [-1.5, -3.0]
     assert logprobs.text_offset == [0, 4]
-    # The chosen token is among them, whatever its rank.
+    # The chosen token is always among them.
     assert logprobs.top_logprobs == [{"<|im_end|>": -0.25, " sea": -1.5}, {"bytes: \\xe6": -3.0}]
 
 

@@ -15,8 +15,8 @@ SPEED = Metric("Speed", 2.5, "Count/Second")
 
 
 def logged(fields: dict[str, object]) -> dict[str, Any]:
-    """As it leaves the container."""
-    record = logging.makeLogRecord({"msg": "told", "levelname": "INFO", "name": "container.test", **fields})
+    """Return the line as it leaves the container."""
+    record = logging.makeLogRecord({"msg": "dimension", "levelname": "INFO", "name": "container.test", **fields})
     line: dict[str, Any] = json.loads(JSONFormatter().format(record), parse_constant=pytest.fail)
     return line
 
@@ -39,12 +39,12 @@ def test_line_without_metrics_has_no_members() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "dimension"),
     [("Größe", "Gr??e"), ("a\nb", "a?b"), (" ", "?"), ("x" * 2000, "x" * 1024), ("org/model:v1", "org/model:v1")],
 )
-def test_any_models_name_becomes_a_dimension(name: str, told: str) -> None:
+def test_any_models_name_becomes_a_dimension(name: str, dimension: str) -> None:
     line = logged(members([SPEED], {"Model": name}, at=1_700_000_000))
-    assert extract_metrics(line) and line["Model"] == told
+    assert extract_metrics(line) and line["Model"] == dimension
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_metrics_are_in_prometheus_text() -> None:
 
 
 def ends(server: Server, invocation: str) -> list[dict[str, Any]]:
-    """The log lines of an invocation that say how it ended."""
+    """Return the log lines that say how an invocation ended."""
     return [entry for entry in server.log_lines() if entry.get("invocation_id") == invocation]
 
 

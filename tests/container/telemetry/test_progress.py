@@ -45,7 +45,7 @@ class Working:
 
 
 class Lines(logging.Handler):
-    """What reaches the container's log, line by line."""
+    """Keeps the lines that reach the container's log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def log() -> Iterator[Lines]:
-    """Of a server whose LONGHAUL_LOG_LEVEL is WARNING."""
+    """The log of a server whose LONGHAUL_LOG_LEVEL is WARNING."""
     root, progress, lines = logging.getLogger(), logging.getLogger("container.telemetry.progress"), Lines()
     root.addHandler(lines)
     before = root.level, progress.level
@@ -77,7 +77,7 @@ def log() -> Iterator[Lines]:
 
 
 class Reporting:
-    """A started Progress on a clock of the test's own; its task sleeps for ever."""
+    """A started Progress on a clock of the test's own; its task never wakes."""
 
     def __init__(self, mode: Any = "log", write: Write | None = None) -> None:
         self.metrics = Metrics()
@@ -105,7 +105,7 @@ class Reporting:
 
 
 def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine, on an event loop of its own."""
+    """Run a test that is a coroutine on an event loop of its own."""
 
     @wraps(test)
     def run(*given: Any, **fixtures: Any) -> None:
@@ -249,7 +249,7 @@ async def test_progress_task_reports(log: Lines) -> None:
 
 
 async def estimate(log: Lines, **job: Any) -> tuple[float | None, str | None]:
-    """Where one token a second was generated."""
+    """Return the estimate after an hour with one token a second, and what it is by."""
     async with Reporting() as reporting:
         reporting.progress.open((working := Working(**job)).snapshot)
         working.completion_tokens += 3600
@@ -260,9 +260,9 @@ async def estimate(log: Lines, **job: Any) -> tuple[float | None, str | None]:
 @pytest.mark.parametrize(
     ("job", "expected"),
     [
-        # two are done, of 1000 tokens each; the running ones have 1600 of the 8000 that the others will need
+        # Two are done, of 1000 tokens each; the running ones have 1600 of the 8000 that the others will need.
         ({"items_done": 2, "done_tokens": 2000}, (6400.0, "mean")),
-        # the running one is already longer than the mean: it needs one token at least
+        # The running one is already longer than the mean: it needs one token at least.
         ({"items": 3, "items_done": 2, "done_tokens": 200}, (1.0, "mean")),
         ({"items": 2, "items_done": 2, "done_tokens": 3600}, (0.0, "mean")),
         ({"max_completion_tokens": 10_000}, (6400.0, "bound")),
@@ -310,9 +310,9 @@ async def test_server_metrics_come_periodically_and_last(log: Lines) -> None:
             reporting.pass_interval()
         assert len(log.of("metrics")) == 2
         reporting.metrics.generation_tokens.inc(5)
-    told = [extract_metrics(line) for line in log.of("metrics")]
-    assert [each["GenerationTokens"] for each in told] == [43200, 43200, 5]
-    assert told[0]["GenerationTokensPerSecond"] == 1.0
+    metrics = [extract_metrics(line) for line in log.of("metrics")]
+    assert [line["GenerationTokens"] for line in metrics] == [43200, 43200, 5]
+    assert metrics[0]["GenerationTokensPerSecond"] == 1.0
 
 
 # Objects
@@ -457,8 +457,8 @@ def test_server_reports_progress_in_log_and_journal(start: Callable[..., Server]
     written = json.loads(place.read_bytes())
     assert written["state"] == ended["state"] == "ended"
     assert written["completion_tokens"] == ended["completion_tokens"] and place.stat().st_mode & 0o777 == 0o600
-    told = [extract_metrics(line) for line in actions(server, "metrics")]
-    assert sum(each["GenerationTokens"] for each in told) >= ended["completion_tokens"]
+    metrics = [extract_metrics(line) for line in actions(server, "metrics")]
+    assert sum(line["GenerationTokens"] for line in metrics) >= ended["completion_tokens"]
     assert actions(server, "progress_local")
 
 

@@ -15,7 +15,7 @@ from testing import tiny_tokenizers
 FALLBACK = tiny_tokenizers.byte_fallback()
 SPECIAL = FALLBACK.eos_token_id
 WRITABLE = st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cc", "Cs"], exclude_characters="\ufffd")
-"""SmolLM2's tokenizer lacks the bytes of the others."""
+"""Characters that SmolLM2's tokenizer can write: it lacks the bytes of the others."""
 KINDS = ["byte level", "byte fallback", "metaspace", "words"]
 
 
@@ -31,7 +31,7 @@ def vocabularies(tokenizers: dict[str, Any]) -> dict[str, Vocabulary]:
 
 
 def pieces(vocabulary: Vocabulary, ids: list[int]) -> list[str]:
-    """One for each id, and one for the end."""
+    """Return a piece for each id, and one for the end."""
     detokenizer = Detokenizer(vocabulary)
     return [*map(detokenizer.add, ids), detokenizer.finish()]
 

@@ -16,7 +16,7 @@ from testing import tiny_tokenizers
 
 FALLBACK = tiny_tokenizers.byte_fallback()
 END = 2
-"""SmolLM2's `<|im_end|>`."""
+"""Id of SmolLM2's `<|im_end|>`."""
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def has_text(token_id: int) -> bool:
 
 
 def grow(stop: list[str], ids: list[int], decode: Decode = DECODE, step: int = 1, min_tokens: int = 0) -> str | None:
-    """What is found as the output grows to `ids`, `step` tokens at a time."""
+    """Return the text that is found as the output grows to `ids`, `step` tokens at a time."""
     search = StopStrings(stop, decode, has_text, min_tokens)
     ends = [*range(step, len(ids), step), len(ids)]
     return next((text for end in ends if (text := search.find(ids[:end])) is not None), None)

@@ -12,7 +12,7 @@ from testing import tiny_tokenizers
 
 FALLBACK = tiny_tokenizers.byte_fallback()
 WRITABLE = st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cc", "Cs"])
-"""SmolLM2's tokenizer lacks the bytes of the others."""
+"""Characters that SmolLM2's tokenizer can write: it lacks the bytes of the others."""
 
 
 @pytest.fixture(scope="module")
