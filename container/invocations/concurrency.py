@@ -1,23 +1,21 @@
-"""Bounded concurrency: coroutines side by side, and functions in threads."""
+"""Functions in threads, and bounds of what is at work side by side."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def run_in_thread(threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-    """Return what the function returns in one of the threads. Its log lines carry the invocation's id, too."""
+def run_in_thread(threads: ThreadPoolExecutor, function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a function in one of the threads. Its log lines carry the invocation's id, too."""
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(
-        threads, partial(context.run, _turn_panic_into_error, function)
-    )
+    return asyncio.get_running_loop().run_in_executor(threads, partial(context.run, _turn_panic_into_error, function))
 
 
 def _turn_panic_into_error(function: Callable[[], T]) -> T:
@@ -28,23 +26,6 @@ def _turn_panic_into_error(function: Callable[[], T]) -> T:
     except BaseException as panic:  # native code's panic is not an Exception, and its text may quote a prompt
         name = type(panic).__name__
     raise RuntimeError(f"{name} in native code")
-
-
-async def gather_bounded(work: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:
-    """Return the results in order, running at most `limit` at once. The first error ends the others and is raised."""
-    slots = asyncio.Semaphore(limit)
-    tasks: list[asyncio.Task[T]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            await slots.acquire()
-            for coroutine in work:
-                task = group.create_task(coroutine)
-                task.add_done_callback(lambda _: slots.release())
-                tasks.append(task)
-                await slots.acquire()
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 class WeightedSemaphore:

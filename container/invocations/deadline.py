@@ -47,11 +47,6 @@ class Deadline:
     def __str__(self) -> str:
         return f"{self.timeout_s:g} s by {_SOURCE_NAMES[self.source]}"
 
-    @property
-    def header(self) -> str:
-        """Value of the answer's header."""
-        return f"timeout={self.timeout_s:g};source={self.source}"
-
     def left_s(self, *, size: int = 0, items: int = 0) -> float:
         """Return the seconds until work must end, so that `size` bytes of body and answer and `items` are in time."""
         margin_s = MARGIN_S + MARGIN_S_PER_MIB * size / (1 << 20) + MARGIN_S_PER_ITEM * items

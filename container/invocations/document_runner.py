@@ -20,7 +20,8 @@ async def answer_small(
 ) -> tuple[bytes, str]:
     """Return the answer and its content type. `digest` is the request's. Raises RequestError."""
     async with invocation.before_deadline():
-        seeds = await invocation.attach(head.job, digest)
+        invocation.attachment = await service.jobs.attach(head.job, digest)
+        seeds = invocation.attachment.seeds
 
         def read() -> tuple[Call, list[Prepared]]:
             call = read_call(head, body)
@@ -43,8 +44,9 @@ async def answer_large(
     try:
         async with AsyncExitStack() as stack:
             async with invocation.before_deadline():
-                seeds = await invocation.attach(head.job, digest)
-                reader = await stack.enter_async_context(service.readers.read(ReadDocument(head), body, answer, seeds))
+                invocation.attachment = attachment = await service.jobs.attach(head.job, digest)
+                reading = service.readers.read(ReadDocument(head), body, answer, attachment.seeds)
+                reader = await stack.enter_async_context(reading)
             invocation.items = reader.opened.items
             await invocation.run_read(reader)
             content_type = await reader.render()

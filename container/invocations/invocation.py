@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from container.core import Completion, Result, Seeds
+from container.core import Completion, Result
 from container.engine.sequence import Sampling
 from container.errors import DeadlineExceeded
-from container.invocations.concurrency import gather_bounded, run_in_thread
+from container.invocations.concurrency import run_in_thread
 from container.invocations.deadline import Deadline
 from container.invocations.service import Service
 from container.jobs.attachment import Attachment
@@ -21,6 +22,7 @@ from container.telemetry.progress import Snapshot
 from container.tokenization.logprobs import token_logprobs
 from container.tokenization.preparer import Prepared, unstarted_completions
 
+T = TypeVar("T")
 _AHEAD = 2
 _BYTES_PER_TOKEN = 6
 _BYTES_PER_LOGPROB = 100
@@ -42,11 +44,12 @@ class Tally:
 class Invocation:
     """Owns the generations of one request; `close` frees them, however the request ended.
 
-    Before anything is generated it is attached to the request's job, of which it stays a part until `release`.
+    `attachment` is set before anything is generated, and given back by `release`.
     """
 
     def __init__(self, service: Service, deadline: Deadline) -> None:
         self.attachment: Attachment | None = None
+        """The part in the request's job, once the body has come."""
         self._service = service
         self._deadline = deadline
         self._waiters: set[Waiter] = set()
@@ -97,14 +100,10 @@ class Invocation:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.done_tokens + running,
             done_tokens=self.done_tokens,
-            resumed_tokens=self.resumed_tokens,
+            resumed_tokens=0 if self.attachment is None else self.attachment.resumed_tokens,
             max_completion_tokens=self.max_completion_tokens,
             deadline_left_s=self._deadline.left_s(),
         )
-
-    @property
-    def resumed_tokens(self) -> int:
-        return 0 if self.attachment is None else self.attachment.resumed_tokens
 
     def exceeded(self) -> DeadlineExceeded:
         return self._deadline.exceeded()
@@ -126,11 +125,6 @@ class Invocation:
                 raise self.exceeded() from None
             raise
 
-    async def attach(self, job_name: str | None, digest: str) -> Seeds:
-        """Take part in the request's job and return its seeds. Raises Conflict."""
-        self.attachment = await self._service.jobs.attach(job_name, digest)
-        return self.attachment.seeds
-
     def count_body(self, chunk: bytes) -> None:
         """Count a piece of a batch's body: how large it is tells how long its answer takes."""
         self.body_bytes += len(chunk)
@@ -148,7 +142,7 @@ class Invocation:
         where the deadline leaves nothing worth showing.
         """
         work = (self.run(item, line, index) for index, item in enumerate(prepared))
-        results = await gather_bounded(work, self.work_ahead)
+        results = await _gather(work, self.work_ahead)
         tally = Tally()
         for result in results:
             tally.add(result)
@@ -166,7 +160,7 @@ class Invocation:
         """
         tally = Tally()
         work = (self._run_one_read(reader, line, index, tally) for index in range(reader.opened.items))
-        running = asyncio.create_task(gather_bounded(work, self.work_ahead))
+        running = asyncio.create_task(_gather(work, self.work_ahead))
         checking = asyncio.create_task(reader.check())
         try:
             await asyncio.wait({running, checking}, return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +191,7 @@ class Invocation:
             self.prompt_tokens += len(prepared.prompt_ids)
             choices = range(len(prepared.samplings))
             work = (self._generate(prepared, line or 0, item, choice) for choice in choices)
-            completions = tuple(await gather_bounded(work, len(prepared.samplings)))
+            completions = tuple(await _gather(work, len(prepared.samplings)))
             self.items_done += line is None
         return Result(prompt_text=prepared.prompt_text, prompt_tokens=len(prepared.prompt_ids), completions=completions)
 
@@ -244,34 +238,29 @@ class Invocation:
             logprobs=scored,
         )
 
-    def counts(self) -> dict[str, object]:
-        """Return what the request's log line says of the work."""
-        counts: dict[str, object] = {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.done_tokens,
-            "deadline": "cut" if self.is_cut and self.unfinished else "met",
-            "unfinished": self.unfinished,
-        }
-        if self.attachment is not None:
-            counts |= {"job": self.attachment.job.label, "resumed_tokens": self.resumed_tokens}
-        return counts
-
     @property
     def is_resumable(self) -> bool:
         """True if the journal has all that was generated, and outlives this container."""
         return self.attachment is not None and self._service.jobs.is_saved(self.attachment)
 
-    def close(self) -> None:
-        """Free what is still queued or running."""
+    def close(self) -> dict[str, object]:
+        """Free what is still queued or running; return what the request's log line says of the work."""
         self._clock.cancel()
         self._service.progress.close(self.snapshot)
         waiters, self._waiters = self._waiters, set()
+        fields: dict[str, object] = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.done_tokens,
+            "deadline": "cut" if self.is_cut and self.unfinished else "met",
+            "unfinished": self.unfinished,
+        }
         if self.attachment is None:
-            return
+            return fields
         for waiter in waiters:
             self.attachment.leave(waiter)
         if self.unfinished:
             self._service.jobs.save_soon(self.attachment)
+        return fields | {"job": self.attachment.job.label, "resumed_tokens": self.attachment.resumed_tokens}
 
     def release(self, *, is_answered: bool) -> None:
         """Leave the job. `is_answered`: the client has taken the answer."""
@@ -283,3 +272,20 @@ def _size(tokens: int, sampling: Sampling) -> int:
     """Return about how many bytes the tokens take in an answer."""
     scored = 0 if sampling.logprobs is None else 1 + sampling.logprobs
     return tokens * (_BYTES_PER_TOKEN + _BYTES_PER_LOGPROB * scored)
+
+
+async def _gather(work: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:
+    """Return the results in order, running at most `limit` at once. The first error ends the others and is raised."""
+    slots = asyncio.Semaphore(limit)
+    tasks: list[asyncio.Task[T]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            await slots.acquire()
+            for coroutine in work:
+                task = group.create_task(coroutine)
+                task.add_done_callback(lambda _: slots.release())
+                tasks.append(task)
+                await slots.acquire()
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

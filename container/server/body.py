@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
 from container.disk.ordered_spool import close_soon
 from container.disk.spool import Spool
@@ -92,35 +93,37 @@ class RequestBody:
         size = self._declared_bytes
         if size <= max_bytes or "expect" not in self._request.headers:
             self.is_unsent = False
-            stream, received = self._request.stream(), 0
-            while (chunk := await self._next(stream)) is not None:
+            received, has_more = 0, True
+            while has_more and received - max_bytes <= self._state.settings.max_body_bytes:
+                message = await self._receive()
+                chunk, has_more = message.get("body", b""), message.get("more_body", False)
                 received += len(chunk)
                 size = max(received, self._declared_bytes)
-                if size <= max_bytes:
+                if chunk and size <= max_bytes:
                     on_chunk(chunk)
                     yield chunk
-                elif received - max_bytes > self._state.settings.max_body_bytes:
-                    break
         if size > max_bytes:
             raise TooLarge(f"the body is larger than {max_bytes} bytes; {hint}")
 
-    async def _next(self, stream: AsyncIterator[bytes]) -> bytes | None:
-        """Wait for the next chunk, in short turns: a server that was frozen for long does not blame the client, whose
+    async def _receive(self) -> Message:
+        """Wait for the next message, in short turns: a server that was frozen for long does not blame the client, whose
         bytes come with the next turn."""
         state, deadline = self._state, self._deadline
-        chunk = asyncio.ensure_future(anext(stream, None))
+        receiving = asyncio.ensure_future(self._request.receive())
         timeout_s, waited_s = state.client_timeout_s, 0.0
         try:
             while waited_s < timeout_s and (left_s := deadline.left_s()) > 0:
                 turn_s = min(1.0, timeout_s / 8, left_s)
-                done, _ = await asyncio.wait({chunk}, timeout=turn_s)
+                done, _ = await asyncio.wait({receiving}, timeout=turn_s)
                 if done:
-                    return chunk.result()
+                    if receiving.result()["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    return receiving.result()
                 waited_s += turn_s
                 if timeout_s != state.client_timeout_s:  # the server drains
                     timeout_s, waited_s = state.client_timeout_s, 0.0
         finally:
-            chunk.cancel()
+            receiving.cancel()
         self.is_unsent = True
         if state.status == "draining":
             message = "the server is shutting down; send the request again"

@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from container.engine.messages import EngineConfig, EngineInfo, Step
+from container.engine.messages import EngineConfig, EngineInfo
 from container.engine.sequence import EngineError
 from container.engine.supervisor.admission import Admission
 from container.engine.supervisor.engine_client import EngineClient
@@ -111,11 +111,12 @@ class Backend:
             stall_timeout_s=settings.stall_timeout_s,
             library_path=driver.library_path,
             on_change=self._update,
-            on_step=self._take_step,
             on_restart=metrics.engine_restarts.inc,
             on_resubmit=metrics.resubmitted.inc,
+            on_preemptions=metrics.preemptions.inc,
         )
         self._admission = Admission(self._engine)
+        self._engine.on_step = self._admission.pump
         metrics.sequences_running.set_function(lambda: len(self._engine.sequences))
         metrics.sequences_waiting.set_function(lambda: len(self._admission))
         metrics.kv_cache_usage.set_function(lambda: self._engine.cache_use)
@@ -191,10 +192,6 @@ class Backend:
             name=settings.name,
             identity=f"{model.digest} {info.dtype} {settings.max_new_tokens}",
         )
-
-    def _take_step(self, step: Step) -> None:
-        self._admission.pump()
-        self._state.metrics.preemptions.inc(step.preemptions)
 
 
 def _engine_config(settings: Settings, directory: str, *, needs_gpu: bool) -> EngineConfig:

@@ -17,10 +17,9 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from container.errors import ClientTimeout, HeadTooLarge, InvalidRequest, RequestError, URLTooLong
-from container.server.responses import error_response
+from container.server.responses import error_response, outcome_of
 from container.server.stall import Phase, Stall
 from container.server.state import ServerState
-from container.telemetry.metrics import outcome_of
 
 logger = logging.getLogger(__name__)
 

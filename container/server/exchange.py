@@ -25,10 +25,9 @@ from container.invocations.invocation import Invocation
 from container.invocations.request_digest import RequestDigest
 from container.invocations.service import Service
 from container.server.body import RequestBody, waits_for_100
-from container.server.responses import answer_response, error_response
+from container.server.responses import answer_response, error_response, outcome_of
 from container.server.state import ServerState
 from container.telemetry.json_logs import invocation_id
-from container.telemetry.metrics import outcome_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +104,10 @@ class Exchange:
             response = await self._settle()
             response.headers["x-longhaul-invocation-id"] = self.id
             if self._deadline is not None:
-                response.headers["x-longhaul-deadline"] = self._deadline.header
+                timeout = f"timeout={self._deadline.timeout_s:g};source={self._deadline.source}"
+                response.headers["x-longhaul-deadline"] = timeout
             is_body_unsent = waits_for_100(self._request) if self._body is None else self._body.is_unsent
-            if is_body_unsent or self._state.status == "draining":
+            if is_body_unsent or self._state.is_draining:
                 # It won't send its body now, and the next request on this connection would be taken for the body.
                 response.headers["connection"] = "close"
             await response(self._request.scope, self._request.receive, send)
@@ -192,8 +192,7 @@ class Exchange:
         finally:
             if isinstance(body, Spool):
                 close_soon(body)
-            invocation.close()
-            self._fields |= invocation.counts()
+            self._fields |= invocation.close()
 
     async def _answer_batch(
         self, service: Service, deadline: Deadline, head: RequestHead, request_body: RequestBody, digest: RequestDigest
@@ -212,16 +211,15 @@ class Exchange:
             await request_body.spool(body, invocation.count_body)
             self._watch = asyncio.create_task(self._wait_for_disconnect())
             async with invocation.before_deadline():
-                seeds = await invocation.attach(head.job, digest.hexdigest())
-            await batch.run(body, seeds)
+                invocation.attachment = attachment = await service.jobs.attach(head.job, digest.hexdigest())
+            await batch.run(body, attachment.seeds)
             await asyncio.to_thread(answers.flush)  # a full disk must show before the answer begins
         except BaseException:
             close_soon(answers)
             raise
         finally:
             close_soon(body)
-            invocation.close()
-            self._fields |= invocation.counts() | {"items": batch.items, "failed_items": batch.failed}
+            self._fields |= invocation.close() | {"items": batch.items, "failed_items": batch.failed}
         return answer_response(answers, "application/jsonlines", invocation)
 
     async def _wait_for_disconnect(self) -> None:

@@ -13,6 +13,11 @@ from container.errors import RequestError
 from container.invocations.invocation import Invocation
 
 
+def outcome_of(status: int) -> str:
+    """Return how an answer with this HTTP status is counted."""
+    return "ok" if status < 400 else "client_error" if status < 500 else "server_error"
+
+
 def error_response(error: RequestError) -> Response:
     return Response(msgspec.json.encode(error.body()), status_code=error.status, media_type="application/json")
 
@@ -30,10 +35,11 @@ def answer_response(body: bytes | Spool | OrderedSpool, content_type: str, invoc
     else:
         headers = {"content-length": str(body.size)}
         response = StreamingResponse(_send_and_close(body), media_type=content_type, headers=headers)
-    if invocation.attachment is not None and invocation.attachment.job.name is not None:
-        response.headers["x-longhaul-job"] = invocation.attachment.job.name
-    if invocation.resumed_tokens:
-        response.headers["x-longhaul-resumed-tokens"] = str(invocation.resumed_tokens)
+    attachment = invocation.attachment
+    if attachment is not None and attachment.job.name is not None:
+        response.headers["x-longhaul-job"] = attachment.job.name
+    if attachment is not None and attachment.resumed_tokens:
+        response.headers["x-longhaul-resumed-tokens"] = str(attachment.resumed_tokens)
     if invocation.unfinished:
         response.headers["x-longhaul-finish-reason"] = "deadline"
     return response

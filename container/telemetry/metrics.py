@@ -56,8 +56,3 @@ class Metrics:
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
-
-
-def outcome_of(status: int) -> str:
-    """Return the outcome as which a request's HTTP status is counted."""
-    return "ok" if status < 400 else "client_error" if status < 500 else "server_error"

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
 
+from container.engine.messages import Step
 from container.engine.sequence import EngineError, Sequence
 from container.engine.supervisor.engine_client import EngineClient, no_longer_fits
 
@@ -58,7 +59,7 @@ class Admission:
             self._pump_is_due = True
             asyncio.get_running_loop().call_soon(self.pump)
 
-    def pump(self) -> None:
+    def pump(self, _step: Step | None = None) -> None:
         """Hand over what the engine has room for, one sequence an owner a turn."""
         self._pump_is_due = False
         info = self._engine.info

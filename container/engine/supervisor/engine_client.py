@@ -72,7 +72,8 @@ class EngineClient:
 
     A new engine gets every unfinished sequence again, with the tokens that it has. Suspects (see `suspects.py`) are
     isolated first, one at a time, and nothing else is taken until then. `on_restart` is called before each start but
-    the first, `on_resubmit` with the number of sequences that were in an engine before.
+    the first, `on_resubmit` with the number of sequences that were in an engine before, and `on_preemptions` after each
+    step with the number of sequences that it put back.
     """
 
     def __init__(
@@ -87,14 +88,17 @@ class EngineClient:
         on_step: Callable[[Step], None] = lambda step: None,
         on_restart: Callable[[], None] = lambda: None,
         on_resubmit: Callable[[int], None] = lambda sequences: None,
+        on_preemptions: Callable[[int], None] = lambda sequences: None,
     ) -> None:
         self._stall_timeout_s = stall_timeout_s
         self._library_path = library_path
         self._command = command
         self._on_change = on_change
-        self._on_step = on_step
+        self.on_step = on_step
+        """Called after each step: the engine may have room now."""
         self._on_restart = on_restart
         self._on_resubmit = on_resubmit
+        self._on_preemptions = on_preemptions
         self.state: State = "starting"
         self.reason: str | None = None
         self.info: EngineInfo | None = None
@@ -260,7 +264,8 @@ class EngineClient:
         if suspects.isolated is not None and suspects.isolated not in engine.sequence_ids:
             suspects.drop(suspects.isolated)
             self._feed()
-        self._on_step(step)
+        self._on_preemptions(step.preemptions)
+        self.on_step(step)
 
     def _take_tokens(self, new: NewTokens) -> None:
         self._engine.has_generated = True

@@ -22,7 +22,8 @@ def deadline(attributes: str | None = None, **settings: Any) -> Deadline:
 
 @pytest.mark.parametrize("attributes", [None, "", "our-own-token;max_new_tokens=5", "Timeout=1"])
 def test_without_a_timeout_the_setting_counts(attributes: str | None) -> None:
-    assert deadline(attributes, invocation_timeout_s=70.0).header == "timeout=70;source=setting"
+    own = deadline(attributes, invocation_timeout_s=70.0)
+    assert (own.timeout_s, own.source) == (70, "setting")
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("1", 1), ("3600", 3600), ("1800", 1800), ("2.5", 2.5), (" 5 ", 5)])

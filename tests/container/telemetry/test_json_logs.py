@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from container.telemetry.json_logs import JSONFormatter, invocation_id
-from container.telemetry.metrics import Metrics, outcome_of
+from container.telemetry.metrics import Metrics
 from testing.server import Server, eventually
 
 CANARY = "xyzzy-canary"
@@ -48,11 +48,6 @@ def test_log_line_has_invocation_id() -> None:
     finally:
         invocation_id.reset(token)
     assert "invocation_id" not in line("idle")
-
-
-@pytest.mark.parametrize(("status", "outcome"), [(200, "ok"), (413, "client_error"), (507, "server_error")])
-def test_a_status_is_counted_as_an_outcome(status: int, outcome: str) -> None:
-    assert outcome_of(status) == outcome
 
 
 def test_metrics_are_in_prometheus_text() -> None:

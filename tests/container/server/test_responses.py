@@ -1,0 +1,12 @@
+"""What answers and errors say of themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from container.server.responses import outcome_of
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(200, "ok"), (413, "client_error"), (507, "server_error")])
+def test_a_status_is_counted_as_an_outcome(status: int, outcome: str) -> None:
+    assert outcome_of(status) == outcome
