@@ -62,7 +62,7 @@ class Attempt:
             answer = await self._invoke()
             outcome = answer_outcome(job, answer)
             if not outcome.succeeded:
-                self._log(outcome.kind, await asyncio.to_thread(_head, answer.file), answer.status)
+                self._log(outcome.kind, await asyncio.to_thread(answer.head, _MAX_QUOTED_BYTES), answer.status)
             return outcome
         except (InputUnreadable, Timeout, BadAnswer, NoAnswer) as error:
             kind = _KINDS[type(error)]
@@ -108,8 +108,3 @@ class Attempt:
 
     def _count(self, name: str, value: float) -> None:
         self.metrics.count(self.job.endpoint, self.job.variant, name, value)
-
-
-def _head(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(_MAX_QUOTED_BYTES).decode(errors="replace")

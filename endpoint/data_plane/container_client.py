@@ -53,6 +53,11 @@ class Answer:
     def content_type(self) -> str | None:
         return self.headers.get("content-type")
 
+    def head(self, max_bytes: int) -> str:
+        """Read the beginning of the body as text."""
+        with self.file.open("rb") as file:
+            return file.read(max_bytes).decode(errors="replace")
+
 
 class Body(Protocol):
     """A stream of known size."""

@@ -81,7 +81,14 @@ class Delivery:
         await self._queue.finish(job, await self._notification(job, delivered))
         self._remove_file(outcome)
         self._notifications.wake()
-        self._count_end(job, delivered)
+        failed = None if delivered.succeeded else FAILURES[delivered.kind]
+        if failed is None or failed.was_processed:
+            self._count(job, "InvocationsProcessed")
+            self._count(job, "TotalProcessingTime", (time.time() - job.accepted_at) * 1e3)
+        if failed is not None:
+            self._count(job, "InvocationFailures")
+            if failed.metric is not None:
+                self._count(job, failed.metric)
 
     async def _write(self, job: Job, outcome: Outcome) -> Outcome:
         """Write the output or the failure object; return the outcome that it tells."""
@@ -120,35 +127,22 @@ class Delivery:
         self._count(job, "ResponseUploadLatency", (time.monotonic() - begin) * 1e6)
 
     async def _notification(self, job: Job, outcome: Outcome) -> Notification | None:
+        def read_object() -> bytes | None:
+            if outcome.file is None:
+                return (outcome.text or "").encode()
+            path = self.answers / outcome.file
+            return path.read_bytes() if path.stat().st_size <= MAX_INCLUDED_BYTES else None
+
         try:
-            answer = None
-            if self._notifications.wants_answer(job, outcome):
-                answer = await asyncio.to_thread(self._read_answer, outcome)
-            return self._notifications.make(job, outcome, answer)
+            is_wanted = self._notifications.wants_answer(job, outcome)
+            return self._notifications.make(job, outcome, await asyncio.to_thread(read_object) if is_wanted else None)
         except Exception:
             _LOG.exception("The notification of %s could not be made", job.inference_id)
             return None
 
-    def _read_answer(self, outcome: Outcome) -> bytes | None:
-        """Return the object's bytes, or None if they are too many for a notification."""
-        if outcome.file is None:
-            return (outcome.text or "").encode()
-        path = self.answers / outcome.file
-        return path.read_bytes() if path.stat().st_size <= MAX_INCLUDED_BYTES else None
-
     def _remove_file(self, outcome: Outcome) -> None:
         if outcome.file is not None:
             (self.answers / outcome.file).unlink(missing_ok=True)
-
-    def _count_end(self, job: Job, outcome: Outcome) -> None:
-        failed = None if outcome.succeeded else FAILURES[outcome.kind]
-        if failed is None or failed.was_processed:
-            self._count(job, "InvocationsProcessed")
-            self._count(job, "TotalProcessingTime", (time.time() - job.accepted_at) * 1e3)
-        if failed is not None:
-            self._count(job, "InvocationFailures")
-            if failed.metric is not None:
-                self._count(job, failed.metric)
 
     def _count(self, job: Job, name: str, value: float = 1.0) -> None:
         self._metrics.count(job.endpoint, job.variant, name, value)

@@ -64,7 +64,6 @@ class Dispatcher:
         has_recovered = False
         try:
             while True:
-                self._may_give.clear()
                 try:
                     if not has_recovered:
                         for job, outcome in await self._delivery.recover():
@@ -72,11 +71,12 @@ class Dispatcher:
                         has_recovered = True
                         self._spawn(self._follow_fleet())
                         self._spawn(self._end_expired())
+                    self._may_give.clear()
                     await self._give_all()
+                    await self._may_give.wait()
                 except Exception:
                     _LOG.exception("The dispatcher failed; next attempt in %g s", _RETRY_INTERVAL_S)
-                    asyncio.get_running_loop().call_later(_RETRY_INTERVAL_S, self._may_give.set)
-                await self._may_give.wait()
+                    await asyncio.sleep(_RETRY_INTERVAL_S)
         finally:
             for task in self._tasks:
                 task.cancel()

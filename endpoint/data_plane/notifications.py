@@ -74,6 +74,10 @@ class Notifications:
         topic = _topic(job, outcome)
         if topic is None:
             return None
+        response_body = None
+        if answer is not None and len(answer) <= MAX_INCLUDED_BYTES and self.wants_answer(job, outcome):
+            content = base64.b64encode(answer).decode()
+            response_body = {"content": content, "message": _BODY_MESSAGE, "encoding": "BASE64"}
         message: dict[str, Any] = {
             "awsRegion": self._settings.region,
             "eventTime": _iso(time.time()),
@@ -88,7 +92,7 @@ class Notifications:
                 inputLocation=job.input_location,
             ),
             "responseParameters": self._response_parameters(job, outcome),
-            "responseBody": self._response_body(job, outcome, answer),
+            "responseBody": response_body,
             "inferenceId": job.inference_id,
             **_EVENT,
             "eventName": "InferenceResult",
@@ -180,12 +184,6 @@ class Notifications:
         if job.failure_location is None or not self._settings.failed_notice_location:
             return None
         return _without_none(contentType=outcome.content_type, outputLocation=job.failure_location)
-
-    def _response_body(self, job: Job, outcome: Outcome, answer: bytes | None) -> dict[str, Any] | None:
-        if answer is None or len(answer) > MAX_INCLUDED_BYTES or not self.wants_answer(job, outcome):
-            return None
-        content = base64.b64encode(answer).decode()
-        return {"content": content, "message": _BODY_MESSAGE, "encoding": "BASE64"}
 
 
 def _notification_config(output_options: dict[str, Any]) -> dict[str, Any]:

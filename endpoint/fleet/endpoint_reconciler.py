@@ -130,8 +130,16 @@ class EndpointReconciler:
             endpoint = None
         if endpoint is None or endpoint.status == "Deleting":
             self._end(self.instances.values())
-            if not self.instances:
-                await self._leave(endpoint)
+            if self.instances:
+                return
+            if endpoint is not None:
+                await self._context.catalog.delete("endpoint", self.name)
+            await self._context.database.write(
+                lambda db: db.execute("DELETE FROM fleets WHERE endpoint = ?", (self.name,))
+            )
+            self.is_gone = True
+            self._on_change()
+            self._on_end()
             return
         self._serving = endpoint.config_name
         match endpoint.status:
@@ -145,14 +153,6 @@ class EndpointReconciler:
                 await self._resize(endpoint)
             case _:
                 await self._maintain(endpoint)
-
-    async def _leave(self, endpoint: Endpoint | None) -> None:
-        if endpoint is not None:
-            await self._context.catalog.delete("endpoint", self.name)
-        await self._context.database.write(lambda db: db.execute("DELETE FROM fleets WHERE endpoint = ?", (self.name,)))
-        self.is_gone = True
-        self._on_change()
-        self._on_end()
 
     async def _create(self, endpoint: Endpoint) -> None:
         config = endpoint.config_name

@@ -15,10 +15,10 @@ from endpoint.cloudwatch import container_logs
 from endpoint.cloudwatch.container_logs import ContainerLogs
 from endpoint.fleet import endpoint_reconciler, instance
 from endpoint.fleet.endpoint_reconciler import EndpointReconciler
-from endpoint.fleet.instance import MARKER, Instance, Record, Records
+from endpoint.fleet.instance import MARKER, Instance, Records, find_process
 from endpoint.fleet.instance_supervisor import FleetContext
 from endpoint.fleet.models.model_cache import ModelCache
-from endpoint.process import Process, find_session, kill_marked
+from endpoint.process import find_session
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
@@ -141,7 +141,7 @@ class Fleet:
             for record in rows:
                 if record.id in adopted:
                     continue
-                if (process := await _find_process(record)) is not None:
+                if (process := await find_process(record)) is not None:
                     await records.change(record, pid=process.pid, identity=process.identity)
                     await self._reconciler(record.endpoint).adopt(record, process)
                 else:
@@ -181,19 +181,3 @@ async def end_unrecorded(settings: Settings) -> None:
             await process.end(settings.stop_grace_s)
 
     await asyncio.gather(*(end(path.name) for path in (settings.data_dir / "instances").glob("*")))
-
-
-async def _find_process(record: Record) -> Process | None:
-    """Return a record's living process. If it is dead, or can't be told from others, kill all that is left of it."""
-    if record.launched_at is None:
-        return None
-    if record.pid is None or record.identity is None:
-        process = await asyncio.to_thread(find_session, MARKER, record.id)
-    else:
-        process = Process(record.pid, record.identity)
-    if process is not None:
-        if process.is_alive:
-            return process
-        await process.kill()
-    await kill_marked(MARKER, record.id)
-    return None

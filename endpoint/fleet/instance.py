@@ -8,6 +8,7 @@ network. The second ports of SAGEMAKER_SAFE_PORT_RANGE are ten of an instance's 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from endpoint.fleet import journal_bucket
+from endpoint.process import Process, find_session, kill_marked
 from endpoint.settings import Settings
 from endpoint.state.catalog import Deployment
 from endpoint.state.database import Database
@@ -143,6 +145,22 @@ class Records:
                 port: int = sock.getsockname()[1]
             if port not in self._ports.values():
                 return port
+
+
+async def find_process(record: Record) -> Process | None:
+    """Return a record's living process. If it is dead, or can't be told from others, kill all that is left of it."""
+    if record.launched_at is None:
+        return None
+    if record.pid is None or record.identity is None:
+        process = await asyncio.to_thread(find_session, MARKER, record.id)
+    else:
+        process = Process(record.pid, record.identity)
+    if process is not None:
+        if process.is_alive:
+            return process
+        await process.kill()
+    await kill_marked(MARKER, record.id)
+    return None
 
 
 def settings_digest(settings: Settings) -> str:

@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,7 +55,10 @@ class ModelDownload:
         """Find the objects and their ETags. Raises ModelDataError."""
         source = self._source
         if source.kind == "prefix":
-            self._etags = dict(self._list())
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=source.bucket, Prefix=source.key)
+            for page in pages:
+                self._check_stop()
+                self._etags |= {found["Key"]: found["ETag"] for found in page.get("Contents", [])}
             if not self._etags:
                 raise cannot_download(source)
             _check_names(source, self._etags)
@@ -66,15 +69,6 @@ class ModelDownload:
         if source.etag and source.etag.strip('"') != found["ETag"].strip('"'):
             raise cannot_download(source, f"Its ETag is {found['ETag']}, not {source.etag}.")
         self._etags = {source.key: found["ETag"]}
-
-    def _list(self) -> Iterator[tuple[str, str]]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._source.bucket, Prefix=self._source.key
-        )
-        for page in pages:
-            self._check_stop()
-            for found in page.get("Contents", []):
-                yield found["Key"], found["ETag"]
 
     def download(self, directory: Path) -> None:
         """Bring the data into `directory`. Raises ModelDataError, Changed, DiskFull and Stopped."""

@@ -148,7 +148,7 @@ def test_missing_input_is_unreadable(emulator: Emulator, tmp_path: Path, locatio
 
 
 def test_input_in_dead_s3_is_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(InputUnreadable, match="no answer"):
+    with pytest.raises(InputUnreadable, match="did not answer"):
         read(tmp_path, One(f"http://127.0.0.1:{free_port()}"), "s3://bucket/in")
 
 
@@ -244,7 +244,7 @@ def test_failed_upload_tells_whether_it_may_pass(tmp_path: Path, status: int, ma
 def test_upload_to_dead_s3_may_pass(tmp_path: Path, size: int) -> None:
     path = tmp_path / "answer"
     path.write_bytes(bytes(size))
-    with pytest.raises(UploadFailed, match="no answer") as caught:
+    with pytest.raises(UploadFailed, match="did not answer") as caught:
         put(tmp_path, One(f"http://127.0.0.1:{free_port()}"), "s3://bucket/out", path)
     assert caught.value.may_pass
 
