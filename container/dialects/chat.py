@@ -271,16 +271,15 @@ def _content(message: Message, at: str) -> str:
         case str():
             return message.content
         case list():
-            return "".join(_part(part, f"{at}[{index}].") for index, part in enumerate(message.content))
+            texts = []
+            for index, part in enumerate(message.content):
+                if isinstance(part, dict) and "type" in part:
+                    read(PartType, {"type": part["type"]}, f"{at}[{index}].")
+                texts.append(read(TextPart, part, f"{at}[{index}].").text)
+            return "".join(texts)
         case None if message.role == "assistant":
             return ""  # most templates can't add None to a string
     raise InvalidRequest(f"{at} must be a string or a list of text parts", param=at)
-
-
-def _part(value: object, prefix: str) -> str:
-    if isinstance(value, dict) and "type" in value:
-        read(PartType, {"type": value["type"]}, prefix)
-    return read(TextPart, value, prefix).text
 
 
 def _render(request: ChatRequest, results: Sequence[Result], model: str) -> bytes:

@@ -23,6 +23,8 @@ CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 ACCEPTED = "application/json, application/jsonlines (one JSON object a line) and text/plain are, in UTF-8"
 MAX_TIMEOUT_S = 3600
 """SageMaker's own limit of `InvocationTimeoutSeconds`."""
+EXPECTED_TIMEOUT = f"a number of seconds from 1 to {MAX_TIMEOUT_S}, such as timeout=1800"
+EXPECTED_JOB = "a name of 1 to 128 letters, digits, dots, underscores and hyphens"
 
 SHAPES: dict[str, Callable[[object], Call]] = {
     "inputs": huggingface.read_request,
@@ -63,13 +65,14 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
             key, equals, value = part.partition("=")
             if equals:
                 attributes.setdefault(key.strip(), []).append(value.strip())
+        timeout_s = _value(attributes, "timeout", _is_timeout, EXPECTED_TIMEOUT)
         return cls(
             route=route,
             media_type=media_type,
             is_utf8=CHARSETS.issuperset(charsets),
             attributes=attributes,
-            job=_job(attributes) if "job" in attributes else None,
-            timeout_s=_timeout_s(attributes) if "timeout" in attributes else None,
+            job=_value(attributes, "job", re.compile(r"[A-Za-z0-9._-]{1,128}").fullmatch, EXPECTED_JOB),
+            timeout_s=None if timeout_s is None else float(timeout_s),
         )
 
 
@@ -112,17 +115,17 @@ def read_object(document: object) -> Call:
     return SHAPES[shapes[0]](document)
 
 
-def _job(attributes: Mapping[str, Sequence[str]]) -> str:
-    name = plain_text.single_value(attributes, "job")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", name):
-        message = f"{PREFIX}job must be a name of 1 to 128 letters, digits, dots, underscores and hyphens"
-        raise InvalidRequest(message, param=f"{PREFIX}job")
-    return name
+def _value(
+    attributes: Mapping[str, Sequence[str]], key: str, is_valid: Callable[[str], object], expected: str
+) -> str | None:
+    """Return the value of a key, or None without one. Raises InvalidRequest, which says what was expected."""
+    if key not in attributes:
+        return None
+    value = plain_text.single_value(attributes, key)
+    if not is_valid(value):
+        raise InvalidRequest(f"{PREFIX}{key} must be {expected}", param=f"{PREFIX}{key}")
+    return value
 
 
-def _timeout_s(attributes: Mapping[str, Sequence[str]]) -> float:
-    value = plain_text.single_value(attributes, "timeout")
-    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", value) or not 1 <= float(value) <= MAX_TIMEOUT_S:
-        message = f"{PREFIX}timeout must be a number of seconds from 1 to {MAX_TIMEOUT_S}, such as timeout=1800"
-        raise InvalidRequest(message, param=f"{PREFIX}timeout")
-    return float(value)
+def _is_timeout(value: str) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", value)) and 1 <= float(value) <= MAX_TIMEOUT_S

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field
 
-from container.core import Call, Completion, FinishReason, Item, Prompt, Result, Template, TokenLogprob
+from container.core import Call, FinishReason, Item, Prompt, Result, Template, TokenLogprob
 from container.dialects.chat import Count, Logprob, TemplateOptions, read_messages
 from container.dialects.prompt import read_each, read_text
 from container.dialects.wire import (
@@ -158,22 +158,21 @@ def _validate_no_template(template: Template) -> None:
 
 
 def _render(options: Options, results: Sequence[Result], model: str) -> bytes:
-    generated = [_generated(options, result, completion) for result in results for completion in result.completions]
-    return msgspec.json.encode(generated)
-
-
-def _generated(options: Options, result: Result, completion: Completion) -> Generated:
-    text = result.prompt_text + completion.text if options.return_full_text else completion.text
-    if not options.details and completion.finish_reason != "deadline":  # the text alone would look finished
-        return Generated(text)
-    details = Details(
-        finish_reason=completion.finish_reason,
-        prompt_tokens=result.prompt_tokens,
-        generated_tokens=len(completion.token_ids),
-        seed=completion.seed,
-        tokens=UNSET if completion.logprobs is None else list(map(_token, completion.logprobs)),
-    )
-    return Generated(text, details)
+    answer = []
+    pairs = [(result, completion) for result in results for completion in result.completions]
+    for result, completion in pairs:
+        details: Details | UnsetType = UNSET
+        if options.details or completion.finish_reason == "deadline":  # its text alone would look finished
+            details = Details(
+                finish_reason=completion.finish_reason,
+                prompt_tokens=result.prompt_tokens,
+                generated_tokens=len(completion.token_ids),
+                seed=completion.seed,
+                tokens=UNSET if completion.logprobs is None else list(map(_token, completion.logprobs)),
+            )
+        text = result.prompt_text + completion.text if options.return_full_text else completion.text
+        answer.append(Generated(text, details))
+    return msgspec.json.encode(answer)
 
 
 def _token(token: TokenLogprob) -> GeneratedToken:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -65,18 +64,43 @@ class CalledFunction(Wire):
 
 
 def read_tools(value: object, at: str) -> tuple[dict[str, Any], ...]:
-    """Read the tools of a chat, the field `at`. Raises InvalidRequest."""
-    return tuple(_read_list(value, at, _tool))
+    """Read the tools of a chat, the field `at`. Raises InvalidRequest.
+
+    Each is returned as it came, in the order of its fields: the template writes it out.
+    """
+    tools = _list(value, at)
+    for index, tool in enumerate(tools):
+        prefix = f"{at}[{index}]."
+        read(ToolFunction, read(Tool, tool, prefix).function, f"{prefix}function.")
+    return tuple(tools)
 
 
 def read_tool_calls(value: object, at: str) -> list[dict[str, Any]]:
     """Read the tool calls of a message, the field `at`. Raises InvalidRequest."""
-    return _read_list(value, at, _tool_call)
+    calls = []
+    for index, entry in enumerate(_list(value, at)):
+        prefix = f"{at}[{index}]."
+        call = read(ToolCall, entry, prefix)
+        function = read(CalledFunction, call.function, f"{prefix}function.")
+        arguments, path = function.arguments, f"{prefix}function.arguments"
+        if arguments is None or arguments == "":
+            arguments = {}
+        elif isinstance(arguments, str):  # OpenAI sends a string of JSON, templates take the object
+            arguments = decode(arguments.encode(), what=path, param=path)
+        if not isinstance(arguments, dict):
+            raise InvalidRequest(f"{path} must be a JSON object, or a string that holds one", param=path)
+        named = {} if call.id is None else {"id": call.id}
+        calls.append({**named, "type": call.type, "function": {"name": function.name, "arguments": arguments}})
+    return calls
 
 
 def read_variables(value: object, at: str) -> dict[str, Any]:
     """Read the template's own variables, the field `at`. Raises InvalidRequest."""
-    if not isinstance(value, dict) or len(value) > MAX_VARIABLES or not all(map(_is_variable, value)):
+    if (
+        not isinstance(value, dict)
+        or len(value) > MAX_VARIABLES
+        or not all(name.isascii() and name.isidentifier() and len(name) <= MAX_VARIABLE_LENGTH for name in value)
+    ):
         raise InvalidRequest(
             f"{at} must be an object of at most {MAX_VARIABLES} template variables, each with a name of up to"
             f" {MAX_VARIABLE_LENGTH} letters, digits and underscores",
@@ -95,32 +119,7 @@ def read_variables(value: object, at: str) -> dict[str, Any]:
     return value
 
 
-def _read_list(value: object, at: str, read_entry: Callable[[Any, str], dict[str, Any]]) -> list[dict[str, Any]]:
+def _list(value: object, at: str) -> list[Any]:
     if not isinstance(value, list) or len(value) > MAX_TOOLS:
         raise InvalidRequest(f"{at} must be a list of at most {MAX_TOOLS} objects", param=at)
-    return [read_entry(entry, f"{at}[{index}].") for index, entry in enumerate(value)]
-
-
-def _tool(value: Any, prefix: str) -> dict[str, Any]:
-    """Return a tool as it came, in the order of its fields: the template writes it out."""
-    tool = read(Tool, value, prefix)
-    read(ToolFunction, tool.function, f"{prefix}function.")
-    return dict(value)
-
-
-def _tool_call(value: Any, prefix: str) -> dict[str, Any]:
-    call = read(ToolCall, value, prefix)
-    function = read(CalledFunction, call.function, f"{prefix}function.")
-    at, arguments = f"{prefix}function.arguments", function.arguments
-    if arguments is None or arguments == "":
-        arguments = {}
-    elif isinstance(arguments, str):  # OpenAI sends a string of JSON, templates take the object
-        arguments = decode(arguments.encode(), what=at, param=at)
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{at} must be a JSON object, or a string that holds one", param=at)
-    named = {} if call.id is None else {"id": call.id}
-    return {**named, "type": call.type, "function": {"name": function.name, "arguments": arguments}}
-
-
-def _is_variable(name: str) -> bool:
-    return name.isascii() and name.isidentifier() and len(name) <= MAX_VARIABLE_LENGTH
+    return value

@@ -81,7 +81,9 @@ def read(model: type[Model], value: object, prefix: str = "") -> Model:
     if unknown := [name for name in value if name not in known]:
         raise _unknown(model, unknown, prefix)
     for name, values in model.neutral.items():
-        if (given := value.get(name)) is not None and not any(_is_same(given, neutral) for neutral in values):
+        if (given := value.get(name)) is not None and not any(
+            given == neutral and isinstance(given, bool) == isinstance(neutral, bool) for neutral in values
+        ):
             instead = "".join(f" or give {msgspec.json.encode(neutral).decode()}" for neutral in values)
             message = f"{prefix}{name} {model.reasons.get(name, 'is not supported yet')}: leave it out{instead}"
             raise InvalidRequest(message, param=f"{prefix}{name}", code="unsupported_parameter")
@@ -103,10 +105,6 @@ def _unknown(model: type[Wire], unknown: Sequence[str], prefix: str) -> InvalidR
         what = f"{param or 'the document'} has {len(unknown)} unknown {fields}"
     message = f"{what}; known are {', '.join(model.model_fields)}"
     return InvalidRequest(message, param=param or None, code="unknown_parameter")
-
-
-def _is_same(given: object, neutral: object) -> bool:
-    return given == neutral and isinstance(given, bool) == isinstance(neutral, bool)
 
 
 def _invalid(model: type[Wire], error: ValidationError, prefix: str) -> InvalidRequest:

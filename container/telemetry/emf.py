@@ -41,9 +41,9 @@ def members(metrics: Iterable[Metric], dimensions: Mapping[str, str], *, at: flo
     }
     metadata = {"Timestamp": int(at * 1000), "CloudWatchMetrics": [directive]}
     values = {name: metric.value for name, metric in finite.items()}
-    return {name: _dimension(value) for name, value in dimensions.items()} | values | {"_aws": metadata}
-
-
-def _dimension(value: str) -> str:
-    """Make a value acceptable: CloudWatch drops a metric if a dimension is empty or not plain ASCII."""
-    return re.sub(r"[^\x20-\x7e]", "?", value)[:_MAX_DIMENSION_CHARACTERS].strip() or "?"
+    # CloudWatch drops a metric if a dimension is empty or not plain ASCII.
+    written = {
+        name: re.sub(r"[^\x20-\x7e]", "?", value)[:_MAX_DIMENSION_CHARACTERS].strip() or "?"
+        for name, value in dimensions.items()
+    }
+    return written | values | {"_aws": metadata}

@@ -40,12 +40,10 @@ class ProgressWriter:
                 try:
                     await self._write(job_id, data)
                 except Exception as error:
-                    self._warn_once(error)
+                    if not self._has_warned:
+                        message = "progress can't be written beside the journal (later failures are not logged): %s: %s"
+                        extra = {"action": "progress_not_written"}
+                        logger.warning(message, type(error).__name__, error, extra=extra)
+                    self._has_warned = True
         finally:
             del self._writing[job_id]
-
-    def _warn_once(self, error: Exception) -> None:
-        if not self._has_warned:
-            message = "progress can't be written beside the journal (later failures are not logged): %s: %s"
-            logger.warning(message, type(error).__name__, error, extra={"action": "progress_not_written"})
-        self._has_warned = True

@@ -87,11 +87,14 @@ def resolve(
     don't fit, or a token id is outside the vocabulary.
     """
     parameters = item.parameters
+    _validate_token_ids(item, defaults, "stop_token_ids", parameters.stop_token_ids)
+    # As in vLLM, the model's end-of-sequence tokens stop a text unless they are ignored.
+    ends = () if parameters.ignore_eos else defaults.eos_token_ids
     sampling = Sampling(
         max_new_tokens=_max_new_tokens(item, prompt_tokens, limit_tokens, default_max_new_tokens),
         min_new_tokens=parameters.min_new_tokens,
         temperature=_temperature(item, defaults),
-        stop_token_ids=_stop_token_ids(item, defaults),
+        stop_token_ids=tuple(dict.fromkeys((*ends, *parameters.stop_token_ids))),
         # These change scores, so they count for greedy choices too.
         repetition_penalty=_first(parameters.repetition_penalty, defaults.repetition_penalty, 1.0),
         presence_penalty=_first(parameters.presence_penalty, 0.0),
@@ -158,13 +161,6 @@ def _temperature(item: Item, defaults: ModelDefaults) -> float:
         is_sampled = has_options or _first(defaults.do_sample, item.sample_by_default)
     temperature: float = _first(asked.temperature, defaults.temperature, 1.0) if is_sampled else 0.0
     return 0.0 if temperature < MIN_TEMPERATURE else temperature
-
-
-def _stop_token_ids(item: Item, defaults: ModelDefaults) -> tuple[int, ...]:
-    """Return the model's end-of-sequence tokens unless they are ignored, and the request's own, as in vLLM."""
-    own = item.parameters.stop_token_ids
-    _validate_token_ids(item, defaults, "stop_token_ids", own)
-    return tuple(dict.fromkeys(own if item.parameters.ignore_eos else (*defaults.eos_token_ids, *own)))
 
 
 def _validate_token_ids(item: Item, defaults: ModelDefaults, parameter: str, token_ids: Iterable[int]) -> None:

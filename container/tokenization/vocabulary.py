@@ -85,22 +85,17 @@ class Vocabulary:
         if self._has_byte_tokens and (byte := _BYTE_TOKEN.fullmatch(name)):
             value = bytes.fromhex(byte[1])
             return Token(_shown(value), value, is_byte=True)
-        value = _byte_level(name) if self.is_byte_level else self._between([name]).encode()
+        if not self.is_byte_level:
+            value = self._between([name]).encode()
+        elif all(character in _BYTE_OF_CHARACTER for character in name):
+            value = bytes(_BYTE_OF_CHARACTER[character] for character in name)
+        else:  # an added token, which is text as it stands, as the decoder has it
+            value = name.encode()
         return Token(_shown(value), value)
 
     def _between(self, names: list[str]) -> str:
         text: str = self._tokenizer.convert_tokens_to_string([_BEFORE, *names])
         return text[len(_BEFORE) :]
-
-
-def _byte_level(name: str) -> bytes:
-    """Return the bytes that a token's name stands for.
-
-    An added token may hold other characters: it is text as it stands, as the decoder has it.
-    """
-    values = [_BYTE_OF_CHARACTER.get(character) for character in name]
-    known = [value for value in values if value is not None]
-    return bytes(known) if len(known) == len(values) else name.encode()
 
 
 def _shown(value: bytes) -> str:
