@@ -11,7 +11,6 @@ Hq, Hkv: query and key/value heads; G = Hq / Hkv; D: head dimension; T: query to
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -30,8 +29,8 @@ NAME = "longhaul_varlen"
 class DecodeGroup:
     """Sequences of similar length with one query token each, attended in one padded call."""
 
-    rows: torch.Tensor  # [B] their query tokens' places in the step
-    key_index: torch.Tensor  # [B * L] places in the step's key list, padded with the sequence's first
+    rows: torch.Tensor  # [B] indices of their query tokens in the step
+    key_index: torch.Tensor  # [B * L] indices in the step's key list, padded with the sequence's first
     mask: torch.Tensor | None  # [B, 1, 1, L] additive; None if all have length L
 
 
@@ -48,7 +47,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What is the same for all layers of a step that share an allocator."""
+    """The part of a step's attention that is the same for all layers that share an allocator."""
 
     groups: tuple[DecodeGroup, ...]
     prefills: tuple[Prefill, ...]
@@ -57,8 +56,9 @@ class StepPlan:
 def plan_step(
     query_starts: list[int], key_starts: list[int], window: int | None, dtype: torch.dtype, device: torch.device
 ) -> StepPlan:
-    """`query_starts` and `key_starts` [N + 1] are the cumulative lengths; `window` W: a query sees its last W keys.
+    """Sort a step's sequences into padded groups and single prefills.
 
+    `query_starts` and `key_starts` [N + 1] are the cumulative lengths; with a `window` W a query sees its last W keys.
     The cache hands over at most W - 1 old keys for sliding layers, so a decoding row never needs the window.
     """
     decodes: list[tuple[int, int, int]] = []
@@ -85,7 +85,7 @@ def _decode_group(rows: list[tuple[int, int, int]], dtype: torch.dtype, device: 
     mask = None
     if rows[0][0] != longest:
         mask = torch.zeros(inside.shape, dtype=dtype, device=device).masked_fill_(~inside, float("-inf"))[:, None, None]
-    return DecodeGroup(torch.tensor([place for _, place, _ in rows], device=device), key_index, mask)
+    return DecodeGroup(torch.tensor([q0 for _, q0, _ in rows], device=device), key_index, mask)
 
 
 def _prefill_mask(
@@ -102,16 +102,17 @@ def _prefill_mask(
 
 
 class _Plans:
-    """The current step's plan per allocator. A step is known by its `read_index` list, which the library makes anew
-    for each step and hands to every layer."""
+    """Owns the plans of the present step, by the index of the layers' allocator."""
 
     def __init__(self) -> None:
-        self._step: list[torch.Tensor] | None = None
+        self._read_index: list[torch.Tensor] | None = None
         self._plans: dict[int, StepPlan] = {}
 
     def get(self, cache: PagedAttentionCache, layer_idx: int, query: torch.Tensor, kwargs: dict[str, Any]) -> StepPlan:
-        if kwargs["read_index"] is not self._step:
-            self._step, self._plans = kwargs["read_index"], {}
+        # No argument names the step. But the library makes this list anew for each step and hands it to every layer,
+        # and no other list can have its identity while it is kept here.
+        if kwargs["read_index"] is not self._read_index:
+            self._read_index, self._plans = kwargs["read_index"], {}
         allocator = cache.layer_to_allocator[layer_idx]
         if allocator.index not in self._plans:
             self._plans[allocator.index] = plan_step(
@@ -124,7 +125,7 @@ class _Plans:
         return self._plans[allocator.index]
 
 
-_plans_by_cache: weakref.WeakKeyDictionary[PagedAttentionCache, _Plans] = weakref.WeakKeyDictionary()
+_plans = _Plans()
 
 
 def padded_attention(
@@ -139,11 +140,10 @@ def padded_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The path without a kernel of its own: any device, dtype and head size. Returns ([1, T, Hq, D], None)."""
-    _refuse_sinks(kwargs)
+    """Attend on any device, with any dtype and head size. Returns ([1, T, Hq, D], None)."""
+    _validate_sinks(kwargs)
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
-    plans = _plans_by_cache.setdefault(cache, _Plans())
-    plan = plans.get(cache, layer_idx, query, kwargs)
+    plan = _plans.get(cache, layer_idx, query, kwargs)
     keys, values = cache.update(key_states=key, value_states=value, layer_idx=layer_idx, kwargs=kwargs)
     # [1, Hkv, K, D] is a view of [K, Hkv, D]: gather rows there.
     keys, values = keys[0].transpose(0, 1), values[0].transpose(0, 1)
@@ -165,7 +165,10 @@ def _decode(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """[B, Hq, D]. The G query heads of a key head become rows of one matrix, so that no key is repeated."""
+    """Attend the group's rows. Returns [B, Hq, D].
+
+    The G query heads of a key head become rows of one matrix, so that no key is repeated.
+    """
     batch, key_heads, dim = group.rows.shape[0], keys.shape[1], keys.shape[2]
     query = queries[group.rows].view(batch, key_heads, -1, dim)
     key = keys.index_select(0, group.key_index).view(batch, -1, key_heads, dim).transpose(1, 2)
@@ -181,7 +184,7 @@ def _prefill(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """[q1 - q0, Hq, D]."""
+    """Attend one sequence's new tokens. Returns [q1 - q0, Hq, D]."""
     query = queries[prefill.q0 : prefill.q1].transpose(0, 1).unsqueeze(0)
     key, value = (
         x[prefill.k0 : prefill.k1].transpose(0, 1).repeat_interleave(query.shape[1] // x.shape[1], dim=0).unsqueeze(0)
@@ -221,10 +224,13 @@ def flash_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """PyTorch's FlashAttention: CUDA from compute capability 8.0, half precision. Returns ([1, T, Hq, D], None)."""
+    """Attend with PyTorch's FlashAttention: CUDA from compute capability 8.0, half precision.
+
+    Returns ([1, T, Hq, D], None).
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    _refuse_sinks(kwargs)
+    _validate_sinks(kwargs)
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
     window = getattr(cache.layer_to_allocator[layer_idx], "sliding_window", None)
     # `update` also replaces the per-layer-type lengths in kwargs by this layer's own.
@@ -245,14 +251,16 @@ def flash_attention(
     return out.unsqueeze(0), None
 
 
-def _refuse_sinks(kwargs: dict[str, Any]) -> None:
-    # The allow-list keeps such models out; ignoring sinks would be silently wrong.
+def _validate_sinks(kwargs: dict[str, Any]) -> None:
+    # The list of supported models keeps out those with sinks; ignoring them would be silently wrong.
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention sinks are not implemented")
 
 
-def why_not_flash(device: torch.device, dtype: torch.dtype, head_dim: int, softcap: float | None) -> str | None:
-    """The reason why `flash_attention` can't serve; None if it can."""
+def flash_rejection_reason(
+    device: torch.device, dtype: torch.dtype, head_dim: int, softcap: float | None
+) -> str | None:
+    """Return why `flash_attention` can't serve; None if it can."""
     if device.type != "cuda":
         return f"device is {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -267,5 +275,5 @@ def why_not_flash(device: torch.device, dtype: torch.dtype, head_dim: int, softc
 
 
 def register(*, flash: bool) -> None:
-    """Make `attn_implementation=NAME` mean one of the two for models loaded from now on."""
+    """Make `attn_implementation=NAME` mean one of the two functions for models loaded from now on."""
     AttentionInterface.register(NAME, flash_attention if flash else padded_attention)

@@ -1,6 +1,6 @@
 """The continuous batch: `transformers`' manager with our attention, our sampler, and one report per step.
 
-Extends the library by overriding and calling `super()`. Its test, `test_batch.py`, holds a digest of each overridden
+It extends the library by overriding and calling `super()`. Its test, `test_batch.py`, holds a digest of each overridden
 method's source, so that an upgrade that changes one is noticed.
 """
 
@@ -35,13 +35,12 @@ from container.engine.worker.sampler import Sampler
 PAGE_TOKENS = 32
 """Prompts share a cached prefix in whole pages of this many tokens."""
 
-# A step of this many tokens takes well under a second on two cores, and fills a GPU.
-_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
-_RUNNING = {"cpu": 64, "cuda": 256}
+_MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a step takes well under a second on two cores, and fills a GPU
+_MAX_RUNNING = {"cpu": 64, "cuda": 256}
 
 
 class _FailureRouter(OutputRouter):
-    """Finished sequences are reported with their step; only a sequence that the library fails comes through here."""
+    """Collects the sequences that the library fails. Finished ones are reported with their step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class _FailureRouter(OutputRouter):
 
 
 class _Preemption(OffloadingManager):
-    """The library's, and a way out where it has none.
+    """The library's preemption, with a way out where it has none.
 
     The cache hands out sectors, each to one kind of layers. What finished and preempted sequences leave free in the
     sectors of full attention is of no use to sliding layers, and the other way round, so that even a sequence that
@@ -65,10 +64,12 @@ class _Preemption(OffloadingManager):
     """
 
     def offload_requests(self) -> bool:
-        return bool(super().offload_requests()) or self._start_last_again()
+        """Preempt by the library's rules; else prefill the only running sequence anew, in an otherwise empty cache.
 
-    def _start_last_again(self) -> bool:
-        """Prefill the only running sequence anew, in an empty cache that is its own until some sequence finishes."""
+        Nothing else is admitted then until a sequence finishes. Returns whether there is room for the next step.
+        """
+        if super().offload_requests():
+            return True
         scheduler = self.scheduler
         if len(scheduler.active_requests) != 1 or not scheduler.starved_requests:
             return False
@@ -121,7 +122,7 @@ class Batch(ContinuousBatchingManager):
         self.warmup()  # creates the cache
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
-        """Keep ours: the model was loaded with it."""
+        """Do nothing: the model was loaded with our attention."""
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor: ContinuousBatchProcessor = super()._create_batch_processor()
@@ -175,7 +176,7 @@ class Batch(ContinuousBatchingManager):
         self._wake_up_loop.set()
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
-        """One turn of the library's loop, and its report."""
+        """Run one turn of the library's loop and report it."""
         scheduler = batch_processor.scheduler
         if scheduler.block_new_requests and not scheduler.active_requests:
             # After a preemption the library admits nothing until a sequence finishes. If all that ran were
@@ -204,26 +205,23 @@ class Batch(ContinuousBatchingManager):
         self._last_gauges = gauges
         ios = processor.inputs_and_outputs
         assert isinstance(ios, ContinuousBatchingIOs), "use_async_batching is off"
-        in_step = ios.requests_in_batch if stepped else []
+        with_token = [future for future in ios.requests_in_batch if future.has_new_token] if stepped else []
         self._on_step(
             Step(
                 steps=self._steps,
-                tokens=self._new_tokens([future for future in in_step if future.has_new_token]),
+                tokens=[_new_tokens(future, self._sampler.logprobs.get(row)) for row, future in enumerate(with_token)],
                 failed=failed,
                 cache_use=_cache_use(processor),
                 preemptions=preempted,
             )
         )
 
-    def _new_tokens(self, futures: list[FutureRequestState]) -> list[NewTokens]:
-        return [_new_token(future, self._sampler.logprobs.get(row)) for row, future in enumerate(futures)]
-
     def _handle_critical_error(self, error: Exception, batch_processor: ContinuousBatchProcessor | None) -> None:
-        """The loop is dead, and with it this process: say why. The edge has every token."""
+        """Say why the loop is dead, and this process with it. The server has every token."""
         self._on_crash(error)
 
 
-def _new_token(future: FutureRequestState, scored: TokenLogprobs | None) -> NewTokens:
+def _new_tokens(future: FutureRequestState, scored: TokenLogprobs | None) -> NewTokens:
     state = future.state
     token_id = state.generated_tokens[-1]
     finish: FinishReason | None = None
@@ -233,7 +231,7 @@ def _new_token(future: FutureRequestState, scored: TokenLogprobs | None) -> NewT
 
 
 def _cache_use(processor: ContinuousBatchProcessor) -> float:
-    """Share of the cache that live sequences hold; pages kept only for sharing can be had at any time."""
+    """Return the share of the cache that live sequences hold. Blocks kept only for sharing count as free."""
     cache = processor.cache
     evictable = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
     free = cache.compute_free_capacity(relative=False) + evictable
@@ -242,8 +240,8 @@ def _cache_use(processor: ContinuousBatchProcessor) -> float:
 
 def _configuration(loaded: LoadedModel, settings: EngineConfig) -> ContinuousBatchingConfig:
     kind = loaded.device.type
-    batch_tokens = settings.max_batch_tokens or _BATCH_TOKENS[kind]
-    running = min(_RUNNING[kind], batch_tokens)
+    batch_tokens = settings.max_batch_tokens or _MAX_BATCH_TOKENS[kind]
+    running = min(_MAX_RUNNING[kind], batch_tokens)
     return ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
         num_blocks=max(1, _cache_tokens(loaded, settings, batch_tokens, running) // PAGE_TOKENS),

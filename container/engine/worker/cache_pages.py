@@ -1,4 +1,7 @@
-"""The pages of the KV cache: what sequences need of each kind of layers, hold of it, and whether there is room."""
+"""The pages of the KV cache: how many blocks sequences need and hold, and whether there is room.
+
+The cache is made of sectors, each cut into blocks for one kind of layers (full or sliding attention).
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,28 @@ from collections.abc import Iterable, Mapping, Set
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.requests import RequestState
 
-Pages = Mapping[str, int]
-"""How many of each kind of layers' blocks."""
+BlockCounts = Mapping[str, int]
+"""Numbers of blocks, by kind of layers."""
 Blocks = Mapping[str, Set[int]]
-"""Which."""
+"""Indices of blocks, by kind of layers."""
 
 
 class CachePages:
-    """Counts only; what it changes at most is to give up blocks that nobody holds and are kept for sharing."""
+    """Counts blocks. It changes nothing but blocks that no sequence holds."""
 
     def __init__(self, cache: PagedAttentionCache) -> None:
         self._cache = cache
         self._kinds = cache.cache_allocators
 
-    def needed(self, state: RequestState, tokens: int) -> Pages:
-        """For so many more tokens of it."""
+    def needed(self, state: RequestState, tokens: int) -> BlockCounts:
+        """Return the blocks that the sequence needs for `tokens` more tokens."""
         return {
             kind: allocator.needs_new_blocks(state.request_id, state.current_len(), tokens)
             for kind, allocator in self._kinds.items()
         }
 
     def shared(self, state: RequestState) -> Blocks:
-        """What of a waiting prompt is in the cache already."""
+        """Return the blocks of a waiting prompt that are in the cache already."""
         if not self._cache.use_prefix_sharing:
             return {}
         return {
@@ -39,7 +42,7 @@ class CachePages:
         }
 
     def held(self, states: Iterable[RequestState]) -> Blocks:
-        """What becomes free if all of these end."""
+        """Return the blocks that become free if all of these sequences end."""
         ids = [state.request_id for state in states]
         held = {}
         for kind, allocator in self._kinds.items():
@@ -49,40 +52,44 @@ class CachePages:
         return held
 
     def cached(self) -> Blocks:
-        """What nobody holds and is kept for prompts that begin alike."""
+        """Return the blocks that no sequence holds, kept for prompts that begin alike."""
         return {kind: allocator.ledger.cached_blocks.keys() for kind, allocator in self._kinds.items()}
 
-    def at_most(self, sequences: int, tokens: int) -> Pages:
-        """No so many sequences need more for so many tokens."""
+    def upper_bound(self, sequences: int, tokens: int) -> BlockCounts:
+        """Return the most blocks that so many sequences can need for `tokens` more tokens in all."""
         return {kind: sequences + tokens // allocator.tokens_per_page for kind, allocator in self._kinds.items()}
 
-    def have_room(self, needed: Pages, *, margin: float = 0.0) -> bool:
-        """Whether this is free, and a share `margin` of the whole cache beyond it."""
+    def have_room(self, needed: BlockCounts, *, margin: float = 0.0) -> bool:
+        """Tell whether these blocks are free, and a share `margin` of the whole cache beyond them."""
         spare = math.ceil(margin * self._cache.num_sectors)
         first = next(iter(self._kinds))
         wanted = dict(needed)
         wanted[first] = wanted.get(first, 0) + spare * self._kinds[first].blocks_per_sector
         return bool(self._cache.count_storable_requests([wanted]) == 1)
 
-    def give_up_cached(self) -> None:
+    def evict_cached(self) -> None:
+        """Free the blocks that are only kept for sharing."""
         self._cache.evict_cached_blocks()
         self.free_sectors()
 
     def free_sectors(self) -> None:
-        """Those without a block in use are for any kind of layers then."""
+        """Give sectors without a block in use back to the pool, for any kind of layers."""
         self._cache.pool.try_to_free_sectors()
 
 
-def total(pages: Iterable[Pages]) -> Pages:
+def total(counts: Iterable[BlockCounts]) -> BlockCounts:
     summed: Counter[str] = Counter()
-    for some in pages:
-        summed.update(some)
+    for each in counts:
+        summed.update(each)
     return summed
 
 
-def without(pages: Pages, *less: Pages) -> Pages:
-    return {kind: count - sum(some.get(kind, 0) for some in less) for kind, count in pages.items()}
+def minus(counts: BlockCounts, less: BlockCounts) -> BlockCounts:
+    return {kind: number - less.get(kind, 0) for kind, number in counts.items()}
 
 
-def count(blocks: Blocks, *, besides: Blocks | None = None) -> Pages:
-    return {kind: len(some - besides.get(kind, set()) if besides else some) for kind, some in blocks.items()}
+def count(blocks: Blocks, *, except_for: Blocks | None = None) -> BlockCounts:
+    """Return the numbers of blocks, those in `except_for` not counted."""
+    return {
+        kind: len(indices - except_for.get(kind, set()) if except_for else indices) for kind, indices in blocks.items()
+    }

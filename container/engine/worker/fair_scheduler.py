@@ -1,7 +1,7 @@
-"""Who comes in, who fills the next step, and who goes when the KV cache is full.
+"""The scheduler: decides which sequences come in, fill the next step, and go when the KV cache is full.
 
-Extends the library's scheduler as `batch.py` extends its manager. A newcomer is a sequence of someone who had no
-other one running when it was submitted; the others are the rest.
+It extends the library's scheduler as `batch.py` extends its manager. A newcomer is a sequence whose owner had no other
+one running when it was submitted; all the rest are called others.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
-from container.engine.worker.cache_pages import Blocks, CachePages, Pages, count, total, without
+from container.engine.worker.cache_pages import BlockCounts, Blocks, CachePages, count, minus, total
 
 NAME = "longhaul_fair"
 
-_PATIENCE_STEPS = 3
-"""For how many steps in a row the oldest prompt may be passed over."""
+_MAX_PASSED_OVER_STEPS = 3
+"""Steps in a row without the oldest prompt, before it goes first."""
 _MARGIN = 0.1
-"""The share of the cache that stays free when a prompt comes in: with more of it less is preempted, and less runs."""
+"""Share of the cache that stays free when a prompt comes in: with more of it less is preempted, and less runs."""
 
 
 class FairScheduler(FIFOScheduler):
-    """First come, first served among newcomers, and among the others behind them.
+    """Serves newcomers first come, first served, and the others in the same way behind them.
 
     **In.** A prompt comes in when the cache has room for the whole of it and of all that were let in before, with a
     margin beyond for what they generate: so those within don't get stuck half done. What others hold counts as room for
-    a newcomer. The oldest of the others running is exempt, and where none runs, the oldest that waits ranks with the
-    newcomers: however many of those come, the others go on one by one.
+    a newcomer, except for what the oldest of the others that run holds; where none of them runs, the oldest that waits
+    ranks with the newcomers. So the others go on one by one, however many newcomers come.
 
-    **Step.** Decoding rows first, then newcomers' prompts, the least done first, so that a short one doesn't wait for a
-    long one, then the others'. The oldest prompt is not passed over for long.
+    **Step.** Decoding rows go first, then newcomers' prompts, the least done first, so that a short one need not wait
+    for a long one, then the others' prompts. The oldest prompt is not passed over for long.
 
-    **Out.** Where the next step lacks room, others are preempted, the youngest first, then newcomers; never the last.
-    They wait at their age's place and lose nothing but time.
+    **Out.** Where the next step lacks room, others are preempted, the youngest first, then newcomers; the last sequence
+    never is. They wait in the order of their age and lose nothing but time.
     """
 
     def __init__(self, cache: PagedAttentionCache, safety_margin: float | None, max_requests_per_batch: int) -> None:
@@ -43,7 +43,7 @@ class FairScheduler(FIFOScheduler):
     def reset(self) -> None:
         super().reset()
         self._pages = CachePages(self.cache)
-        self._kept: RequestState | None = None
+        self._kept: RequestState | None = None  # the oldest of the others running: preempted last
         self._chosen: list[RequestState] = []
         self._is_tight = False
         self._passed_over = 0
@@ -80,8 +80,8 @@ class FairScheduler(FIFOScheduler):
         oldest = min(prompts, key=_age, default=None)
         if self._is_tight:
             decoding.sort(key=self._rank)
-        # What decodes may read so much of the cache that the library has no index left for a prompt.
-        ahead = prompts[:1] if self._passed_over >= 2 * _PATIENCE_STEPS else []
+        # Decoding rows may read so much of the cache that the library has no index left for a prompt.
+        ahead = prompts[:1] if self._passed_over >= 2 * _MAX_PASSED_OVER_STEPS else []
         scheduled: tuple[list[FutureRequestState], bool, bool, int, int]
         scheduled = super()._process_candidates(ahead + decoding + prompts[len(ahead) :], *args, **kwargs)
         is_served = oldest is None or any(future.state is oldest for future in scheduled[0])
@@ -92,66 +92,82 @@ class FairScheduler(FIFOScheduler):
         newcomers = [state for state in prompts if is_newcomer(state)]
         newcomers.sort(key=lambda state: state.position_offset)
         ordered = newcomers + sorted((state for state in prompts if not is_newcomer(state)), key=_age)
-        if ordered and self._passed_over >= _PATIENCE_STEPS:
+        if ordered and self._passed_over >= _MAX_PASSED_OVER_STEPS:
             oldest = min(ordered, key=_age)
             ordered = [oldest, *(state for state in ordered if state is not oldest)]
         return ordered
 
     def _rank(self, state: RequestState) -> tuple[bool, int]:
-        """Those that rank last are preempted first."""
+        """Return the sort key for preemption: those that rank last are preempted first."""
         return (state is not self._kept and not is_newcomer(state), _age(state))
 
     def _choose(self) -> list[RequestState]:
-        """Those that may come in with this step, as far as its tokens go."""
+        """Return those that may come in with this step, as far as its tokens go."""
         if not self.waiting_requests:
             return []
         running = list(self.active_requests.values())
         waiting = [self.waiting_requests[request_id] for request_id in self.waiting_requests_order]
-        if self._have_room(self._pages.at_most(len(running + waiting), sum(map(_tokens_to_come, running + waiting)))):
+        both = running + waiting
+        if self._have_room(self._pages.upper_bound(len(both), sum(map(_tokens_to_come, both)))):
             return waiting
         newcomers = [state for state in waiting if is_newcomer(state)]
         others = [state for state in waiting if not is_newcomer(state)]
         if self._kept is None and others:
             newcomers = sorted([*newcomers, others.pop(0)], key=_age)
-        victims = [state for state in running if state is not self._kept and not is_newcomer(state)]
-        held = self._pages.held(victims if newcomers else ())
         needed = total(self._pages.needed(state, _tokens_to_come(state)) for state in running)
         chosen: list[RequestState] = []
-        for group, promised in ((newcomers, held), (others, {})):
-            for state in group:
-                needed_with_it = self._needed_with(state, needed, promised, may_evict=not chosen)
-                if needed_with_it is None:
-                    if not running and not chosen:  # it has the cache for itself, so there will never be more
-                        return [state]
-                    break
-                needed = needed_with_it
-                chosen.append(state)
+        if newcomers:
+            # What the others hold counts as room for newcomers: they are preempted where it comes to that.
+            preemptible = [state for state in running if state is not self._kept and not is_newcomer(state)]
+            needed = self._let_in(newcomers, needed, self._pages.held(preemptible), chosen)
+            if not running and not chosen:
+                return newcomers[:1]  # it has the cache for itself, so there will never be more room
+        self._let_in(others, needed, {}, chosen)
         return chosen
 
-    def _needed_with(self, state: RequestState, needed: Pages, held: Blocks, *, may_evict: bool) -> Pages | None:
-        """`needed` and the whole of this prompt, if there is room with what those hold that may be preempted."""
-        whole = total([needed, self._pages.needed(state, _tokens_to_come(state))])
-        if self._have_room(without(whole, count(held))):
-            return whole
-        shared, cached = self._pages.shared(state), self._pages.cached()
-        less = without(whole, count(shared))
-        if self._have_room(without(less, count(held, besides=shared))):
-            return less
-        if may_evict and self._have_room(without(less, count(held, besides=shared), count(cached, besides=shared))):
-            self._pages.give_up_cached()
-            return without(whole, count(self._pages.shared(state)))
+    def _let_in(
+        self, group: list[RequestState], needed: BlockCounts, reclaimable: Blocks, chosen: list[RequestState]
+    ) -> BlockCounts:
+        """Add to `chosen` those of the group before the first that lacks room. Return what all that are in need."""
+        for state in group:
+            with_it = self._needed_with(state, needed, reclaimable, may_evict=not chosen)
+            if with_it is None:
+                break
+            needed = with_it
+            chosen.append(state)
+        return needed
+
+    def _needed_with(
+        self, state: RequestState, needed: BlockCounts, reclaimable: Blocks, *, may_evict: bool
+    ) -> BlockCounts | None:
+        """Return `needed` and what this prompt needs as a whole; None if there is no room for both.
+
+        `reclaimable` counts as room. The cheapest question comes first: most prompts have room without a look at what
+        the cache has of them already, and evicting what it keeps for sharing is the last resort.
+        """
+        with_all = total([needed, self._pages.needed(state, _tokens_to_come(state))])
+        if self._have_room(minus(with_all, count(reclaimable))):
+            return with_all
+        shared = self._pages.shared(state)
+        with_rest = minus(with_all, count(shared))
+        missing = minus(with_rest, count(reclaimable, except_for=shared))
+        if self._have_room(missing):
+            return with_rest
+        if may_evict and self._have_room(minus(missing, count(self._pages.cached(), except_for=shared))):
+            self._pages.evict_cached()
+            return minus(with_all, count(self._pages.shared(state)))  # what of it was only cached is gone
         return None
 
-    def _have_room(self, needed: Pages) -> bool:
+    def _have_room(self, needed: BlockCounts) -> bool:
         return self._pages.have_room(needed, margin=self.safety_margin)
 
     def _make_room(self, token_budget: int) -> None:
         """Preempt until the cache holds the next step."""
-        most = self._pages.at_most(len(self.active_requests) + len(self._chosen), token_budget)
-        self._is_tight = not self._pages.have_room(most)
+        limit = self._pages.upper_bound(len(self.active_requests) + len(self._chosen), token_budget)
+        self._is_tight = not self._pages.have_room(limit)
         if not self._is_tight or self._pages.have_room(total(self._next_step(token_budget).values())):
             return
-        self._pages.give_up_cached()
+        self._pages.evict_cached()
         running = sorted(self.active_requests.values(), key=self._rank)
         needed = self._next_step(token_budget)
         in_all = total(needed.values())
@@ -159,13 +175,13 @@ class FairScheduler(FIFOScheduler):
             last = running.pop()
             was_prompt = last.status != RequestStatus.DECODING
             self._preempt(last)
-            in_all = without(in_all, needed[last.request_id])
-            if was_prompt:  # the next one has its tokens
+            in_all = minus(in_all, needed[last.request_id])
+            if was_prompt:  # the next prompt has its share of the step
                 needed = self._next_step(token_budget)
                 in_all = total(needed.values())
 
-    def _next_step(self, token_budget: int) -> dict[str, Pages]:
-        """What each sequence needs for it."""
+    def _next_step(self, token_budget: int) -> dict[str, BlockCounts]:
+        """Return the blocks that each sequence needs for the next step."""
         running = list(self.active_requests.values())
         decoding = [state for state in running if state.status == RequestStatus.DECODING]
         prompts = [state for state in running if state.status != RequestStatus.DECODING]
@@ -178,7 +194,7 @@ class FairScheduler(FIFOScheduler):
         return needed
 
     def _preempt(self, state: RequestState) -> None:
-        """As the library does where it starves."""
+        """Put a sequence back into the queue, as the library does with one that it has no room for."""
         again = state.create_equivalent_initial_request()
         self.cache.free_blocks(state.request_id, no_cache=True)
         state._status = RequestStatus.FINISHED
@@ -192,7 +208,7 @@ def _age(state: RequestState) -> int:
 
 
 def _tokens_to_come(state: RequestState) -> int:
-    """Of its prompt, or the next one."""
+    """Return how many tokens of its prompt are left, or 1 for its next token."""
     return 1 if state.status == RequestStatus.DECODING else len(state.remaining_prefill_tokens)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,17 +16,17 @@ _GPU_SHARE = 0.92
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken on the device: a GPU's free memory, or what host and control group leave."""
+    """Return the bytes that can still be taken: a GPU's free memory, or what host and control group leave."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     host = int(psutil.virtual_memory().available)
-    group = _cgroup_left()
+    group = cgroup_available_bytes()
     return host if group is None else min(host, group)
 
 
-def _cgroup_left(root: Path = _CGROUP) -> int | None:
-    """What the container's limit leaves, from cgroup v2 or v1; None where there is no limit."""
+def cgroup_available_bytes(root: Path = _CGROUP) -> int | None:
+    """Return what the container's limit leaves, from cgroup v2 or v1; None where there is no limit."""
     v2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
     v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
     for group, (limit, used, statistics, inactive) in ((root, v2), (root / "memory", v1)):
@@ -35,20 +36,15 @@ def _cgroup_left(root: Path = _CGROUP) -> int | None:
             continue
         # Files read once, like the model's, stay in the group's memory until it is needed for something else:
         # `docker stats` and Kubernetes don't count them either.
-        return max(0, left + _statistic(group / statistics, inactive))
+        with contextlib.suppress(OSError):
+            lines = map(str.split, (group / statistics).read_text().splitlines())
+            left += next((int(value) for name, value in lines if name == inactive), 0)
+        return max(0, left)
     return None
 
 
-def _statistic(path: Path, name: str) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), 0)
-
-
 def cpu_count(root: Path = _CGROUP) -> int:
-    """Cores this process may use: its affinity, cut to the control group's quota (`docker run --cpus`)."""
+    """Return the cores this process may use: its affinity, cut to the control group's quota (`docker run --cpus`)."""
     cores = len(os.sched_getaffinity(0))
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
@@ -63,13 +59,13 @@ def cpu_count(root: Path = _CGROUP) -> int:
 def cache_tokens(
     device: torch.device, *, bytes_per_token: int, layers: int, copies: int, step_bytes: int, max_model_len: int
 ) -> int:
-    """Tokens for the KV cache when the settings leave it to us.
+    """Return how many tokens the KV cache should hold if the settings don't say.
 
-    `bytes_per_token`: keys and values of all layers; `step_bytes`: what one step's activations and scores need at
-    most. Attention reads one layer's keys and values of the whole batch out of the cache, at most the whole cache's
-    share of a layer, and holds `copies` of them at once, which come on top. A GPU gives all it has; a host's memory is
-    shared with its other users, so there it is a modest size, or enough for four of the longest sequences, within half
-    of what is available.
+    `bytes_per_token` is for keys and values of all layers; `step_bytes` is the most that one step's activations and
+    scores need. Attention reads one layer's keys and values of the whole batch out of the cache, at most the whole
+    cache's share of a layer, and holds `copies` of them at once, which come on top. A GPU gives all it has. A host's
+    memory is shared with its other users, so there the cache has a modest size, or enough for four of the longest
+    sequences, within half of what is available.
     """
     with_copies = 1 + copies / layers
     if device.type == "cuda":

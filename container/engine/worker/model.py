@@ -1,6 +1,6 @@
-"""Loads a model for continuous batching, or refuses it with the reason.
+"""Loading of a model for continuous batching, or its refusal with the reason.
 
-Knows weights, device, dtype and which architectures give right results; nothing of requests.
+This knows weights, device, dtype and which architectures give right results, but no requests.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SUPPORTED = frozenset(
         "starcoder2",
     }
 )
-"""`model_type`s whose results under continuous batching equal `model.generate`'s. Others fail in the library, or
+"""Model types whose results under continuous batching equal those of `model.generate`. Others fail in the library, or
 worse, differ in silence (bloom's position bias and gpt_oss's attention sinks are dropped), so they are refused."""
 
 
@@ -66,13 +66,13 @@ class LoadedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of all layers."""
+        """Bytes of one token's keys and values in all layers."""
         heads = find_num_key_value_heads(self.config)
         return int(2 * self.config.num_hidden_layers * heads * find_head_dim(self.config) * self.dtype.itemsize)
 
 
 def load(settings: EngineConfig) -> LoadedModel:
-    """Raises ModelRefused when no restart would help."""
+    """Load the model's weights onto the device. Raises ModelRefused when no restart would help."""
     _check_weights(Path(settings.model_dir), settings.allow_pickle)
     whole, own_code = _read_config(settings)
     config = whole.get_text_config()
@@ -81,8 +81,9 @@ def load(settings: EngineConfig) -> LoadedModel:
     device, threads = _device(settings.device, settings.needs_gpu), settings.threads or cpu_count()
     torch.set_num_threads(threads)
     dtype = _dtype(settings.dtype, device, config)
-    slow_because = attention.why_not_flash(device, dtype, find_head_dim(config), _softcap(config))
-    attention.register(flash=slow_because is None)
+    softcap: float | None = getattr(config, "attn_logit_softcapping", None)
+    not_flash = attention.flash_rejection_reason(device, dtype, find_head_dim(config), softcap)
+    attention.register(flash=not_flash is None)
     model = _load_weights(settings, device, dtype, own_code=own_code)
     if packed_linear.can_pack(device, dtype):
         packed_linear.pack_linears(model)
@@ -91,7 +92,7 @@ def load(settings: EngineConfig) -> LoadedModel:
         config=config,
         device=device,
         dtype=dtype,
-        attention="flash" if slow_because is None else f"padded ({slow_because})",
+        attention="flash" if not_flash is None else f"padded ({not_flash})",
         max_model_len=max_model_len,
         threads=threads,
     )
@@ -99,42 +100,43 @@ def load(settings: EngineConfig) -> LoadedModel:
 
 def _check_weights(directory: Path, allow_pickle: bool) -> None:
     if not (directory / "config.json").is_file():
-        raise ModelRefused(f"{directory} holds no config.json: it is not a transformers model directory")
+        raise ModelRefused(f"{directory} has no config.json: it is not a transformers model directory")
     if (directory / "model.safetensors").is_file():
         return
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        shards = _shards(index)
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelRefused(f"{index} is not an index of weights: {type(error).__name__}: {error}") from error
         missing = sorted(name for name in shards if not (directory / name).is_file())
         if missing:
-            raise ModelRefused(f"{directory}: {len(missing)} of {len(shards)} weight files missing, first {missing[0]}")
+            raise ModelRefused(
+                f"{directory}: {len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}"
+            )
         return
     if not any(directory.glob("pytorch_model*.bin*")):
-        raise ModelRefused(f"{directory} holds no weights: expected model.safetensors or its shards with an index")
+        raise ModelRefused(f"{directory} has no weights: expected model.safetensors or its shards with an index")
     if not allow_pickle:
         raise ModelRefused(
-            f"{directory} holds only pickle weights (pytorch_model*.bin), which can run code when loaded: "
+            f"{directory} has only pickle weights (pytorch_model*.bin), which can run code when they are loaded: "
             "convert them to safetensors, or set LONGHAUL_ALLOW_PICKLE=1 if you trust their source"
         )
 
 
-def _shards(index: Path) -> set[str]:
-    try:
-        return set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelRefused(f"{index} is no index of weights: {type(error).__name__}: {error}") from error
-
-
 def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
-    """The configuration, and whether code of the model's own runs: only if trusted, and only for a model type that
-    is not supported without (some repositories still carry code for one that transformers has learned since)."""
+    """Return the configuration and whether the model's own code runs.
+
+    It runs only if it is trusted, and only for a model type that is not supported without it: some repositories still
+    carry code for a type that transformers has learned since.
+    """
     directory = settings.model_dir
     try:
         raw = json.loads((Path(directory) / "config.json").read_text())
         own_code = "auto_map" in raw and raw.get("model_type") not in SUPPORTED
         if settings.trust_remote_code or not own_code:
             return AutoConfig.from_pretrained(directory, trust_remote_code=own_code, local_files_only=True), own_code
-    except Exception as error:  # many kinds, and none that a restart would mend
+    except Exception as error:  # of many kinds, none of which a restart would mend
         raise ModelRefused(f"{directory}: the model's configuration can't be read: {error}") from error
     raise ModelRefused(
         f"model type {raw.get('model_type')} brings its own Python code: "
@@ -147,17 +149,15 @@ def _check_architecture(whole: PretrainedConfig, config: PretrainedConfig, *, ow
     if unknown and not own_code:
         raise ModelRefused(
             f"model type {unknown[0]} is not known to give right results under continuous batching; "
-            f"supported are: {', '.join(sorted(SUPPORTED))}"
+            f"the supported types are {', '.join(sorted(SUPPORTED))}"
         )
     if unknown:
-        logger.warning("model type %s runs its own code: nobody has compared its results", unknown[0])
+        logger.warning(
+            "model type %s runs its own code: its results have not been compared with those of model.generate",
+            unknown[0],
+        )
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelRefused(f"this {config.model_type} model attends in both directions: it is an encoder")
-
-
-def _softcap(config: PretrainedConfig) -> float | None:
-    softcap: float | None = getattr(config, "attn_logit_softcapping", None)
-    return softcap
 
 
 def _device(name: str | None, needs_gpu: bool) -> torch.device:
@@ -166,7 +166,7 @@ def _device(name: str | None, needs_gpu: bool) -> torch.device:
             return torch.device("cuda", 0)
         if needs_gpu:
             raise ModelRefused(
-                f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} can't use: {_why_no_cuda()}. "
+                f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} can't use: {_cuda_failure_reason()}. "
                 "Set LONGHAUL_DEVICE=cpu to do without it"
             )
         return torch.device("cpu")
@@ -184,18 +184,21 @@ def _device(name: str | None, needs_gpu: bool) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _why_no_cuda() -> str:
-    """`torch.cuda.is_available` does not say, but what it has tried does."""
+def _cuda_failure_reason() -> str:
+    """Return why CUDA is not available: `is_available` does not say, but the initialization that it has tried does."""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:
         return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-    return "it sees none"
+    return "it sees no CUDA device"
 
 
 def _dtype(name: str | None, device: torch.device, config: PretrainedConfig) -> torch.dtype:
-    """As asked; else float32 on a CPU (bfloat16 is several times slower in batches there), and on a GPU the
-    checkpoint's own half precision, or the best that the GPU has for one in float32."""
+    """Return the type that the settings name, or else the best one.
+
+    On a CPU that is float32 (bfloat16 is several times slower in batches there), on a GPU the checkpoint's own half
+    precision, or for a checkpoint in float32 the best half precision that the GPU has.
+    """
     if name is not None:
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
     if device.type != "cuda":
@@ -215,10 +218,12 @@ def _max_model_len(config: PretrainedConfig, wanted: int | None) -> int:
         # Past this length the library takes other rotary factors, and takes them for a whole step: one long sequence
         # would change the results of all that run beside it.
         limit = int(rope["original_max_position_embeddings"])
-        why = " in batches: beyond, its longrope scaling depends on the longest sequence of a batch"
+        why = " in batches: beyond that, its longrope scaling depends on the longest sequence of a batch"
         logger.warning("the model holds %d tokens%s", limit, why)
     if wanted is None and limit is None:
-        raise ModelRefused(f"model type {config.model_type} names no context length: set LONGHAUL_MAX_MODEL_LEN")
+        raise ModelRefused(
+            f"model type {config.model_type} doesn't tell its context length: set LONGHAUL_MAX_MODEL_LEN"
+        )
     if wanted is not None and limit is not None and wanted > limit:
         raise ModelRefused(f"LONGHAUL_MAX_MODEL_LEN is {wanted}; the model holds {limit} tokens{why}")
     return int(wanted or limit or 0)
@@ -243,21 +248,21 @@ def _load_weights(
     except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # these may pass: a restart is worth trying
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ModelRefused(f"{settings.model_dir}: the weights can't be loaded: {what}") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise ModelRefused(f"{settings.model_dir}: the weights can't be loaded: {cause}") from error
     model: PreTrainedModel = loaded[0]
     _check_loaded(settings.model_dir, loaded[1])
     if not model._supports_attention_backend:
-        raise ModelRefused(f"the code of {type(model).__name__} leaves no choice of attention: it can't run in batches")
+        raise ModelRefused(f"the code of {type(model).__name__} fixes its attention function: it can't run in batches")
     model.train(False)
     return model
 
 
 def _check_loaded(directory: str, report: dict[str, Any]) -> None:
-    """The library would make up random weights for what is missing or of another shape, and only warn."""
+    """Refuse missing weights and wrong shapes: the library would make up random weights for them, and only warn."""
     if missing := sorted(report["missing_keys"]):
-        raise ModelRefused(f"{directory}: {len(missing)} weights are missing, first {missing[0]}")
+        raise ModelRefused(f"{directory}: {len(missing)} weights are missing, the first is {missing[0]}")
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]
-        what = f"first {name}: {list(found)} instead of {list(expected)}"
-        raise ModelRefused(f"{directory}: {len(mismatched)} weights have another shape than config.json says, {what}")
+        first = f"the first is {name}, {list(found)} instead of {list(expected)}"
+        raise ModelRefused(f"{directory}: {len(mismatched)} weights have another shape than config.json says; {first}")

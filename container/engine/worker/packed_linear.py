@@ -36,12 +36,9 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def pack_linears(model: torch.nn.Module) -> int:
-    """Replace every plain linear layer of the model, in place; returns how many."""
-    packed = 0
+def pack_linears(model: torch.nn.Module) -> None:
+    """Replace every plain linear layer of the model, in place."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is torch.nn.Linear:
                 setattr(module, name, PackedLinear(child))
-                packed += 1
-    return packed

@@ -17,7 +17,7 @@ from container.engine.sequence import Sampling
 
 @dataclass(slots=True)
 class TokenCounts:
-    """What one sequence holds, [V] each. Counted once per token, not once per step."""
+    """The tokens that one sequence holds, [V] each. Each token is counted once, not in every step."""
 
     in_prompt: torch.Tensor  # bool
     in_output: torch.Tensor  # int32, times generated
@@ -30,7 +30,7 @@ class TokenCounts:
         return cls(in_prompt, torch.zeros(vocabulary, dtype=torch.int32, device=device))
 
     def add(self, output_ids: Sequence[int]) -> None:
-        """`output_ids`: all tokens generated so far, of which those not yet counted are."""
+        """Count the tokens that are new in `output_ids`, which are all that were generated so far."""
         new = torch.tensor(output_ids[self.generated :], device=self.in_output.device, dtype=torch.int64)
         self.in_output.index_add_(0, new, torch.ones_like(new, dtype=torch.int32))
         self.generated = len(output_ids)
@@ -40,7 +40,7 @@ class TokenCounts:
 class Penalized:
     """One row of the scores and what changes it."""
 
-    row: int
+    index: int
     sampling: Sampling
     counts: TokenCounts
 
@@ -49,15 +49,15 @@ def penalize(scores: torch.Tensor, penalized: Sequence[Penalized]) -> None:
     """Change the rows [R of N, V] in place."""
     if not penalized:
         return
-    rows = torch.tensor([one.row for one in penalized], device=scores.device)
-    counts = torch.stack([one.counts.in_output for one in penalized])
-    seen = torch.stack([one.counts.in_prompt for one in penalized]) | (counts > 0)
+    rows = torch.tensor([row.index for row in penalized], device=scores.device)
+    counts = torch.stack([row.counts.in_output for row in penalized])
+    seen = torch.stack([row.counts.in_prompt for row in penalized]) | (counts > 0)
     repetition, frequency, presence = (
         torch.tensor(values, dtype=scores.dtype, device=scores.device)[:, None]
         for values in (
-            [one.sampling.repetition_penalty for one in penalized],
-            [one.sampling.frequency_penalty for one in penalized],
-            [one.sampling.presence_penalty for one in penalized],
+            [row.sampling.repetition_penalty for row in penalized],
+            [row.sampling.frequency_penalty for row in penalized],
+            [row.sampling.presence_penalty for row in penalized],
         )
     )
     changed = scores[rows]
@@ -69,5 +69,5 @@ def bias(scores: torch.Tensor, biases: Sequence[tuple[int, int, float]]) -> None
     """Add to single scores, given as (row, token id, bias), in place."""
     if biases:
         rows, token_ids, amounts = zip(*biases, strict=True)
-        place = (torch.tensor(rows, device=scores.device), torch.tensor(token_ids, device=scores.device))
-        scores.index_put_(place, torch.tensor(amounts, dtype=scores.dtype, device=scores.device), accumulate=True)
+        indices = (torch.tensor(rows, device=scores.device), torch.tensor(token_ids, device=scores.device))
+        scores.index_put_(indices, torch.tensor(amounts, dtype=scores.dtype, device=scores.device), accumulate=True)

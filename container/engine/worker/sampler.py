@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from container.engine.sequence import Sampling, TokenLogprobs
-from container.engine.worker.logprobs import Rivals
+from container.engine.worker.logprobs import TopLogprobs
 from container.engine.worker.penalties import Penalized, TokenCounts, bias, penalize
 
 # Sorted candidates looked at before the whole vocabulary. What lies beyond them takes part as one: the maximum of many
@@ -39,39 +39,45 @@ def _mix(z: int) -> int:
 
 
 def noise_key(seed: int, position: int) -> int:
-    """What one token's noise is made from: 64 bits, signed, of the seed and the absolute position (prompt included)."""
+    """Return what one token's noise is made from: 64 signed bits of the seed and the absolute position.
+
+    Positions count the prompt's tokens, too.
+    """
     key = _mix((seed + _GOLDEN) & _MASK64)
-    return _signed(_mix((key + (position + 1) * _GOLDEN) & _MASK64))
+    return _as_int64(_mix((key + (position + 1) * _GOLDEN) & _MASK64))
 
 
 def gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise [R, C] in float64 for keys [R] and token ids [R, C], both int64. Always finite."""
-    z = keys[:, None] + (ids + 1) * _signed(_GOLDEN)
-    z = (z ^ _shifted(z, 30)) * _signed(_MIX_1)
-    z = (z ^ _shifted(z, 27)) * _signed(_MIX_2)
-    uniform = (_shifted(z ^ _shifted(z, 31), 12).double() + 0.5) * 2.0**-52
+    """Return standard Gumbel noise [R, C] in float64 for keys [R] and token ids [R, C], both int64. It is finite."""
+    z = keys[:, None] + (ids + 1) * _as_int64(_GOLDEN)
+    z = (z ^ _shift_right(z, 30)) * _as_int64(_MIX_1)
+    z = (z ^ _shift_right(z, 27)) * _as_int64(_MIX_2)
+    uniform = (_shift_right(z ^ _shift_right(z, 31), 12).double() + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform))
 
 
-def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical right shift: torch's own copies the sign."""
+def _shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift right logically: torch's own shift copies the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(value: int) -> int:
-    """The same 64 bits as torch's int64 reads them."""
+def _as_int64(value: int) -> int:
+    """Return the same 64 bits as torch's int64 reads them."""
     return value - (1 << 64) if value >> 63 else value
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a step's scores: how to sample the token at `position`, of which `generated` came before it."""
+    """One row of a step's scores, and how to sample its token.
+
+    The token's `position` counts the prompt's tokens and the `generated` ones before it.
+    """
 
     sampling: Sampling
     position: int
     generated: int
     counts: TokenCounts | None = None
-    """What the sequence holds, if a penalty asks."""
+    """Tokens that the sequence holds, if a penalty needs them."""
 
 
 class _State(Protocol):
@@ -89,7 +95,7 @@ class _FutureState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _SampledRows:
-    """Tensors of the rows that sample, [R] each."""
+    """The parameters of the rows that sample, as tensors [R] each."""
 
     rows: torch.Tensor
     temperature: torch.Tensor
@@ -100,7 +106,7 @@ class _SampledRows:
 
 
 class Sampler:
-    """Takes the place of `transformers`' ContinuousBatchingLogitsProcessorList; the library then takes the argmax.
+    """Stands in for `transformers`' ContinuousBatchingLogitsProcessorList; the library then takes the argmax.
 
     Owns the parameters of the step being prepared. The library calls `prepare_tensor_args` on the host, then
     `__call__` in the same step's forward pass: this holds without CUDA graphs, which would replay an older step's.
@@ -113,13 +119,13 @@ class Sampler:
         self._states: list[_State] = []
         self._counts: dict[str, TokenCounts] = {}
         self.logprobs: dict[int, TokenLogprobs] = {}
-        """Of the last step's rows that ask for them."""
+        """Log probabilities of the last step, by the row that asked for them."""
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
-        """No defaults: every request carries its `Sampling`."""
+        """Do nothing: there are no defaults, every request carries its `Sampling`."""
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
-        """The edge has checked the values."""
+        """Do nothing: the server has checked the values."""
 
     def prepare_tensor_args(self, requests_in_batch: Sequence[_FutureState], arg_storage: torch.Tensor) -> torch.Tensor:
         """Note the parameters of the rows that get a token. They come first in the scores, in this order."""
@@ -129,13 +135,16 @@ class Sampler:
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
     ) -> torch.Tensor:
-        """scores [N, V] float32, whose first rows are those of `prepare_tensor_args`. Their argmax is the token."""
+        """Return scores [N, V] whose argmax over the rows of `prepare_tensor_args`, which come first, is their token.
+
+        `scores` [N, V] float32 is changed in place.
+        """
         before, self._counts = self._counts, {}
         rows = [self._row(state, before, scores) for state in self._states]
         wanted = [(index, row.sampling.logprobs) for index, row in enumerate(rows) if row.sampling.logprobs is not None]
-        rivals = Rivals(scores, wanted) if wanted else None
+        top = TopLogprobs(scores, wanted) if wanted else None
         choose(scores, rows)
-        self.logprobs = rivals.of_choice(scores.argmax(dim=-1)) if rivals is not None else {}
+        self.logprobs = top.of_choice(scores.argmax(dim=-1)) if top is not None else {}
         return scores
 
     def _row(self, state: _State, before: dict[str, TokenCounts], scores: torch.Tensor) -> Row:
@@ -157,7 +166,7 @@ def _is_penalized(sampling: Sampling) -> bool:
 
 
 def choose(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Scores [N, V] whose argmax over the first `len(rows)` rows is each row's next token. Changed in place."""
+    """Change scores [N, V] in place, so that each of the first `len(rows)` rows has its next token as argmax."""
     penalize(scores, [Penalized(i, row.sampling, row.counts) for i, row in enumerate(rows) if row.counts is not None])
     bias(scores, [(i, token_id, amount) for i, row in enumerate(rows) for token_id, amount in row.sampling.logit_bias])
     _hold_back_stop_tokens(scores, rows)
@@ -197,7 +206,7 @@ def _sampled_rows(rows: Sequence[Row], vocabulary: int, device: torch.device) ->
 
 
 def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
-    """Tokens [R] for scores [R, V]: from the best candidates where they suffice, from ever more where not."""
+    """Return tokens [R] for scores [R, V], from the best candidates where they suffice, from ever more where not."""
     # Falling from 0, they can't overflow however cold it is.
     scaled = (scores - scores.amax(dim=-1, keepdim=True)) / rows.temperature[:, None]
     log_mass = torch.logsumexp(scaled, dim=-1, keepdim=True)
@@ -212,10 +221,10 @@ def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
         keeps_all = (rows.top_k[left] >= vocabulary) & (rows.top_p[left] >= 1) & (rows.min_p[left] <= 0)
         kept[:, :beaten] &= ~keeps_all[:, None]
         sums = (log_probabilities + gumbel(rows.keys[left], ids)).masked_fill(~kept, float("-inf"))
-        highest, place = sums.max(dim=-1)
+        highest, column = sums.max(dim=-1)
         beyond = _beyond(log_probabilities, rows.keys[left], vocabulary)
         settled = is_known & (~keeps_all | (highest >= beyond)) | (count == vocabulary)
-        tokens[left[settled]] = ids[settled].gather(1, place[settled, None]).squeeze(1)
+        tokens[left[settled]] = ids[settled].gather(1, column[settled, None]).squeeze(1)
         left, beaten = left[~settled], count
         if not left.numel():
             break
@@ -225,7 +234,9 @@ def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
 def _keep(
     log_probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of falling log probabilities [R, C]: which are kept [R, C], and whether C candidates were enough to tell [R].
+    """Return which candidates are kept [R, C], and whether C candidates were enough to tell [R].
+
+    `log_probabilities` [R, C] fall from the first candidate to the last.
 
     With c[j] the mass of candidates 0..j, a whole vocabulary having mass 1:
       m1 = c[k - 1], or 1 where top_k is off           the mass that top_k keeps
@@ -249,7 +260,7 @@ def _keep(
 
 
 def _beyond(log_probabilities: torch.Tensor, keys: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """The largest sum [R] of all tokens beyond the candidates [R, C], drawn as one Gumbel variable.
+    """Return the largest sum [R] of all tokens beyond the candidates [R, C], drawn as one Gumbel variable.
 
     Its noise takes ids past the vocabulary, which no token has.
     """

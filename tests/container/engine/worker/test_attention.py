@@ -217,7 +217,7 @@ def test_attention_sinks_are_refused_rather_than_ignored(function: Any) -> None:
 
 
 def test_flash_attention_serves_no_cpu() -> None:
-    assert attention.why_not_flash(CPU, torch.bfloat16, 64, None) == "device is cpu"
+    assert attention.flash_rejection_reason(CPU, torch.bfloat16, 64, None) == "device is cpu"
 
 
 class FakeGpu:
@@ -253,4 +253,4 @@ def test_the_reason_against_flash_attention_is_said(
     reason: str | None,
 ) -> None:
     monkeypatch.setattr(torch, "cuda", FakeGpu(capability))
-    assert attention.why_not_flash(torch.device("cuda", 0), dtype, head_dim, softcap) == reason
+    assert attention.flash_rejection_reason(torch.device("cuda", 0), dtype, head_dim, softcap) == reason

@@ -41,6 +41,8 @@ class Engine:
         loaded = model.load(config)
         self.crashes: list[Exception] = []
         self.steps: list[Step] = []
+        self.loads: list[tuple[int, int]] = []
+        """Sequences that ran and that waited, at each step's report."""
         self.output: dict[int, list[int]] = {}
         self.finished: dict[int, FinishReason] = {}
         self.batch = Batch(loaded, config, on_step=self._take, on_crash=self.crashes.append)
@@ -50,6 +52,8 @@ class Engine:
     def _take(self, step: Step) -> None:
         assert not step.failed
         self.steps.append(step)
+        scheduler = self.batch.processor.scheduler
+        self.loads.append((len(scheduler.active_requests), len(scheduler.waiting_requests)))
         for new in step.tokens:
             assert new.id not in self.finished, "a finished sequence has no more tokens"
             self.output.setdefault(new.id, []).extend(new.token_ids)
@@ -334,6 +338,7 @@ def test_a_step_reports_one_token_of_each_running_sequence(tiny: TinyModel) -> N
         (3, [(1, "length"), (2, None)]),
         (4, [(2, "length")]),
     ]
+    assert engine.loads == [(2, 1), (2, 0), (1, 0), (0, 0)]
     assert all(0 <= step.cache_use <= 1 for step in engine.steps)
     assert (engine.steps[1].cache_use > 0, engine.steps[-1].cache_use) == (True, 0)
 
@@ -463,7 +468,7 @@ def test_a_prompt_needs_no_room_for_what_the_cache_has_already(tiny: TinyModel) 
     for id in range(5):
         engine.submit(id, document + random_prompt(5, seed=id), max_new_tokens=20)
     engine.finish(range(5))
-    assert max(step.running for step in engine.steps) == 5 and engine.preemptions == 0
+    assert max(running for running, _ in engine.loads) == 5 and engine.preemptions == 0
 
 
 def test_who_is_preempted_goes_on_before_those_that_came_later(tiny: TinyModel) -> None:
@@ -507,7 +512,7 @@ def test_cancelling_frees_the_cache_and_lets_those_that_wait_run(tiny: TinyModel
     engine.submit(1, waiting, max_new_tokens=16)
     engine.turn()
     engine.turn()
-    assert (engine.steps[-1].running, engine.steps[-1].waiting) == (1, 1)
+    assert engine.loads[-1] == (1, 1)
     engine.cancel(0)
     reference = Reference(tiny())
     assert_exact(reference, [waiting], engine.finish([1]), reference.generate([waiting]))

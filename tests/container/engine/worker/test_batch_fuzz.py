@@ -93,8 +93,8 @@ class Arrivals(RuleBasedStateMachine):
     @invariant()
     def the_reports_are_possible(self) -> None:
         assert not self.engine.crashes
-        for step in self.engine.steps[-1:]:
-            assert step.running <= self.engine.info.max_running and 0 <= step.cache_use <= 1
+        for step, (running, _) in zip(self.engine.steps[-1:], self.engine.loads[-1:], strict=True):
+            assert running <= self.engine.info.max_running and 0 <= step.cache_use <= 1
 
     def teardown(self) -> None:
         self.engine.finish(id for id in range(len(self.submitted)) if id not in self.tokens_at_cancel)

@@ -27,21 +27,21 @@ V1 = {
 
 @pytest.mark.parametrize("files", [V2, V1], ids=["v2", "v1"])
 def test_what_a_control_group_leaves_counts_files_read_once_as_free(tmp_path: Path, files: dict[str, str]) -> None:
-    assert memory._cgroup_left(write(tmp_path, files)) == 500
+    assert memory.cgroup_available_bytes(write(tmp_path, files)) == 500
 
 
 @pytest.mark.parametrize("files", [{}, V2 | {"memory.max": "max\n"}], ids=["no group", "no limit"])
 def test_without_a_limit_the_group_leaves_everything(tmp_path: Path, files: dict[str, str]) -> None:
-    assert memory._cgroup_left(write(tmp_path, files)) is None
+    assert memory.cgroup_available_bytes(write(tmp_path, files)) is None
 
 
 def test_a_limit_counts_where_the_statistics_are_missing(tmp_path: Path) -> None:
     group = {name: text for name, text in V2.items() if name != "memory.stat"}
-    assert memory._cgroup_left(write(tmp_path, group)) == 400
+    assert memory.cgroup_available_bytes(write(tmp_path, group)) == 400
 
 
 def test_a_group_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
-    assert memory._cgroup_left(write(tmp_path, V2 | {"memory.current": "5000\n"})) == 0
+    assert memory.cgroup_available_bytes(write(tmp_path, V2 | {"memory.current": "5000\n"})) == 0
 
 
 @pytest.mark.parametrize(

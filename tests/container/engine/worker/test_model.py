@@ -41,8 +41,8 @@ def break_index(directory: Path) -> None:
 
 GPTQ = {"quant_method": "gptq", "bits": 4}
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda d: (d / "config.json").unlink(), "holds no config.json"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
+    "no config": (lambda d: (d / "config.json").unlink(), "has no config.json"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "has no weights"),
     "pickle": (only_pickle, "LONGHAUL_ALLOW_PICKLE"),
     "a missing weight": (lose_a_weight, "model.norm.weight"),
     "an unsupported type": (lambda d: AutoConfig.for_model("bloom").save_pretrained(d), "bloom"),
@@ -58,7 +58,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an encoder": (lambda d: save_tiny_family(d, "gemma3_text", use_bidirectional_attention=True), "both directions"),
     "images": (lambda d: change_config(d, model_type="llava", text_config={"model_type": "llama"}), "llava"),
-    "a broken index": (break_index, "no index of weights"),
+    "a broken index": (break_index, "not an index of weights"),
 }
 
 
@@ -119,7 +119,7 @@ LONGROPE = {
 def test_a_model_whose_scaling_depends_on_the_batch_is_held_to_the_length_without_it(tmp_path: Path) -> None:
     save_tiny_family(tmp_path, "phi3", rope_parameters=LONGROPE, original_max_position_embeddings=128)
     assert load(EngineConfig(model_dir=str(tmp_path), threads=1)).max_model_len == 128
-    with pytest.raises(ModelRefused, match="holds 128 tokens in batches: beyond, its longrope scaling"):
+    with pytest.raises(ModelRefused, match="holds 128 tokens in batches: beyond that, its longrope scaling"):
         load(EngineConfig(model_dir=str(tmp_path), threads=1, max_model_len=129))
 
 
@@ -161,10 +161,10 @@ def test_trusted_code_runs_with_a_warning(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     loaded = load(own_model(tmp_path / "trusted_own", attention=True))
     assert (type(loaded.model).__name__, loaded.config.model_type) == ("OwnModel", "own")
-    assert "nobody has compared its results" in caplog.text
+    assert "its results have not been compared" in caplog.text
 
 
 def test_trusted_code_that_brings_its_own_attention_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with pytest.raises(ModelRefused, match="leaves no choice of attention"):
+    with pytest.raises(ModelRefused, match="fixes its attention function"):
         load(own_model(tmp_path / "stubborn_own", attention=False))

@@ -24,7 +24,7 @@ def test_a_packed_layer_gives_what_the_plain_one_gives(shape: tuple[int, ...], b
 def test_every_linear_layer_of_a_model_is_packed_and_tied_weights_stay_where_they_are_shared() -> None:
     model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(40, 24), "head": torch.nn.Linear(24, 40, bias=False)})
     model["head"].weight = model["embedding"].weight
-    assert pack_linears(model) == 1
+    pack_linears(model)
     assert isinstance(model["head"], PackedLinear)
     assert [name for name, _ in model.named_parameters()] == ["embedding.weight"]
 

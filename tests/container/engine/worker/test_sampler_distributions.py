@@ -310,7 +310,7 @@ DEPENDENT: dict[str, tuple[Callable[[Sampler], float], Callable[[int, int], int]
     # A token's noise is a hash of the key plus its own id's multiple of the same number: the next seed's are shifted.
     "seeds and token ids add up": (
         consecutive_seeds,
-        lambda seed, _: sampler_module._signed(seed * sampler_module._GOLDEN & sampler_module._MASK64),
+        lambda seed, _: sampler_module._as_int64(seed * sampler_module._GOLDEN & sampler_module._MASK64),
     ),
 }
 
