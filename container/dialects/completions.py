@@ -120,20 +120,16 @@ def _render(request: CompletionRequest, results: Sequence[Result], model: str) -
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
-    return CompletionLogprobs(
-        tokens=[_token(token) for token in tokens],
-        token_logprobs=[token.logprob for token in tokens],
-        top_logprobs=[_top_logprobs(token) for token in tokens],
-        text_offset=[token.offset for token in tokens],
-    )
-
-
-def _top_logprobs(token: TokenLogprob) -> dict[str, float]:
-    """Return the most likely tokens. If two tokens have the same text, it has the likelier one."""
-    top: dict[str, float] = {}
-    for likely in sorted((*token.top, token), key=lambda likely: -likely.logprob):
-        top.setdefault(_token(likely), likely.logprob)
-    return top
+    logprobs = CompletionLogprobs([], [], [], [])
+    for token in tokens:
+        top: dict[str, float] = {}
+        for likely in sorted((*token.top, token), key=lambda likely: -likely.logprob):
+            top.setdefault(_token(likely), likely.logprob)  # of two tokens with the same text, the likelier one
+        logprobs.tokens.append(_token(token))
+        logprobs.token_logprobs.append(token.logprob)
+        logprobs.top_logprobs.append(top)
+        logprobs.text_offset.append(token.offset)
+    return logprobs
 
 
 def _token(token: TokenLogprob) -> str:

@@ -86,17 +86,20 @@ class ModelDefaults:
         vocab_size = _first("vocab_size", config, text_config)
         eos = _first("eos_token_id", generation, config, text_config)
         ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        known_ends = [token_id for token_id in ends if _is_token(token_id, vocab_size)]
-        usable = {name: generation[name] for name, is_usable in USABLE.items() if is_usable(generation.get(name))}
+        known_ends = tuple(token_id for token_id in ends if _is_token(token_id, vocab_size))
+        given = {name: value for name, value in generation.items() if value is not None}
+        usable = {name: given[name] for name, is_usable in USABLE.items() if name in given and is_usable(given[name])}
+        unusable = [name for name in USABLE if name in given and name not in usable]
+        unsupported = [name for name, neutral in UNSUPPORTED.items() if name in given and given[name] not in neutral]
+        unknown_ends = [token_id for token_id in ends if not _is_token(token_id, vocab_size)]
+        warnings = (
+            *(f"generation_config.json: {name} is out of range and has no effect" for name in unusable),
+            *(f"generation_config.json: {name} is not supported yet and has no effect" for name in unsupported),
+            *(f"eos_token_id: {end!r} is not in the model's vocabulary and has no effect" for end in unknown_ends),
+        )
         if usable.get("temperature") == 0:  # transformers calls this an error that means greedy
             usable |= {"do_sample": False, "temperature": None}
-        unknown_ends = [
-            f"eos_token_id: {token_id!r} is not in the model's vocabulary and has no effect"
-            for token_id in ends
-            if not _is_token(token_id, vocab_size)
-        ]
-        warnings = (*_warnings(generation), *unknown_ends)
-        return cls(eos_token_ids=tuple(known_ends), vocab_size=vocab_size, warnings=warnings, **usable)
+        return cls(eos_token_ids=known_ends, vocab_size=vocab_size, warnings=warnings, **usable)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -118,13 +121,3 @@ def _first(name: str, *files: Mapping[str, Any]) -> Any:
 def _is_token(value: Any, vocab_size: int | None) -> bool:
     """Whether the model has a row for an id: the engine would die of any other."""
     return type(value) is int and value >= 0 and (vocab_size is None or value < vocab_size)
-
-
-def _warnings(generation: Mapping[str, Any]) -> list[str]:
-    given = {name: value for name, value in generation.items() if value is not None}
-    misread = [name for name, is_usable in USABLE.items() if name in given and not is_usable(given[name])]
-    unsupported = [name for name, neutral in UNSUPPORTED.items() if name in given and given[name] not in neutral]
-    return [
-        *(f"generation_config.json: {name} is out of range and has no effect" for name in misread),
-        *(f"generation_config.json: {name} is not supported yet and has no effect" for name in unsupported),
-    ]

@@ -17,18 +17,16 @@ _BEFORE = "x"
 _MAX_CACHED = 1 << 15
 
 
-def _byte_of_character() -> dict[str, int]:
-    """Return GPT-2's visible names of the 256 bytes, with which every byte-level tokenizer writes its tokens.
+_PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_UNPRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + index): byte for index, byte in enumerate(_UNPRINTABLE)
+}
+"""GPT-2's visible names of the 256 bytes, with which every byte-level tokenizer writes its tokens.
 
-    A printable Latin-1 character is its own name, the others are the characters from 256 on
-    (https://github.com/openai/gpt-2, encoder.py).
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_of_character()
+A printable Latin-1 character is its own name, the others are the characters from 256 on
+(https://github.com/openai/gpt-2, encoder.py).
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ FEW = fuzz_settings(300)
 BACKEND = tiny_tokenizers.byte_fallback(chat_template=tiny_tokenizers.TEMPLATE)
 TOKENIZER = Tokenizer(BACKEND, len(BACKEND))
 DEFAULTS = ModelDefaults(eos_token_ids=(BACKEND.eos_token_id,), vocab_size=len(BACKEND))
-MOST_TOKENS = 500
+MAX_TOKENS = 500
 
 
 def known(*models: type[Wire]) -> list[str]:
@@ -142,13 +142,13 @@ def passes(call: Call) -> bool:
     for item in call.items:
         try:
             encoded = TOKENIZER.encode(
-                item.prompt, param=item.param, max_tokens=MOST_TOKENS, tools_param=item.name_of("tools")
+                item.prompt, param=item.param, max_tokens=MAX_TOKENS, tools_param=item.name_of("tools")
             )
             samplings = resolve(
                 item,
                 DEFAULTS,
                 prompt_tokens=len(encoded.ids),
-                limit_tokens=MOST_TOKENS,
+                limit_tokens=MAX_TOKENS,
                 default_max_new_tokens=9,
                 random_seed=1,
             )
