@@ -1,7 +1,8 @@
-"""Settings: environment variables, read once, checked at the start. SageMaker gives a container nothing else."""
+"""Settings: environment variables, which are all that SageMaker gives a container. Read once, checked at the start."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ PREFIX = "LONGHAUL_"
 
 
 class BadSetting(Exception):
-    """A variable has a value that can't be used, or a name that isn't known. The message is for the log."""
+    """A variable's value can't be used, or its name is unknown. The message is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,82 +25,42 @@ class Kind:
     """How a variable's text becomes a value; `expected` completes "expected …" in errors."""
 
     expected: str
-    parse: Callable[[str], Any]
+    parse: Callable[[str], Any] = str
+    """Makes the value. Raises ValueError, KeyError."""
+    is_valid: Callable[[Any], object] = lambda value: True
 
 
-def _number(least: int, most: int | None = None) -> Kind:
-    expected = f"a whole number from {least}" + (f" to {most}" if most is not None else "")
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            raise ValueError
-        return value
-
-    return Kind(expected, parse)
+def _number(minimum: int, maximum: int | None = None) -> Kind:
+    expected = f"a whole number from {minimum}" + (f" to {maximum}" if maximum is not None else "")
+    return Kind(expected, int, lambda value: minimum <= value and (maximum is None or value <= maximum))
 
 
-def _seconds(least: float, most: float | None = None) -> Kind:
-    expected = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
-    return Kind(f"a number of seconds, {expected}", _between(least, sys.float_info.max if most is None else most))
+def _duration(unit: str, minimum: float, maximum: float = sys.float_info.max) -> Kind:
+    range_ = f"at least {minimum:g}" if maximum == sys.float_info.max else f"from {minimum:g} to {maximum:g}"
+    return Kind(f"a number of {unit}, {range_}", float, lambda value: minimum <= value <= maximum)
 
 
 def _one_of(*choices: str) -> Kind:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError
-        return text
-
-    return Kind("one of " + ", ".join(choices), parse)
+    return Kind("one of " + ", ".join(choices), is_valid=choices.__contains__)
 
 
-def _match(expected: str, pattern: str) -> Kind:
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError
-        return text
-
-    return Kind(expected, parse)
-
-
-def _directory(text: str) -> str:
-    if not Path(text).is_dir():
-        raise ValueError
-    return text
-
-
-def _between(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not least <= value <= most:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _store(text: str) -> str:
-    if not (re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", text) or Path(text).is_absolute()):
-        raise ValueError
-    return text
-
-
-_TEXT = Kind("some text", str)
+_TEXT = Kind("some text")
 _SWITCHES = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
 _SWITCH = Kind("1, true, on, 0, false or off", lambda text: _SWITCHES[text.lower()])
+_STORE = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|/(?s:.*)"
 
 
 def _setting(
     variable: str, kind: Kind, meaning: str, *, default: Any = None, shown: str = "", secret: bool = False
 ) -> Any:
-    """A field read from `variable`; `shown` is the README's word for a default that is chosen at the start."""
+    """Return a field that is read from `variable`; `shown` is the README's text for a default that is chosen later."""
     metadata = {"variable": variable, "kind": kind, "meaning": meaning, "shown": shown}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, checked. Read `model` through `container.startup.model_source`: it may be a hub id."""
+    """All settings, checked. Read `model` through `container.startup.model_source`: it may be a hub id."""
 
     model: str | None = _setting(
         "LONGHAUL_MODEL",
@@ -118,7 +79,7 @@ class Settings:
     )
     device: str | None = _setting(
         "LONGHAUL_DEVICE",
-        _match("cpu, cuda or cuda:N", r"cpu|cuda(:\d+)?"),
+        Kind("cpu, cuda or cuda:N", is_valid=re.compile(r"cpu|cuda(:\d+)?").fullmatch),
         "`cpu`, `cuda` or `cuda:N`; a GPU that can't be used ends the start",
         shown="the first GPU; the CPU where there is none",
     )
@@ -151,7 +112,7 @@ class Settings:
     )
     invocation_timeout_s: float = _setting(
         "LONGHAUL_INVOCATION_TIMEOUT_S",
-        _seconds(1, 86_400),
+        _duration("seconds", 1, 86_400),
         "when the caller of a request gives up, where it has no `timeout=`: what the endpoint's callers are given",
         default=900.0,
     )
@@ -163,13 +124,13 @@ class Settings:
     )
     stall_timeout_s: float = _setting(
         "LONGHAUL_STALL_TIMEOUT_S",
-        _seconds(1),
+        _duration("seconds", 1),
         "an engine with work but no step for so long is killed and restarted",
         default=120.0,
     )
     client_timeout_s: float = _setting(
         "LONGHAUL_CLIENT_TIMEOUT_S",
-        _seconds(1),
+        _duration("seconds", 1),
         "longest that a client may take for its head, for the next byte of its body, or to take more of its answer",
         default=60.0,
     )
@@ -185,25 +146,25 @@ class Settings:
     )
     spool_dir: str = _setting(
         "LONGHAUL_SPOOL_DIR",
-        Kind("a directory that exists", _directory),
+        Kind("a directory that exists", is_valid=os.path.isdir),
         "where JSON-lines bodies and answers lie while they are worked on",
         shown="the temporary directory",
     )
     checkpoint_uri: str = _setting(
         "LONGHAUL_CHECKPOINT_URI",
-        Kind("a directory's absolute path or s3://bucket/prefix", _store),
+        Kind("a directory's absolute path or s3://bucket/prefix", is_valid=re.compile(_STORE).fullmatch),
         "where the journal lies, from which unfinished work goes on: a directory or `s3://bucket/prefix`",
         shown="a directory under the temporary directory",
     )
     checkpoint_interval_s: float = _setting(
         "LONGHAUL_CHECKPOINT_INTERVAL_S",
-        _seconds(0.1, 3600),
+        _duration("seconds", 0.1, 3600),
         "how often what was generated is journalled: what the container's death costs at most",
         default=10.0,
     )
     checkpoint_days: float = _setting(
         "LONGHAUL_CHECKPOINT_DAYS",
-        Kind("a number of days, from 0.01 to 365", _between(0.01, 365)),
+        _duration("days", 0.01, 365),
         "so long after its beginning a job's journal is forgotten",
         default=7.0,
     )
@@ -245,9 +206,9 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Raises BadSetting with the variable's name, its value and what was expected.
+        """Read and check the variables. Raises BadSetting with the variable's name, its value and what was expected.
 
-        An empty variable counts as unset. Other `LONGHAUL_` names are errors, so that a typo does not pass in silence.
+        An empty variable counts as unset. Other `LONGHAUL_` names are errors, so that a typo does not pass unnoticed.
         """
         given = {
             name: value.strip() for name, value in environ.items() if value.strip() and not is_service_link(name, value)
@@ -256,28 +217,28 @@ class Settings:
         for name in sorted(given):
             if name.startswith(PREFIX) and name not in known:
                 raise BadSetting(f"{name} is not a setting; the settings are {', '.join(sorted(known))}")
-        values = {f.name: _parse(f.metadata["kind"], name, given[name]) for name, f in known.items() if name in given}
+        values = {f.name: _read(f.metadata["kind"], name, given[name]) for name, f in known.items() if name in given}
         if "port" not in values and "SAGEMAKER_BIND_TO_PORT" in given:
-            values["port"] = _parse(_number(1, 65535), "SAGEMAKER_BIND_TO_PORT", given["SAGEMAKER_BIND_TO_PORT"])
+            values["port"] = _read(_number(1, 65535), "SAGEMAKER_BIND_TO_PORT", given["SAGEMAKER_BIND_TO_PORT"])
         values.setdefault("spool_dir", tempfile.gettempdir())
         values.setdefault("checkpoint_uri", f"{tempfile.gettempdir()}/longhaul-checkpoints-{os.getuid()}")
         return cls(**values)
 
     @property
     def name(self) -> str:
-        """The model's name for callers."""
+        """Name of the model for callers."""
         return self.served_name or Path(self.model or self.hf_model_id or "model").name
 
 
-def _parse(kind: Kind, variable: str, text: str) -> Any:
-    try:
-        return kind.parse(text)
-    except (ValueError, KeyError):
-        raise BadSetting(f"{variable} is {text!r}; expected {kind.expected}") from None
+def _read(kind: Kind, variable: str, text: str) -> Any:
+    with contextlib.suppress(ValueError, KeyError):
+        if kind.is_valid(value := kind.parse(text)):
+            return value
+    raise BadSetting(f"{variable} is {text!r}; expected {kind.expected}")
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Kubernetes gives every pod such variables for each service; one called `longhaul` would look like settings
+    """Return whether Kubernetes made the variable for a service: those of a service called `longhaul` look like ours
     (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)."""
     if not name.startswith(PREFIX):
         return False
@@ -291,7 +252,7 @@ def is_service_link(name: str, value: str) -> bool:
 
 
 def settings_table() -> str:
-    """The README's table, so that a test can hold it to the code."""
+    """Return the README's table, so that a test can hold it to the code."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for f in fields(Settings):
         shown = f.metadata["shown"] or (
