@@ -106,8 +106,9 @@ class Backend:
         self._jobs = start_jobs(store, state)
         self._progress = Progress.of(settings, metrics, self._jobs.write_beside)
         self._progress.start()
+        shared = {name: getattr(settings, name) for name in EngineConfig.__struct_fields__ if hasattr(settings, name)}
         self._engine = EngineClient(
-            _engine_config(settings, directory, needs_gpu=driver.needs_gpu),
+            EngineConfig(model_dir=directory, needs_gpu=driver.needs_gpu, **shared),
             stall_timeout_s=settings.stall_timeout_s,
             library_path=driver.library_path,
             on_change=self._update,
@@ -192,19 +193,3 @@ class Backend:
             name=settings.name,
             identity=f"{model.digest} {info.dtype} {settings.max_new_tokens}",
         )
-
-
-def _engine_config(settings: Settings, directory: str, *, needs_gpu: bool) -> EngineConfig:
-    return EngineConfig(
-        model_dir=directory,
-        device=settings.device,
-        needs_gpu=needs_gpu,
-        dtype=settings.dtype,
-        threads=settings.threads,
-        max_model_len=settings.max_model_len,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        max_batch_tokens=settings.max_batch_tokens,
-        trust_remote_code=settings.trust_remote_code,
-        allow_pickle=settings.allow_pickle,
-        log_level=settings.log_level,
-    )

@@ -104,8 +104,12 @@ class Connection(HttpToolsProtocol):
             if self._gap_bytes > MAX_HEAD_BYTES and self._phase in ("head", "body"):
                 raise _too_large()
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            self._refuse(cause if isinstance(cause, RequestError) else _malformed(error))
+            if isinstance(error.__context__, RequestError):
+                self._refuse(error.__context__)
+            else:
+                # The parser's reasons are constants; a callback's error is Python's and could quote what was sent.
+                reason = "" if isinstance(error, httptools.HttpParserCallbackError) else f": {error}"
+                self._refuse(InvalidRequest(f"this is not HTTP/1.1{reason}", code="malformed_request"))
         except RequestError as error:
             self._refuse(error)
 
@@ -124,15 +128,12 @@ class Connection(HttpToolsProtocol):
                 rest = data[upgrade.args[0] :]
             # The parser takes the rest for another protocol's. We speak none, so the request goes on in this one (RFC
             # 9110, 7.8): its head is read again without the offer. Java's client offers h2c with its first request.
-            data = self._head_without_upgrade() + rest
+            first = self.scope["method"], self.url.decode("latin-1"), self.parser.get_http_version()
+            lines = ["{} {} HTTP/{}".format(*first).encode("latin-1")]
+            lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+            data = b"\r\n".join([*lines, b"", rest])
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-
-    def _head_without_upgrade(self) -> bytes:
-        first = self.scope["method"], self.url.decode("latin-1"), self.parser.get_http_version()
-        lines = ["{} {} HTTP/{}".format(*first).encode("latin-1")]
-        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
-        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -195,7 +196,7 @@ class Connection(HttpToolsProtocol):
     # Refusals and time
 
     def _refuse(self, error: RequestError) -> None:
-        """The last answer on this connection. What is at work on it ends: the framing can't be trusted any more."""
+        """Give the last answer on this connection and end its work: the framing can't be trusted any more."""
         self._is_refused = True
         self._log(error.message, error.status, outcome_of(error.status))
         self._unset_keepalive_if_required()
@@ -206,14 +207,21 @@ class Connection(HttpToolsProtocol):
             assert self._cycle_at_work is not None
             may_answer = not self._cycle_at_work.response_started
             _disconnect(self._cycle_at_work)
-        if may_answer:
-            self.transport.write(_written(error, self.server_state.default_headers))
-            self._hang_up()
-        else:
+        if not may_answer:
             self.transport.close()
+            return
+        response = error_response(error)
+        headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + bytes(response.body))
+        # As in `close`, but the request's end can't be made out.
+        self.transport.write_eof()
+        if self._clock is not None:
+            self._clock.cancel()
+        self._clock = self.loop.call_later(LINGER_S, self.transport.abort)
 
     def close(self) -> None:
-        """Once the request is whole. Until then say that no more comes and go on reading.
+        """Close once the request is whole. Until then say that no more comes and go on reading.
 
         A socket closed with bytes unread resets the connection, and the client may lose the answer it has not read.
         """
@@ -224,17 +232,10 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _hang_up(self) -> None:
-        """As `close`, where no end of the request can be made out."""
-        self.transport.write_eof()
-        if self._clock is not None:
-            self._clock.cancel()
-        self._clock = self.loop.call_later(LINGER_S, self.transport.abort)
-
-    def _drop(self, size: int, most: int) -> None:
-        """What comes after the answer. There is an end to that, too."""
+    def _drop(self, size: int, max_bytes: int) -> None:
+        """Count what comes after the answer. There is a limit to that, too."""
         self._dropped_bytes += size
-        if self._dropped_bytes > most:
+        if self._dropped_bytes > max_bytes:
             self.transport.abort()
 
     def _look(self) -> None:
@@ -258,13 +259,13 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def _log(self, message: str, status: int, outcome: str) -> None:
-        """For what no exchange tells of, because it never became one or has ended."""
+        """Count and log what no exchange reports, because it never became one or has ended."""
         self._state.metrics.requests.labels("unread", outcome).inc()
         logger.info(message, extra={"action": "connection_end", "status": status, "outcome": outcome})
 
 
 class _Outlet:
-    """What a request's cycle has for a transport: it closes when the client can bear it."""
+    """Transport of a request's cycle, which closes the connection so that the client does not lose the answer."""
 
     def __init__(self, connection: Connection) -> None:
         self.write = connection.transport.write
@@ -273,7 +274,7 @@ class _Outlet:
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:
-    """Nobody reads its answer any more."""
+    """Tell a request's cycle that its answer is not read any more."""
     cycle.disconnected = True
     cycle.waiting_for_100_continue = False
     cycle.message_event.set()
@@ -281,16 +282,3 @@ def _disconnect(cycle: RequestResponseCycle) -> None:
 
 def _too_large() -> HeadTooLarge:
     return HeadTooLarge(f"the head, or what frames the body, is larger than {MAX_HEAD_BYTES} bytes")
-
-
-def _malformed(error: httptools.HttpParserError) -> InvalidRequest:
-    # The parser's reasons are constants; a callback's error is Python's and could quote what was sent.
-    reason = "" if isinstance(error, httptools.HttpParserCallbackError) else f": {error}"
-    return InvalidRequest(f"this is not HTTP/1.1{reason}", code="malformed_request")
-
-
-def _written(error: RequestError, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-    response = error_response(error)
-    headers = [*default_headers, *response.raw_headers, (b"connection", b"close")]
-    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-    return STATUS_LINE[error.status] + lines + b"\r\n" + bytes(response.body)

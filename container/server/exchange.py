@@ -111,7 +111,8 @@ class Exchange:
                 # It won't send its body now, and the next request on this connection would be taken for the body.
                 response.headers["connection"] = "close"
             await response(self._request.scope, self._request.receive, send)
-            if not self._client_gone and await self._has_taken_answer():
+            connection = self._request.scope.get("state", {}).get("connection")
+            if not self._client_gone and (connection is None or await connection.took_answer()):
                 status = response.status_code
         except Exception:
             status = 500
@@ -229,10 +230,6 @@ class Exchange:
         if self._work is not None:
             self._client_gone = not self._work.done()
             self._work.cancel()
-
-    async def _has_taken_answer(self) -> bool:
-        connection = self._request.scope.get("state", {}).get("connection")
-        return connection is None or await connection.took_answer()
 
     def _report(self, status: int, seconds: float) -> None:
         outcome = "abandoned" if status == _CLIENT_GONE else outcome_of(status)

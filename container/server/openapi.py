@@ -63,7 +63,7 @@ _ERRORS = {
 
 @cache
 def document() -> Schema:
-    """The OpenAPI document. Treat it as frozen."""
+    """Return the OpenAPI document. Treat it as frozen."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -207,7 +207,7 @@ def _requests() -> dict[str, Schema]:
 
 
 def _object(model: type[Wire], *required: str, **within: Schema) -> Schema:
-    """What a model takes: `within` describes what it reads in a second look."""
+    """Return the schema of what a model takes; `within` describes what it reads in a second look."""
     schema = model.model_json_schema()
     refused = {
         name: {"enum": [*values, None]} for name, values in model.neutral.items() if name not in model.model_fields

@@ -1,6 +1,6 @@
-"""Whether the host's NVIDIA driver can run the installed torch: before the engine starts, in one sentence.
+"""The check that the host's NVIDIA driver can run the installed torch, before the engine starts.
 
-Owns NVIDIA's rules of compatibility as tables. What is not known is not refused. Sources:
+Owns NVIDIA's rules of compatibility as tables. Unknown drivers and GPUs are let through with a warning. Sources:
 
 - Minor version compatibility, https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 - Forward compatibility, https://docs.nvidia.com/deploy/cuda-compatibility/forward-compatibility.html
@@ -21,9 +21,9 @@ from container.startup.gpu_facts import GPU, Facts, Release, Torch, find_torch, 
 
 logger = logging.getLogger(__name__)
 
-LEAST_DRIVER = {12: 525, 13: 580}
-"""By CUDA's major release: the first driver branch that runs every minor release of it (minor version compatibility,
-table 1). Newer drivers run older releases."""
+MIN_DRIVER = {12: 525, 13: 580}
+"""First driver branch that runs every minor release of a major release of CUDA (minor version compatibility, table 1).
+Newer drivers run older releases."""
 
 FORWARD_BASES = {
     560: (470, 535, 550),
@@ -32,8 +32,8 @@ FORWARD_BASES = {
     590: (535, 550, 570, 575, 580),
     595: (535, 570, 580, 590),
 }
-"""By the compat libraries' driver branch (CUDA 12.6, 12.9, 13.0, 13.1, 13.2): the host's branches that they work on.
-As NVIDIA's own images nvidia/cuda state it in NVIDIA_REQUIRE_CUDA, where the container toolkit holds hosts to it."""
+"""Driver branches of hosts on which the compat libraries of a branch work (CUDA 12.6, 12.9, 13.0, 13.1, 13.2).
+NVIDIA's own images nvidia/cuda list them in NVIDIA_REQUIRE_CUDA, which the container toolkit enforces."""
 
 CAPABILITIES: dict[Release, tuple[Release, Release]] = {
     (12, 6): ((5, 0), (9, 0)),
@@ -41,8 +41,11 @@ CAPABILITIES: dict[Release, tuple[Release, Release]] = {
     (13, 0): ((7, 5), (12, 0)),
     (13, 2): ((7, 5), (12, 0)),
 }
-"""By CUDA release: the first and the last compute capability in the x86-64 wheels of torch 2.13
-(`torch.cuda.PYTORCH_RELEASES_CODE_CC`, to which a test holds this)."""
+"""First and last compute capability in the x86-64 wheels of torch 2.13 for a CUDA release
+(`torch.cuda.PYTORCH_RELEASES_CODE_CC`, to which a test holds this).
+
+torch itself calls an older GPU available. Only its first kernel fails, as it would by an error that may pass, so that
+the engine would be started again and again: that is why the generations are checked here."""
 
 GENERATIONS: tuple[tuple[str, Release], ...] = (
     ("Kepler (3.x)", (3, 0)),
@@ -62,18 +65,19 @@ OLD_MODELS: tuple[tuple[str, Release], ...] = (
     (r"(Tesla|GRID) P\d+|Quadro G?P\d+|GTX 10[5-8]0|TITAN Xp?\b", (6, 0)),
     (r"\bV100|Quadro GV100|TITAN V\b", (7, 0)),
 )
-"""Names of GPUs from before Turing (https://developer.nvidia.com/cuda-legacy-gpus): where the kernel module names the
-GPU, nobody has to be asked for its compute capability."""
+"""Compute capability of GPUs from before Turing by their names (https://developer.nvidia.com/cuda-legacy-gpus): the
+kernel module does not tell it."""
 
 CONSUMER, WORKSTATION = r"GeForce|TITAN", r"Quadro|RTX"
-"""Forward compatibility is for data-centre GPUs and selected RTX cards (see the page); elsewhere CUDA fails with error
-804. Which RTX cards is not documented, so they get to try, as NVIDIA's images let them."""
+"""Names of GPUs that are not for data centres. Forward compatibility is for those that are and for selected RTX cards
+(see the page); elsewhere CUDA fails with error 804. The RTX cards are not listed, so all may try, as in NVIDIA's
+images."""
 
 AMI = {
     12: "al2-ami-sagemaker-inference-gpu-3-1 (driver 550, CUDA 12.4)",
     13: "al2023-ami-sagemaker-inference-gpu-4-1 (driver 580, CUDA 13.0)",
 }
-"""By CUDA's major release: the InferenceAmiVersion whose driver needs no compat libraries."""
+"""InferenceAmiVersion whose driver needs no compat libraries for a major release of CUDA."""
 
 INSTANCES = "ml.g4dn, ml.g5, ml.g6, ml.g6e, ml.p4d or ml.p5"
 
@@ -81,21 +85,21 @@ Action = Literal["use_host", "use_compat", "refuse", "no_gpu"]
 
 
 class UnfitDriver(Exception):
-    """The GPU, its driver and torch don't go together, and no restart would help. The message says what to do."""
+    """The GPU, its driver and torch don't fit together, and a restart would not help. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     action: Action
     sentence: str = ""
-    warn: bool = False
-    """It may fail yet."""
+    is_warning: bool = False
+    """True if the engine may still fail to use the GPU."""
     library_path: str | None = None
-    """The engine's LD_LIBRARY_PATH; none to leave it alone."""
+    """LD_LIBRARY_PATH of the engine; none to leave it as it is."""
 
     @property
     def needs_gpu(self) -> bool:
-        """The engine is not to make do with the slow CPU where torch finds the GPU unusable."""
+        """True if the engine must not fall back to the slow CPU when torch finds the GPU unusable."""
         return self.action in ("use_host", "use_compat")
 
 
@@ -109,9 +113,9 @@ def check(
     environ: Mapping[str, str] = os.environ,
     torch_dir: Path | None = None,
 ) -> Decision:
-    """Raises UnfitDriver where it is to refuse. Logs what it found, if anything.
+    """Look at the machine and decide. Logs what it found, if there is a GPU. Raises UnfitDriver.
 
-    `device` is LONGHAUL_DEVICE; on the CPU nothing is looked at. May take a quarter of a minute if nvidia-smi hangs.
+    `device` is LONGHAUL_DEVICE; for the CPU nothing is looked at. Takes a quarter of a minute if nvidia-smi hangs.
     """
     if device == "cpu":
         return NO_GPU
@@ -128,12 +132,12 @@ def check(
             "compat": facts.compat,
             "gpus": [gpu.name for gpu in facts.gpus],
         }
-        logger.log(logging.WARNING if decision.warn else logging.INFO, decision.sentence, extra=extra)
+        logger.log(logging.WARNING if decision.is_warning else logging.INFO, decision.sentence, extra=extra)
     return decision
 
 
 def decide(facts: Facts, device: str | None = None) -> Decision:
-    """From the first thing that settles it: no GPU, torch's build, the GPU's generation, the driver.
+    """Decide by the first thing that settles it: no GPU, torch's build, the GPU's generation, the driver.
 
     The compat libraries are on the engine's path if and only if they are needed: on a newer driver CUDA fails with
     error 803, as they are not backward compatible.
@@ -143,16 +147,19 @@ def decide(facts: Facts, device: str | None = None) -> Decision:
     named = " and ".join(sorted({gpu.name for gpu in facts.gpus})) or "an NVIDIA GPU"
     torch = facts.torch
     if torch is None:
-        return Decision(action="use_host", warn=True, sentence="torch's CUDA release can't be read; driver not checked")
+        return Decision(
+            action="use_host", is_warning=True, sentence="torch's CUDA release can't be read; driver not checked"
+        )
     if torch.cuda is None:
         sentence = f"this machine has {named}, but the installed torch {torch.version} is built without CUDA"
         if device is None:
-            return Decision(action="no_gpu", warn=True, sentence=f"{sentence}: the engine runs on the CPU")
+            return Decision(action="no_gpu", is_warning=True, sentence=f"{sentence}: the engine runs on the CPU")
         return Decision(action="refuse", sentence=f"LONGHAUL_DEVICE is {device} and {sentence}: install a CUDA build")
-    if torch.cuda[0] not in LEAST_DRIVER:
+    if torch.cuda[0] not in MIN_DRIVER:
         sentence = f"no driver is known for CUDA {_dotted(torch.cuda)}; driver not checked"
-        return Decision(action="use_host", warn=True, sentence=sentence)
-    too_old = [gpu for gpu in facts.gpus if _is_too_old(gpu, torch.cuda)]
+        return Decision(action="use_host", is_warning=True, sentence=sentence)
+    first, _ = _capabilities(torch.cuda) or ((0, 0), None)
+    too_old = [gpu for gpu in facts.gpus if (_capability(gpu) or first) < first]
     if too_old and len(too_old) == len(facts.gpus):
         decision = Decision(action="refuse", sentence=_wrong_generation(too_old[0], torch, torch.cuda))
     else:
@@ -162,40 +169,42 @@ def decide(facts: Facts, device: str | None = None) -> Decision:
         return replace(decision, sentence=decision.sentence + way_out)
     if too_old:
         warning = f"{decision.sentence}; {too_old[0].name} is too old a GPU for it: keep the engine off it"
-        return replace(decision, sentence=warning, warn=True)
+        return replace(decision, sentence=warning, is_warning=True)
     return decision
 
 
 def _decide_on_driver(facts: Facts, torch: Torch, cuda: Release) -> Decision:
-    needs = f"CUDA {_dotted(cuda)} (torch {torch.version}) needs driver {LEAST_DRIVER[cuda[0]]} or newer"
+    needs = f"CUDA {_dotted(cuda)} (torch {torch.version}) needs driver {MIN_DRIVER[cuda[0]]} or newer"
     if facts.driver is None:
         return Decision(
-            action="use_host", warn=True, sentence=f"the NVIDIA driver's version can't be read, not checked: {needs}"
+            action="use_host",
+            is_warning=True,
+            sentence=f"the NVIDIA driver's version can't be read, not checked: {needs}",
         )
-    if _branch(facts.driver) >= LEAST_DRIVER[cuda[0]]:
+    if _branch(facts.driver) >= MIN_DRIVER[cuda[0]]:
         return Decision(
             action="use_host",
             sentence=f"NVIDIA driver {facts.driver} is new enough: {needs}",
             library_path=":".join(facts.library_path),
         )
-    reason = _why_no_compat(facts, LEAST_DRIVER[cuda[0]])
+    reason = _compat_rejection(facts, MIN_DRIVER[cuda[0]])
     if reason is not None:
         return Decision(
             action="refuse",
             sentence=f"the host's NVIDIA driver {facts.driver} is too old: {needs}, and {reason}. "
             f"Update the driver; on SageMaker choose InferenceAmiVersion {AMI[cuda[0]]}.{_supported(torch, cuda)}",
         )
-    unsure = _why_unsure_of_compat(facts)
+    unsure = _compat_doubt(facts)
     return Decision(
         action="use_compat",
-        warn=unsure is not None,
+        is_warning=unsure is not None,
         sentence=f"NVIDIA driver {facts.driver} alone is too old: {needs}. The image's compat libraries of driver "
         f"{facts.compat} are used{f', though {unsure}' if unsure else ''}",
         library_path=":".join((facts.compat_dir, *facts.library_path)),
     )
 
 
-def _why_no_compat(facts: Facts, least: int) -> str | None:
+def _compat_rejection(facts: Facts, least: int) -> str | None:
     consumer = [gpu.name for gpu in facts.gpus if re.search(CONSUMER, gpu.name)]
     if consumer and len(consumer) == len(facts.gpus):
         return f"CUDA's compat libraries work on data-centre GPUs only, not on {consumer[0]}"
@@ -209,7 +218,7 @@ def _why_no_compat(facts: Facts, least: int) -> str | None:
     return None
 
 
-def _why_unsure_of_compat(facts: Facts) -> str | None:
+def _compat_doubt(facts: Facts) -> str | None:
     consumer = [gpu.name for gpu in facts.gpus if re.search(CONSUMER, gpu.name)]
     if consumer:
         return f"they don't work on {consumer[0]}: hide it with CUDA_VISIBLE_DEVICES"
@@ -232,7 +241,7 @@ def _wrong_generation(gpu: GPU, torch: Torch, cuda: Release) -> str:
 
 
 def _supported(torch: Torch, cuda: Release) -> str:
-    """A sentence, or nothing where it isn't known."""
+    """Return a sentence on the GPUs that torch runs on; empty if that is unknown."""
     if (range_ := _capabilities(cuda)) is None:
         return ""
     first, last = range_
@@ -244,18 +253,13 @@ def _supported(torch: Torch, cuda: Release) -> str:
     return f" torch {torch.version} runs on {', '.join(names[:-1])} and {names[-1]}."
 
 
-def _is_too_old(gpu: GPU, cuda: Release) -> bool:
-    capability, range_ = _capability(gpu), _capabilities(cuda)
-    return capability is not None and range_ is not None and capability < range_[0]
-
-
 def _capabilities(cuda: Release) -> tuple[Release, Release] | None:
-    """Of a release that torch 2.13 has no wheel for, nothing is known but what CUDA 13 itself dropped."""
+    """Return the bounds of a CUDA release. Where torch 2.13 has no wheel for it, only CUDA 13's own are known."""
     return CAPABILITIES.get(cuda, CAPABILITIES[13, 0] if cuda[0] == 13 else None)
 
 
 def _capability(gpu: GPU) -> Release | None:
-    """For a name that isn't an old model's nothing, unless nvidia-smi said it."""
+    """Return what nvidia-smi said, else an old model's. None for other names."""
     of_name = (capability for pattern, capability in OLD_MODELS if re.search(pattern, gpu.name))
     return gpu.capability or next(of_name, None)
 

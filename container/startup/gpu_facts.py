@@ -1,6 +1,6 @@
-"""What this machine says of its NVIDIA GPUs, their driver, the image's compat libraries and the torch wheel.
+"""Facts about this machine's NVIDIA GPUs, their driver, the image's compat libraries and the torch wheel.
 
-Reads files, and asks nvidia-smi where they don't say enough. Judges nothing, and imports no torch.
+They are read from files, and asked of nvidia-smi if those don't say enough. Nothing here decides, or imports torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 Release = tuple[int, int]
 
 COMPAT = "usr/local/cuda/compat"
-"""Where NVIDIA's package cuda-compat puts its libraries, in the nvidia/cuda images, too
+"""Directory in which NVIDIA's package cuda-compat puts its libraries, in the nvidia/cuda images, too
 (https://docs.nvidia.com/deploy/cuda-compatibility/forward-compatibility.html)."""
-NVIDIA_SMI_PATIENCE_S = 15.0
-"""Without a persistence daemon it sets up every GPU first, seconds each; with a broken one it may never answer."""
+NVIDIA_SMI_TIMEOUT_S = 15.0
+"""Seconds for an answer: without a persistence daemon it sets up every GPU first, seconds each; with a broken driver it
+may never answer."""
 _TOOLS = ("usr/bin", "usr/local/bin", "usr/local/nvidia/bin")  # the last is where Kubernetes clouds mount it
 _FIELDS = ("name,driver_version,compute_cap", "name,driver_version")  # nvidia-smi of 470 knows no compute_cap
 
@@ -31,42 +32,42 @@ _FIELDS = ("name,driver_version,compute_cap", "name,driver_version")  # nvidia-s
 class GPU:
     name: str
     capability: Release | None = None
-    """Compute capability, where nvidia-smi was asked."""
+    """Compute capability, if nvidia-smi was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Torch:
     version: str
     cuda: Release | None
-    """The CUDA release it is built for; none for a CPU (or another vendor's) build."""
+    """CUDA release that it is built for; none for a CPU (or another vendor's) build."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """None and nothing stand for what can't be told. Drivers are versions as NVIDIA writes them: 580.65.06."""
+    """Everything that the check knows. What can't be read is None or empty. Drivers are versions: 580.65.06."""
 
     has_gpu: bool
     driver: str | None = None
     gpus: tuple[GPU, ...] = ()
     compat_dir: str = f"/{COMPAT}"
     compat: str | None = None
-    """The driver that the image's compat libraries are taken from; none without such libraries."""
+    """Driver from which the image's compat libraries are taken; none without such libraries."""
     torch: Torch | None = None
     library_path: tuple[str, ...] = ()
-    """The entries of LD_LIBRARY_PATH, but for the compat directory."""
+    """Entries of LD_LIBRARY_PATH, without the compat directory."""
 
 
 def read_facts(
-    root: Path, environ: Mapping[str, str], torch_dir: Path | None, patience_s: float = NVIDIA_SMI_PATIENCE_S
+    root: Path, environ: Mapping[str, str], torch_dir: Path | None, timeout_s: float = NVIDIA_SMI_TIMEOUT_S
 ) -> Facts:
-    """Of the machine whose file system is at `root`. Runs no program where there is no GPU."""
+    """Read the facts of the machine whose file system is at `root`. Runs a program only if there is a GPU."""
     compat_dir = root / COMPAT
     if not _has_gpu(root, environ):
         return Facts(has_gpu=False)
     driver, gpus = _driver_of_module(root), _gpus_of_module(root)
     if driver is None or not gpus:
-        told_driver, told_gpus = _ask_nvidia_smi(root, patience_s)
-        driver, gpus = driver or told_driver, told_gpus or gpus
+        smi_driver, smi_gpus = _ask_nvidia_smi(root, timeout_s)
+        driver, gpus = driver or smi_driver, smi_gpus or gpus
     return Facts(
         has_gpu=True,
         driver=driver,
@@ -74,21 +75,24 @@ def read_facts(
         compat_dir=str(compat_dir),
         compat=_driver_of_compat(compat_dir),
         torch=read_torch(torch_dir) if torch_dir is not None else None,
-        library_path=_without(compat_dir, environ.get("LD_LIBRARY_PATH", "")),
+        library_path=_entries_without(compat_dir, environ.get("LD_LIBRARY_PATH", "")),
     )
 
 
 def _has_gpu(root: Path, environ: Mapping[str, str]) -> bool:
-    """Device nodes decide. NVIDIA_VISIBLE_DEVICES does not: it is `void` in containers that got their GPUs by CDI
+    """Return whether there are device nodes of GPUs.
+
+    NVIDIA_VISIBLE_DEVICES does not count: it is `void` in containers that got their GPUs by CDI
     (https://github.com/NVIDIA/nvidia-container-toolkit/pull/395), and all files of a driver may be there without a
     GPU. CUDA sees no GPU where CUDA_VISIBLE_DEVICES is empty or begins with an index that does not exist
-    (CUDA programming guide, "CUDA Environment Variables")."""
+    (CUDA programming guide, "CUDA Environment Variables").
+    """
     visible = environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")[0].strip()
     return visible not in ("", "-1") and any(re.fullmatch(r"nvidia\d+", node.name) for node in root.glob("dev/nvidia*"))
 
 
 def _driver_of_module(root: Path) -> str | None:
-    """The closed module says `NVIDIA UNIX x86_64 Kernel Module  535.161.08  …`, the open one
+    """Return the module's version. The closed one says `NVIDIA UNIX x86_64 Kernel Module  535.161.08  …`, the open one
     `NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build …`."""
     text = _text(root / "proc/driver/nvidia/version")
     found = re.search(r"^NVRM version:.*Kernel Module(?: for \S+)?\s+(\d+\.\d[\d.]*)", text, re.M)
@@ -101,10 +105,10 @@ def _gpus_of_module(root: Path) -> tuple[GPU, ...]:
     return tuple(GPU(name=found[1].strip()) for found in names if found and found[1].strip() != "Unknown")
 
 
-def _ask_nvidia_smi(root: Path, patience_s: float) -> tuple[str | None, tuple[GPU, ...]]:
+def _ask_nvidia_smi(root: Path, timeout_s: float) -> tuple[str | None, tuple[GPU, ...]]:
     tool = shutil.which("nvidia-smi", path=os.pathsep.join(str(root / folder) for folder in _TOOLS))
     for fields in _FIELDS if tool is not None else ():
-        answer = _run([str(tool), f"--query-gpu={fields}", "--format=csv,noheader"], patience_s)
+        answer = _run([str(tool), f"--query-gpu={fields}", "--format=csv,noheader"], timeout_s)
         if answer is None:
             break
         rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
@@ -114,8 +118,8 @@ def _ask_nvidia_smi(root: Path, patience_s: float) -> tuple[str | None, tuple[GP
     return None, ()
 
 
-def _run(command: list[str], patience_s: float) -> str | None:
-    """What it says on stdout, whatever its status; nothing if it can't be run or does not end in time."""
+def _run(command: list[str], timeout_s: float) -> str | None:
+    """Return its output, whatever its exit status; None if it can't be run or does not end in time."""
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
@@ -123,11 +127,11 @@ def _run(command: list[str], patience_s: float) -> str | None:
     except OSError:
         return None
     try:
-        return process.communicate(timeout=patience_s)[0].decode(errors="replace")
+        return process.communicate(timeout=timeout_s)[0].decode(errors="replace")
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         try:
-            # In a driver's call that never returns not even SIGKILL ends it. Nobody waits for that.
+            # In a driver's call that never returns, not even SIGKILL ends it: it is left behind.
             process.communicate(timeout=1)
         except subprocess.TimeoutExpired:
             process.returncode = -signal.SIGKILL
@@ -135,7 +139,7 @@ def _run(command: list[str], patience_s: float) -> str | None:
 
 
 def _driver_of_compat(directory: Path) -> str | None:
-    """libcuda.so.1 is a link to libcuda.so.VERSION."""
+    """Return the version in the name of the file that libcuda.so.1 links to, libcuda.so.VERSION."""
     link = directory / "libcuda.so.1"
     try:
         target = os.readlink(link) if link.exists() else ""
@@ -145,20 +149,20 @@ def _driver_of_compat(directory: Path) -> str | None:
     return found[1] if found else None
 
 
-def _without(directory: Path, library_path: str) -> tuple[str, ...]:
-    """Any spelling of the directory goes: /usr/local/cuda is a link to the release's own directory."""
+def _entries_without(directory: Path, library_path: str) -> tuple[str, ...]:
+    """Return the path's entries without the directory in any spelling: /usr/local/cuda is a link."""
     real = os.path.realpath(directory)
     return tuple(entry for entry in library_path.split(":") if entry and os.path.realpath(entry) != real)
 
 
 def find_torch() -> Path | None:
-    """The installed package's directory, without importing it."""
+    """Return the installed package's directory, without importing it."""
     spec = importlib.util.find_spec("torch")
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
 
 def read_torch(directory: Path) -> Torch | None:
-    """From `version.py`, which a wheel's build writes: `cuda: Optional[str] = '13.0'`."""
+    """Read `version.py`, which a wheel's build writes: `cuda: Optional[str] = '13.0'`."""
     try:
         statements = ast.parse(_text(directory / "version.py")).body
     except (SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""Where the model is: a directory, SageMaker's model directory, or a hub repository fetched to the local cache."""
+"""The model's files: in a directory, in SageMaker's model directory, or fetched from a hub to the local cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CODE = ["*.py"]
 
 
 def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> str:
-    """A local directory, or a hub id that is still to be fetched. Raises BadSetting if there is none."""
+    """Return a local directory, or a hub id that is still to be fetched. Raises BadSetting if there is none."""
     if settings.model is not None:
         _check(settings.model)
         return settings.model
@@ -35,18 +35,18 @@ def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> 
 
 
 def _check(model: str) -> None:
-    """What can be seen at once; whether a hub has such a model shows later."""
+    """Check what can be seen at once; whether a hub has such a model shows later. Raises BadSetting."""
     directory = Path(model)
     if directory.is_dir():
         _check_readable(directory)
     if not directory.is_dir() and (model.startswith(("/", ".")) or model.count("/") > 1):
-        raise BadSetting(f"LONGHAUL_MODEL is {model!r}, which is no directory and no hub id")
+        raise BadSetting(f"LONGHAUL_MODEL is {model!r}, which is neither a directory nor a hub id")
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise BadSetting(f"LONGHAUL_MODEL is {model!r}, a directory that holds no model: it has no config.json")
 
 
 def _check_readable(directory: Path) -> None:
-    """Libraries take a file that they may not read for one that isn't there."""
+    """Raise BadSetting for files that may not be read, which libraries would take for missing ones."""
     for path in (directory, *_model_files(directory)):
         if path.is_symlink() and not path.exists():
             raise BadSetting(f"{path} is a link to {os.readlink(path)}, which is not there: give what it links to, too")
@@ -58,7 +58,7 @@ def _check_readable(directory: Path) -> None:
 
 
 def _model_files(directory: Path) -> list[Path]:
-    """What is in it that would be used; nothing of what may not be listed."""
+    """Return the files in it that would be used; none if it may not be listed."""
     try:
         return [path for path in directory.iterdir() if any(path.match(pattern) for pattern in _ALWAYS + _WEIGHTS)]
     except PermissionError:
@@ -66,9 +66,9 @@ def _model_files(directory: Path) -> list[Path]:
 
 
 def local_directory(model: str, settings: Settings) -> str:
-    """The model's directory, downloaded first if `model` is a hub id. Takes as long as that takes.
+    """Return the model's directory. A hub id is downloaded first, without pickles and code unless switched on.
 
-    Only what is used is fetched: no pickles and no code unless switched on.
+    Raises BadSetting if it can't be downloaded.
     """
     if Path(model).is_dir():
         return str(Path(model).resolve())
@@ -86,4 +86,4 @@ def local_directory(model: str, settings: Settings) -> str:
             model, revision=settings.hf_model_revision, token=settings.hf_token, allow_patterns=wanted
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
-        raise BadSetting(f"{model} is no directory, and can't be fetched from the hub: {error}") from error
+        raise BadSetting(f"{model} is not a directory and can't be fetched from the hub: {error}") from error

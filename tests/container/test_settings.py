@@ -162,7 +162,9 @@ def test_without_any_the_start_is_refused_with_what_to_do() -> None:
 
 @pytest.mark.parametrize("path", ["/no/such/place", "./nowhere", "../nowhere", "a/b/c"])
 def test_a_path_that_is_not_there_is_no_hub_id(path: str) -> None:
-    with pytest.raises(BadSetting, match=re.escape(f"LONGHAUL_MODEL is '{path}', which is no directory")):
+    with pytest.raises(
+        BadSetting, match=re.escape(f"LONGHAUL_MODEL is '{path}', which is neither a directory nor a hub id")
+    ):
         find(LONGHAUL_MODEL=path)
 
 

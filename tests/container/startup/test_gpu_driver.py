@@ -16,7 +16,7 @@ import torch
 from container.startup.gpu_driver import (
     CAPABILITIES,
     GENERATIONS,
-    LEAST_DRIVER,
+    MIN_DRIVER,
     NO_GPU,
     Action,
     Decision,
@@ -74,7 +74,7 @@ class Machine:
 
     def decision(self, root: Path) -> Decision:
         self.build(root)
-        return decide(read_facts(root, self.environ, root / "torch", patience_s=0.5), self.device)
+        return decide(read_facts(root, self.environ, root / "torch", timeout_s=0.5), self.device)
 
 
 def link_compat(root: Path, driver: str) -> None:
@@ -250,8 +250,8 @@ def test_a_machine_decides(_: str, machine: Machine, action: Action, said: tuple
     decision = machine.decision(tmp_path)
     assert decision.action == action, decision
     assert [each for each in said if each not in decision.sentence] == []
-    assert decision.warn == (machine.torch == CPU_BUILD and action == "no_gpu")
-    assert bool(decision.sentence) == (action != "no_gpu" or decision.warn)
+    assert decision.is_warning == (machine.torch == CPU_BUILD and action == "no_gpu")
+    assert bool(decision.sentence) == (action != "no_gpu" or decision.is_warning)
 
 
 @pytest.mark.parametrize(("_", "machine", "action", "said"), UNSURE, ids=ids(UNSURE))
@@ -259,7 +259,7 @@ def test_what_is_not_known_is_a_warning_and_no_refusal(
     _: str, machine: Machine, action: Action, said: tuple[str, ...], tmp_path: Path
 ) -> None:
     decision = machine.decision(tmp_path)
-    assert (decision.action, decision.warn) == (action, True), decision
+    assert (decision.action, decision.is_warning) == (action, True), decision
     assert [each for each in said if each not in decision.sentence] == []
 
 
@@ -308,7 +308,7 @@ def test_the_kernel_module_is_believed_before_nvidia_smi_which_is_not_run_then(t
 def test_a_hanging_nvidia_smi_leaves_no_process_behind(tmp_path: Path) -> None:
     node = str(tmp_path / "dev/nvidia0")
     root = Machine(driver=None, smi=f"touch {tmp_path}/ran; tail -f {node} & tail -f {node}").build(tmp_path)
-    assert read_facts(root, {}, None, patience_s=0.5).driver is None
+    assert read_facts(root, {}, None, timeout_s=0.5).driver is None
     assert (tmp_path / "ran").exists()
     eventually(lambda: not [each for each in psutil.process_iter(["cmdline"]) if node in (each.info["cmdline"] or [])])
 
@@ -397,7 +397,7 @@ def test_the_wheels_capabilities_are_torchs_own_table() -> None:
         for release, (first, last) in CAPABILITIES.items()
     }
     assert ours == bounds
-    assert {release[0] for release in CAPABILITIES} == set(LEAST_DRIVER)
+    assert {release[0] for release in CAPABILITIES} == set(MIN_DRIVER)
     assert [first for _, first in GENERATIONS] == sorted(first for _, first in GENERATIONS)
 
 
