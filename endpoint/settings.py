@@ -30,7 +30,7 @@ class Settings:
     concurrency: int = 4
     """Concurrent invocations per instance if ClientConfig doesn't say."""
     on_no_answer: Literal["fail", "redeliver"] = "fail"
-    """What happens to a request whose container died or closed the connection."""
+    """Choice for a request whose container died or closed the connection."""
     forward_inference_id: bool = True
     """Whether the container gets X-Amzn-SageMaker-Inference-Id."""
     failed_notice_location: bool = False

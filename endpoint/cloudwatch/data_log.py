@@ -1,4 +1,4 @@
-"""What the platform itself says about invocations: CloudWatch Logs' stream <variant>/<instance>/data-log.
+"""The platform's own lines about invocations: CloudWatch Logs' stream <variant>/<instance>/data-log.
 
 Writing never waits. Lines that can't be sent are kept in memory, and the oldest of too many are dropped: nothing of
 this log survives a kill.

@@ -34,7 +34,7 @@ class ClientGone(Exception):
 
 
 class Request:
-    """What a handler gets. The body is read once, whole or streamed."""
+    """A request as a handler gets it. Its body is read once, whole or streamed."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
