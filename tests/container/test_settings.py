@@ -19,7 +19,7 @@ def refusal(**environ: str) -> str:
     return str(caught.value)
 
 
-def test_nothing_has_to_be_set() -> None:
+def test_defaults_need_no_variables() -> None:
     settings = Settings.from_env({})
     assert (settings.host, settings.port) == ("127.0.0.1", 8080)
     assert (settings.max_new_tokens, settings.stall_timeout_s) == (4096, 120.0)
@@ -28,12 +28,12 @@ def test_nothing_has_to_be_set() -> None:
     assert not settings.trust_remote_code and not settings.allow_pickle
 
 
-def test_what_is_set_is_read() -> None:
+def test_variables_are_read() -> None:
     settings = Settings.from_env({"LONGHAUL_THREADS": "3", "LONGHAUL_DEVICE": "cuda:1", "HF_MODEL_ID": "some/model"})
     assert (settings.threads, settings.device, settings.hf_model_id) == (3, "cuda:1", "some/model")
 
 
-def test_an_empty_variable_counts_as_unset() -> None:
+def test_empty_variable_counts_as_unset() -> None:
     assert Settings.from_env({"LONGHAUL_THREADS": " ", "LONGHAUL_TYPO": ""}) == Settings.from_env({})
 
 
@@ -70,20 +70,20 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("SAGEMAKER_BIND_TO_PORT", "web", "a whole number from 1 to 65535"),
     ],
 )
-def test_a_bad_value_is_refused_with_name_value_and_what_was_expected(variable: str, value: str, expected: str) -> None:
+def test_bad_value_names_variable_value_and_expectation(variable: str, value: str, expected: str) -> None:
     assert refusal(**{variable: value}) == f"{variable} is '{value}'; expected {expected}"
 
 
-def test_an_unknown_name_of_ours_is_refused_with_the_known_ones() -> None:
+def test_unknown_variable_is_refused_with_known_ones() -> None:
     message = refusal(LONGHAUL_THREAD="3")
     assert message.startswith("LONGHAUL_THREAD is not a setting") and "LONGHAUL_THREADS" in message
 
 
-def test_other_names_are_nobodys_business() -> None:
+def test_foreign_variables_are_ignored() -> None:
     assert Settings.from_env({"LONGHAULER": "1", "PATH": "/bin", "HF_HOME": "/tmp"}) == Settings.from_env({})
 
 
-def test_sagemaker_may_choose_the_port() -> None:
+def test_sagemaker_variable_chooses_port() -> None:
     assert Settings.from_env({"SAGEMAKER_BIND_TO_PORT": "9000"}).port == 9000
     assert Settings.from_env({"SAGEMAKER_BIND_TO_PORT": "9000", "LONGHAUL_PORT": "9001"}).port == 9001
 
@@ -102,17 +102,17 @@ SERVICE_LINKS = {
 }
 
 
-def test_kubernetes_service_links_are_no_settings() -> None:
+def test_kubernetes_service_links_are_not_settings() -> None:
     assert all(is_service_link(name, value) for name, value in SERVICE_LINKS.items())
     assert Settings.from_env(SERVICE_LINKS) == Settings.from_env({})
 
 
 @pytest.mark.parametrize("name", ["LONGHAUL_PORT", "LONGHAUL_MODEL", "LONGHAUL_SERVED_NAME"])
-def test_our_own_settings_are_no_service_links(name: str) -> None:
+def test_own_settings_are_not_service_links(name: str) -> None:
     assert not is_service_link(name, "8080")
 
 
-def test_a_token_does_not_show() -> None:
+def test_token_is_not_shown() -> None:
     settings = Settings.from_env({"HF_TOKEN": "hf_secret"})
     assert settings.hf_token == "hf_secret" and "secret" not in repr(settings)
 
@@ -126,7 +126,7 @@ def test_a_token_does_not_show() -> None:
         ({}, "model"),
     ],
 )
-def test_the_models_name_is_the_given_one_or_the_last_part_of_its_path(environ: dict[str, str], name: str) -> None:
+def test_model_name_is_setting_or_path_end(environ: dict[str, str], name: str) -> None:
     assert Settings.from_env(environ).name == name
 
 
@@ -143,25 +143,25 @@ def find(sagemaker_dir: Path | str = "/no/such/place", **environ: str) -> str:
     return find_model(Settings.from_env(environ), str(sagemaker_dir))
 
 
-def test_the_setting_comes_first(model: Path) -> None:
+def test_model_setting_comes_first(model: Path) -> None:
     assert find(model, LONGHAUL_MODEL="some/model", HF_MODEL_ID="other/model") == "some/model"
 
 
-def test_sagemakers_directory_comes_next_if_it_holds_a_model(model: Path) -> None:
+def test_sagemaker_directory_comes_second(model: Path) -> None:
     assert find(model, HF_MODEL_ID="other/model") == str(model)
 
 
-def test_the_hub_id_comes_last(tmp_path: Path) -> None:
+def test_hub_id_comes_last(tmp_path: Path) -> None:
     assert find(tmp_path, HF_MODEL_ID="other/model") == "other/model"
 
 
-def test_without_any_the_start_is_refused_with_what_to_do() -> None:
+def test_missing_model_setting_is_refused() -> None:
     with pytest.raises(BadSetting, match=re.escape("set LONGHAUL_MODEL to a directory or hub id")):
         find()
 
 
 @pytest.mark.parametrize("path", ["/no/such/place", "./nowhere", "../nowhere", "a/b/c"])
-def test_a_path_that_is_not_there_is_no_hub_id(path: str) -> None:
+def test_missing_path_is_not_a_hub_id(path: str) -> None:
     with pytest.raises(
         BadSetting, match=re.escape(f"LONGHAUL_MODEL is '{path}', which is neither a directory nor a hub id")
     ):
@@ -182,7 +182,7 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.mark.parametrize("closed", ["model.safetensors", "."])
 @pytest.mark.parametrize("setting", [True, False], ids=["by setting", "in SageMaker's place"])
-def test_what_the_user_may_not_read_is_named(closed: str, setting: bool) -> None:
+def test_unreadable_model_file_is_named(closed: str, setting: bool) -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to others
         model = Path(name)
         model.chmod(0o755)
@@ -194,7 +194,7 @@ def test_what_the_user_may_not_read_is_named(closed: str, setting: bool) -> None
         (model / closed).chmod(0o700)
 
 
-def test_what_is_no_part_of_the_model_may_be_unreadable() -> None:
+def test_foreign_files_may_be_unreadable() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = Path(name)
         model.chmod(0o755)
@@ -205,23 +205,23 @@ def test_what_is_no_part_of_the_model_may_be_unreadable() -> None:
             assert find(LONGHAUL_MODEL=name) == name
 
 
-def test_a_link_to_nothing_is_named(model: Path) -> None:
+def test_dangling_link_is_named(model: Path) -> None:
     (model / "model.safetensors").symlink_to("../blobs/1")
     with pytest.raises(BadSetting, match=re.escape("model.safetensors is a link to ../blobs/1, which is not there")):
         find(LONGHAUL_MODEL=str(model))
 
 
-def test_an_unreadable_place_of_sagemakers_does_not_hinder_a_hub_id() -> None:
+def test_unreadable_sagemaker_directory_allows_hub_id() -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o000)
         with unprivileged():
             assert find(name, HF_MODEL_ID="some/model") == "some/model"
 
 
-def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_directory_without_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="a directory that holds no model"):
         find(LONGHAUL_MODEL=str(tmp_path))
 
 
-def test_a_directory_is_used_where_it_is(model: Path) -> None:
+def test_directory_is_used_in_place(model: Path) -> None:
     assert local_directory(str(model), Settings.from_env({})) == str(model)

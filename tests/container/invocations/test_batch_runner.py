@@ -84,7 +84,7 @@ async def run_batch(present: Callable[[], Service], lines: list[Any], answers: A
     return batch
 
 
-def test_short_lines_of_many_prompts_are_not_all_under_way(
+def test_many_prompt_lines_are_bounded_by_weight(
     tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     async def run() -> None:
@@ -103,7 +103,7 @@ def test_short_lines_of_many_prompts_are_not_all_under_way(
     asyncio.run(run())
 
 
-def test_later_lines_are_as_long_as_the_present_engine_allows(
+def test_later_lines_follow_present_engine_limits(
     tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     """One with less memory replaces the first while a batch is under way."""
@@ -126,7 +126,7 @@ def test_later_lines_are_as_long_as_the_present_engine_allows(
     assert (len(lengths), lengths[0], lengths[-1]) == (64, 51, 20)
 
 
-def test_a_batch_that_gets_no_spool_leaves_no_open_invocation(
+def test_batch_without_spool_opens_no_invocation(
     tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     opened: list[TakeSnapshot] = []

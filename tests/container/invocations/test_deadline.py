@@ -21,19 +21,19 @@ def deadline(attributes: str | None = None, **settings: Any) -> Deadline:
 
 
 @pytest.mark.parametrize("attributes", [None, "", "our-own-token;max_new_tokens=5", "Timeout=1"])
-def test_without_a_timeout_the_setting_counts(attributes: str | None) -> None:
+def test_setting_is_the_default_timeout(attributes: str | None) -> None:
     own = deadline(attributes, invocation_timeout_s=70.0)
     assert (own.timeout_s, own.source) == (70, "setting")
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("1", 1), ("3600", 3600), ("1800", 1800), ("2.5", 2.5), (" 5 ", 5)])
-def test_a_requests_own_timeout_wins(given: str, seconds: float) -> None:
+def test_request_timeout_overrides_setting(given: str, seconds: float) -> None:
     own = deadline(f"our-own-token; timeout={given};job=a")
     assert (own.timeout_s, own.source) == (seconds, "attribute")
 
 
 @pytest.mark.parametrize("given", ["", "0", "0.9", "3600.1", "-5", "soon", "1e3", "nan", "1_0", "0x10", "٣", "900s"])
-def test_a_malformed_timeout_is_refused_by_name(given: str) -> None:
+def test_malformed_timeout_is_refused_by_name(given: str) -> None:
     with pytest.raises(InvalidRequest, match=r"timeout must be a number of seconds from 1 to 3600") as refusal:
         deadline(f"timeout={given}")
     assert refusal.value.param == "X-Amzn-SageMaker-Custom-Attributes: timeout"
@@ -55,9 +55,7 @@ def test_two_timeouts_are_refused() -> None:
         (1, 0, 0, 0.5),
     ],
 )
-def test_the_margin_grows_with_body_answer_and_items_but_leaves_half_the_time(
-    timeout_s: float, size: int, items: int, margin_s: float
-) -> None:
+def test_margin_grows_up_to_half_the_timeout(timeout_s: float, size: int, items: int, margin_s: float) -> None:
     own = deadline(invocation_timeout_s=float(timeout_s))
     before = time.monotonic()
     ends = own.left_s(size=size, items=items) + before
@@ -65,6 +63,6 @@ def test_the_margin_grows_with_body_answer_and_items_but_leaves_half_the_time(
     assert own.arrived + timeout_s - margin_s - late - 1e-6 <= ends <= own.arrived + timeout_s - margin_s + 1e-6
 
 
-def test_time_runs_from_the_requests_arrival() -> None:
+def test_time_runs_from_request_arrival() -> None:
     assert 0 < Deadline.of(Settings(), 100, time.monotonic() - 50).left_s() <= 49
     assert Deadline.of(Settings(), 100, time.monotonic() - 99.5).left_s() < 0

@@ -57,22 +57,22 @@ def texts(completion: Completion) -> list[str]:
     return [token.text for token in completion.logprobs]
 
 
-def test_nothing_is_said_of_tokens_unless_it_is_asked_for(complete: Any) -> None:
+def test_logprobs_are_absent_unless_requested(complete: Any) -> None:
     assert complete("The sea", "length").logprobs is None
 
 
-def test_each_token_of_the_text_has_its_log_probability(complete: Any) -> None:
+def test_each_token_has_its_log_probability(complete: Any) -> None:
     completion = complete("The sea", "length", logprobs=1)
     assert (completion.text, texts(completion)) == ("The sea", ["The", " sea"])
     assert [(token.logprob, token.top[0].text) for token in completion.logprobs] == [(-0.5, "The")] * 2
 
 
-def test_the_end_token_is_counted_and_not_shown(complete: Any) -> None:
+def test_end_token_is_counted_but_hidden(complete: Any) -> None:
     completion = complete("The sea", "stop", logprobs=0)
     assert (texts(completion), len(completion.token_ids)) == (["The", " sea"], 3)
 
 
-def test_tokens_that_come_after_the_stop_string_are_not_counted(complete: Any) -> None:
+def test_tokens_after_stop_string_are_not_counted(complete: Any) -> None:
     """How many come depends on chance: the same request would have another usage each time."""
     assert len(complete("The sea is. And the sky", "length", stop=(" is",)).token_ids) == 3
 
@@ -81,13 +81,13 @@ LATE = "The sea is" + " calm and old ships sail home under a pale moon while gul
 
 
 @pytest.mark.parametrize("finish", ["length", None])
-def test_what_comes_long_after_the_stop_string_changes_nothing(complete: Any, finish: Any) -> None:
+def test_late_tokens_after_stop_string_are_ignored(complete: Any, finish: Any) -> None:
     """Steps may be handled before the engine hears of the stop, and its end may, or may not, be among them."""
     completion = complete(LATE, finish, stop=(" is",))
     assert (completion.text, completion.finish_reason, len(completion.token_ids)) == ("The sea", "stop", 3)
 
 
-def test_tokens_behind_a_stop_string_are_not_shown(complete: Any) -> None:
+def test_tokens_behind_stop_string_are_hidden(complete: Any) -> None:
     completion = complete("The sea is. And the sky", "length", logprobs=0, stop=(" is",))
     assert (completion.text, completion.finish_reason) == ("The sea", "stop")
     assert texts(completion) == ["The", " sea"]

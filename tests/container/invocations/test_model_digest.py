@@ -25,7 +25,7 @@ def test_model_digest_covers_all_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["first", "second", "last"])
-def test_of_large_weights_every_tensor_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_model_digest_covers_every_large_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("container.invocations.model_digest._WHOLE_FILE_BYTES", 1 << 10)
     tensors = {"first": torch.zeros(100_000), "second": torch.zeros(3), "last": torch.zeros(50_000)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -34,7 +34,7 @@ def test_of_large_weights_every_tensor_counts(tmp_path: Path, monkeypatch: pytes
     assert model_digest(str(tmp_path)) != before
 
 
-def test_of_other_large_files_pieces_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_digest_samples_other_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("container.invocations.model_digest._WHOLE_FILE_BYTES", 1 << 20)
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(4 << 20))
@@ -45,7 +45,7 @@ def test_of_other_large_files_pieces_count(tmp_path: Path, monkeypatch: pytest.M
     assert model_digest(str(tmp_path)) != before
 
 
-def test_a_model_that_differs_anywhere_is_another_model(tmp_path: Path) -> None:
+def test_any_difference_changes_model_digest(tmp_path: Path) -> None:
     """A merged adapter changes a few matrices of a file and not its size: the journal has the former model's tokens."""
     digests = set()
     for byte in (b"\1", b"\2"):

@@ -23,7 +23,7 @@ def digest(
     return request.hexdigest()
 
 
-def test_the_same_is_the_same_in_whatever_pieces_it_comes() -> None:
+def test_digest_ignores_how_body_is_cut() -> None:
     request = RequestDigest("a model", RequestHead.parse("invocations", JSON, None))
     for byte in b'{"inputs": "a"}':
         request.add(bytes([byte]))
@@ -40,16 +40,16 @@ def test_the_same_is_the_same_in_whatever_pieces_it_comes() -> None:
         digest(identity="a modelinvocations"),
     ],
 )
-def test_what_decides_the_output_is_in_it(other: str) -> None:
+def test_digest_covers_what_decides_output(other: str) -> None:
     assert other != digest()
 
 
-def test_what_decides_nothing_is_not() -> None:
+def test_digest_ignores_what_decides_nothing() -> None:
     assert digest(content_type="Application/JSON; charset=utf-8") == digest()
     assert digest(attributes="job=a;timeout=5;trace=abc") == digest(attributes="job=b;max_new_tokens=5")
 
 
-def test_of_a_text_the_parameters_in_the_attributes_are() -> None:
+def test_digest_of_text_covers_its_attributes() -> None:
     def text(attributes: str) -> str:
         return digest(content_type="text/plain", attributes=attributes)
 

@@ -94,7 +94,7 @@ def end_line(server: Server, response: httpx.Response) -> dict[str, Any]:
 # Documents
 
 
-def test_a_cut_text_is_what_was_generated_by_then_and_nothing_goes_on(server: Server) -> None:
+def test_cut_text_is_partial_and_generation_stops(server: Server) -> None:
     response = ask(server, endless("The sea is") | {"parameters": endless("")["parameters"] | {"details": True}})  # type: ignore[operator]
     (entry,) = cut(response)
     eventually(lambda: is_idle(server))
@@ -104,7 +104,7 @@ def test_a_cut_text_is_what_was_generated_by_then_and_nothing_goes_on(server: Se
     assert whole == {"generated_text": entry["generated_text"]}
 
 
-def test_the_log_says_which_deadline_it_was_and_what_it_did(server: Server) -> None:
+def test_log_names_deadline_and_its_effect(server: Server) -> None:
     (entry,) = cut(response := ask(server, endless("The sea is"), timeout_s=2))
     line = end_line(server, response)
     assert (line["timeout_s"], line["timeout_source"]) == (2, "attribute")
@@ -112,14 +112,14 @@ def test_the_log_says_which_deadline_it_was_and_what_it_did(server: Server) -> N
     assert line["completion_tokens"] == entry["details"]["generated_tokens"]
 
 
-def test_what_is_done_in_time_shows_nothing_but_its_deadline(server: Server) -> None:
+def test_answer_in_time_shows_only_its_deadline(server: Server) -> None:
     response = server.post(json=lasting("The sea is", 3))
     assert response.headers["x-longhaul-deadline"] == "timeout=900;source=setting"
     assert "x-longhaul-finish-reason" not in response.headers and response.json()[0].keys() == {"generated_text"}
     assert end_line(server, response)["deadline"] == "met"
 
 
-def test_a_cut_text_of_hugging_face_has_details_unasked_and_a_finished_one_beside_it_none(server: Server) -> None:
+def test_cut_hugging_face_text_has_details(server: Server) -> None:
     """A list has one set of parameters, so that a stop string has to end one of them early."""
     (sea,) = server.ask(lasting("The sea is", 8))
     document = endless("")
@@ -131,7 +131,7 @@ def test_a_cut_text_of_hugging_face_has_details_unasked_and_a_finished_one_besid
 
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
-def test_a_cut_chat_says_so_in_its_choice(server: Server, more: dict[str, Any]) -> None:
+def test_cut_chat_says_so_in_choice(server: Server, more: dict[str, Any]) -> None:
     answer = cut(ask(server, CHAT | more, "/v1/chat/completions", timeout_s=TIMEOUT_S + 4 * bool(more)))
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == "deadline" and choice["message"]["content"]
@@ -139,7 +139,7 @@ def test_a_cut_chat_says_so_in_its_choice(server: Server, more: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
-def test_each_choice_of_a_cut_completion_is_marked_and_counted(server: Server, more: dict[str, Any]) -> None:
+def test_cut_completion_marks_and_counts_each_choice(server: Server, more: dict[str, Any]) -> None:
     answer = cut(ask(server, COMPLETION | more, timeout_s=TIMEOUT_S + 4 * bool(more)))
     assert [choice["finish_reason"] for choice in answer["choices"]] == ["deadline"] * 4
     tokens = [len(choice["logprobs"]["tokens"]) for choice in answer["choices"]]
@@ -147,7 +147,7 @@ def test_each_choice_of_a_cut_completion_is_marked_and_counted(server: Server, m
 
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
-def test_prompts_that_never_began_are_empty_choices(server: Server, more: dict[str, Any]) -> None:
+def test_unstarted_prompts_give_empty_choices(server: Server, more: dict[str, Any]) -> None:
     prompts = [f"{number} is" for number in range(700)]
     document = ENDLESS | {"prompt": prompts, "logprobs": 0} | more
     answer = cut(ask(server, document, timeout_s=TIMEOUT_S + 8 * bool(more)))
@@ -158,7 +158,7 @@ def test_prompts_that_never_began_are_empty_choices(server: Server, more: dict[s
     assert answer["usage"]["completion_tokens"] == sum(len(choice["logprobs"]["tokens"]) for choice in choices)
 
 
-def test_a_cut_text_says_so_in_its_head(server: Server) -> None:
+def test_cut_text_says_so_in_headers(server: Server) -> None:
     headers = {"content-type": "text/plain"} | attributes(2, "max_new_tokens=8000;ignore_eos=true")
     response = server.post(content="The sea is", headers=headers)
     assert response.status_code == 200 and response.text
@@ -176,20 +176,20 @@ def standstill(server: Server) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
-def test_a_document_without_a_token_is_a_504_that_names_its_deadline(standstill: Server, more: dict[str, Any]) -> None:
+def test_document_without_token_gives_504_with_deadline(standstill: Server, more: dict[str, Any]) -> None:
     error = refused(ask(standstill, COMPLETION | {"prompt": ["The fire is"]} | more))
     assert error["message"] == "the deadline (4 s by timeout=) came before the first token"
     assert error["type"] == "server_error"
 
 
-def test_a_batch_without_a_token_is_answered_all_the_same(standstill: Server) -> None:
+def test_batch_without_token_is_answered(standstill: Server) -> None:
     answers, _ = ask_lines(standstill, [CHAT, CHAT | LARGE, {"recordId": "b", "modelInput": CHAT}] * 2)
     assert [partial_of(answer) for answer in answers] == [False] * 6
     assert answers[2]["modelInput"] == CHAT
 
 
 @pytest.mark.parametrize("timeout", ["0", "3601", "soon"])
-def test_a_malformed_timeout_is_refused_by_name(server: Server, timeout: str) -> None:
+def test_malformed_timeout_is_refused_by_name(server: Server, timeout: str) -> None:
     for headers in (attributes(timeout), attributes(timeout) | JSON_LINES):
         response = server.post(content=b'{"inputs": "a"}', headers=headers)
         error = response.json()["error"]
@@ -197,7 +197,7 @@ def test_a_malformed_timeout_is_refused_by_name(server: Server, timeout: str) ->
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/jsonlines"])
-def test_a_body_that_is_not_whole_at_the_deadline_is_a_408(server: Server, content_type: str) -> None:
+def test_unfinished_body_at_deadline_gives_408(server: Server, content_type: str) -> None:
     head = (
         f"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Type: {content_type}\r\n"
         "Content-Length: 100\r\nX-Amzn-SageMaker-Custom-Attributes: timeout=1\r\n\r\n{"
@@ -218,7 +218,7 @@ def received(sock: socket.socket) -> bytes:
 # Batches
 
 
-def test_every_line_of_a_cut_batch_is_answered_in_order_and_in_its_form(server: Server) -> None:
+def test_cut_batch_answers_every_line_in_order(server: Server) -> None:
     openai = {"method": "POST", "url": "/v1/chat/completions", "body": CHAT}
     lines: list[Any] = []
     for number in range(400):
@@ -258,7 +258,7 @@ def partial_of(answer: Any) -> bool:
     return False
 
 
-def test_a_hundred_thousand_lines_are_all_answered_in_time(server: Server) -> None:
+def test_hundred_thousand_lines_are_answered_in_time(server: Server) -> None:
     """Those that are wrong still say why, so far as it can be seen at a glance."""
     line = json.dumps(endless("The sea is")).encode() + b"\n"
     body = line * 50_000 + b"{nonsense\n\n" + line * 49_999
@@ -273,7 +273,7 @@ def test_a_hundred_thousand_lines_are_all_answered_in_time(server: Server) -> No
     assert sum(b'"deadline_exceeded"' in answer for answer in answers) == 100_000 - 1 - len(texts)
 
 
-def test_large_lines_that_never_began_are_answered_under_their_names(server: Server) -> None:
+def test_unstarted_large_lines_are_answered_by_name(server: Server) -> None:
     """Before those that are read the deadline comes, too: a reader's process takes its time to start."""
     openai = {"method": "POST", "url": "/v1/chat/completions", "body": CHAT | LARGE}
     lines: list[Any] = [openai | {"custom_id": f"o{number}"} for number in range(12)]
@@ -288,7 +288,7 @@ def test_large_lines_that_never_began_are_answered_under_their_names(server: Ser
 # By the settings
 
 
-def test_the_setting_counts_where_the_request_says_nothing(strict: Server) -> None:
+def test_timeout_setting_is_the_default(strict: Server) -> None:
     response = strict.post(json=endless("The sea is"))
     assert refused(response)["message"].startswith("the deadline (2 s by LONGHAUL_INVOCATION_TIMEOUT_S)")
     assert response.headers["x-longhaul-deadline"] == "timeout=2;source=setting"
@@ -296,17 +296,17 @@ def test_the_setting_counts_where_the_request_says_nothing(strict: Server) -> No
     eventually(lambda: is_idle(strict))
 
 
-def test_a_requests_own_timeout_wins_over_the_setting(strict: Server) -> None:
+def test_request_timeout_overrides_setting(strict: Server) -> None:
     response = strict.post(json=lasting("The sea is", 3), headers=attributes(60))
     assert (response.status_code, response.headers["x-longhaul-deadline"]) == (200, "timeout=60;source=attribute")
 
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
-def test_unfinished_documents_are_errors_where_the_setting_says_so(strict: Server, more: dict[str, Any]) -> None:
+def test_unfinished_document_fails_if_setting_says_error(strict: Server, more: dict[str, Any]) -> None:
     refused(strict.post(json=COMPLETION | more))
 
 
-def test_unfinished_lines_are_errors_and_finished_ones_are_not(strict: Server) -> None:
+def test_unfinished_lines_fail_finished_ones_stay(strict: Server) -> None:
     lines = [lasting("The sea is", 2), endless("The sea is"), lasting("The sky is", 2)]
     first, second, third = strict.ask_lines(lines)  # type: ignore[arg-type]
     assert first[0].keys() == third[0].keys() == {"generated_text"}

@@ -51,44 +51,44 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 # Forms
 
 
-def test_a_chat_is_answered_with_a_chat_completion(server: Server) -> None:
+def test_chat_gives_chat_completion(server: Server) -> None:
     answer = server.ask(CHAT)
     assert (answer["object"], answer["model"]) == ("chat.completion", "tiny")
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["usage"]["completion_tokens"] == 5
 
 
-def test_a_prompt_is_answered_with_a_text_completion(server: Server) -> None:
+def test_prompt_gives_text_completion(server: Server) -> None:
     answer = server.ask(COMPLETION | {"prompt": ["The sea is", "The sky is"], "n": 2})
     assert answer["object"] == "text_completion"
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
 
 
-def test_token_ids_are_a_prompt(server: Server) -> None:
+def test_token_ids_are_accepted_as_prompt(server: Server) -> None:
     ids = server.ask(COMPLETION | {"prompt": [504, 3505, 314], "temperature": 0})
     assert ids["usage"]["prompt_tokens"] == 3
 
 
-def test_a_list_of_inputs_is_answered_with_a_list(server: Server) -> None:
+def test_input_list_is_answered_with_list(server: Server) -> None:
     first, second = server.ask(hugging_face(["The sea is", "The sky is"], details=True))
     assert first["generated_text"] != second["generated_text"]
     assert first["details"]["generated_tokens"] == 12
 
 
-def test_messages_as_inputs_are_answered_with_the_assistants_text(server: Server) -> None:
+def test_messages_as_inputs_give_assistant_text(server: Server) -> None:
     (answer,) = server.ask(hugging_face(CHAT["messages"]))
     chat = server.ask(CHAT | {"max_tokens": 12, "temperature": 0, "ignore_eos": True})
     assert answer["generated_text"] == chat["choices"][0]["message"]["content"]
 
 
-def test_a_text_is_answered_with_a_text(server: Server) -> None:
+def test_text_gives_text(server: Server) -> None:
     attributes = {"X-Amzn-SageMaker-Custom-Attributes": "our-own-token; max_new_tokens=12;ignore_eos=true"}
     response = server.post(content="The sea is", headers=TEXT | attributes)
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     assert [response.text] == texts(server.ask(hugging_face("The sea is")))
 
 
-def test_a_batch_is_answered_in_input_order_and_each_line_in_its_own_form(server: Server) -> None:
+def test_batch_answers_in_input_order_and_form(server: Server) -> None:
     long = hugging_face("The longest takes the longest", max_new_tokens=60)
     bedrock = {"recordId": "b", "modelInput": COMPLETION}
     openai = {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
@@ -98,7 +98,7 @@ def test_a_batch_is_answered_in_input_order_and_each_line_in_its_own_form(server
     assert (third["custom_id"], third["response"]["status_code"]) == ("c", 200)
 
 
-def test_a_bad_line_fails_alone_and_blank_lines_are_none(server: Server) -> None:
+def test_bad_line_fails_alone_blanks_are_skipped(server: Server) -> None:
     good = json.dumps(hugging_face("The sea is")).encode()
     body = b"\xef\xbb\xbf" + good + b"\r\n\r\n{nonsense\n  \n" + b'{"inputs": "a", "typo": 1}\n\xff\n' + good
     response = server.post(content=body, headers=JSON_LINES)
@@ -107,14 +107,14 @@ def test_a_bad_line_fails_alone_and_blank_lines_are_none(server: Server) -> None
     assert answers[0] == answers[4] == server.ask(hugging_face("The sea is"))
 
 
-def test_ten_times_as_many_lines_as_run_at_once_all_have_their_answers(server: Server) -> None:
+def test_ten_times_max_running_lines_are_answered(server: Server) -> None:
     lines: list[object] = [hugging_face(f"{number} is", max_new_tokens=1 + number % 3) for number in range(640)]
     answers = server.ask_lines(lines)
     assert len(answers) == 640
     assert answers[600:603] == [server.ask(line) for line in lines[600:603]]
 
 
-def test_a_batch_without_a_line_is_an_error(server: Server) -> None:
+def test_batch_without_lines_is_refused(server: Server) -> None:
     assert error_of(server.post(content=b"\n\n", headers=JSON_LINES), 400)["code"] == "empty_batch"
 
 
@@ -122,7 +122,7 @@ def test_a_batch_without_a_line_is_an_error(server: Server) -> None:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_an_answer_has_a_length_and_short_headers_and_no_chunks(server: Server, name: str) -> None:
+def test_answer_has_length_and_no_chunks(server: Server, name: str) -> None:
     response = server.post(**REQUESTS[name])
     assert int(response.headers["content-length"]) == len(response.content) > 0
     assert "transfer-encoding" not in response.headers
@@ -130,7 +130,7 @@ def test_an_answer_has_a_length_and_short_headers_and_no_chunks(server: Server, 
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_request_may_come_in_chunks(server: Server, name: str) -> None:
+def test_chunked_request_is_accepted(server: Server, name: str) -> None:
     request = httpx.Request("POST", server.url, **REQUESTS[name])
     body = request.read()
     headers = {name: value for name, value in request.headers.items() if name != "content-length"}
@@ -156,7 +156,7 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
     return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
 
 
-def test_a_client_that_asks_first_is_told_to_continue(connection: socket.socket) -> None:
+def test_expect_100_client_is_told_to_continue(connection: socket.socket) -> None:
     body = json.dumps(COMPLETION).encode()
     send_head(connection, len(body), "Expect: 100-continue")
     assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -165,7 +165,7 @@ def test_a_client_that_asks_first_is_told_to_continue(connection: socket.socket)
     assert (status, "connection" in headers) == (200, False)
 
 
-def test_a_client_that_asks_first_with_too_much_is_refused_and_its_connection_closed(connection: socket.socket) -> None:
+def test_expect_100_over_limit_closes_connection(connection: socket.socket) -> None:
     send_head(connection, 10**12, "Expect: 100-continue", "Content-Type: application/jsonlines")
     status, headers, body = read_answer(connection)
     # Whatever it sent next on this connection would be taken for the body.
@@ -173,24 +173,24 @@ def test_a_client_that_asks_first_with_too_much_is_refused_and_its_connection_cl
     assert json.loads(body)["error"]["code"] == "body_too_large"
 
 
-def test_a_connection_takes_one_request_after_the_other(connection: socket.socket) -> None:
+def test_connection_serves_requests_in_turn(connection: socket.socket) -> None:
     for body in (b'{"inputs": 1}', json.dumps(COMPLETION).encode(), b"{nonsense", json.dumps(CHAT).encode()):
         send_head(connection, len(body))
         connection.sendall(body)
         assert read_answer(connection)[0] == (400 if len(body) < 20 else 200)
 
 
-def test_a_document_over_the_limit_is_a_413_that_the_client_can_read(server: Server) -> None:
+def test_document_over_limit_gives_readable_413(server: Server) -> None:
     error = error_of(server.post(json={"inputs": "a" * 5_000_000}), 413)
     assert "100000 bytes" in error["message"] and "application/jsonlines" in error["message"]
 
 
-def test_a_batch_over_the_limit_is_a_413_that_the_client_can_read(server: Server) -> None:
+def test_batch_over_limit_gives_readable_413(server: Server) -> None:
     error = error_of(server.post(content=b'{"inputs": "a"}\n' * 2_500_000, headers=JSON_LINES), 413)
     assert "30000000 bytes" in error["message"]
 
 
-def test_a_line_over_the_limit_fails_alone(server: Server) -> None:
+def test_line_over_limit_fails_alone(server: Server) -> None:
     good = json.dumps(hugging_face("The sea is"))
     response = server.post(content=f'{{"inputs": "{"a" * 200_000}"}}\n{good}', headers=JSON_LINES)
     first, second = map(json.loads, response.text.splitlines())
@@ -198,33 +198,33 @@ def test_a_line_over_the_limit_fails_alone(server: Server) -> None:
     assert second == server.ask(hugging_face("The sea is"))
 
 
-def test_an_unknown_content_type_is_a_415(server: Server) -> None:
+def test_unknown_content_type_gives_415(server: Server) -> None:
     error = error_of(server.post(content=b"a,b", headers={"content-type": "text/csv"}), 415)
     assert "application/jsonlines" in error["message"]
 
 
-def test_a_bad_field_is_a_400_that_names_it(server: Server) -> None:
+def test_bad_field_gives_400_with_its_name(server: Server) -> None:
     error = error_of(server.post(json=hugging_face("a", temperature="hot")), 400)
     assert error["param"] == "parameters.temperature"
 
 
-def test_one_bad_prompt_costs_none_of_the_others_work(server: Server) -> None:
+def test_bad_prompt_fails_before_any_work(server: Server) -> None:
     before = server.metric("longhaul_generation_tokens_total")
     error = error_of(server.post(json=hugging_face(["a", " b" * 9000])), 400)
     assert (error["param"], error["code"]) == ("inputs[1]", "context_length_exceeded")
     assert server.metric("longhaul_generation_tokens_total") == before
 
 
-def test_what_can_never_fit_is_refused(server: Server) -> None:
+def test_prompt_that_never_fits_is_refused(server: Server) -> None:
     error = error_of(server.post(json=hugging_face("a", max_new_tokens=8192)), 400)
     assert error["param"] == "parameters.max_new_tokens" and "8192 in all" in error["message"]
 
 
-def test_an_unknown_path_is_a_404_in_our_form(server: Server) -> None:
+def test_unknown_path_gives_404_in_our_form(server: Server) -> None:
     assert error_of(server.post("/generate", json={}), 404)["code"] == "not_found"
 
 
-def test_another_method_is_a_405_in_our_form(server: Server) -> None:
+def test_wrong_method_gives_405_in_our_form(server: Server) -> None:
     response = httpx.get(f"{server.url}/invocations", trust_env=False)
     assert error_of(response, 405)["code"] == "method_not_allowed"
 
@@ -240,27 +240,27 @@ def test_ping_takes_both_methods(server: Server, method: str) -> None:
 SAMPLED = {"temperature": 1.0}
 
 
-def test_n_choices_differ_and_their_seed_makes_them_again(server: Server) -> None:
+def test_n_choices_differ_and_seed_reproduces_them(server: Server) -> None:
     request = hugging_face("The sea is", num_return_sequences=4, **SAMPLED, seed=7, details=True)
     first = server.ask(request)
     assert len(set(texts(first))) == 4
     assert server.ask(request) == first
 
 
-def test_each_choice_can_be_made_again_alone_by_its_own_seed(server: Server) -> None:
+def test_choice_seed_reproduces_it_alone(server: Server) -> None:
     request = COMPLETION | SAMPLED | {"max_tokens": 12, "ignore_eos": True}
     for choice in server.ask(request | {"n": 3})["choices"]:
         assert server.ask(request | {"seed": choice["seed"]})["choices"][0]["text"] == choice["text"]
 
 
-def test_the_same_seed_gives_the_same_text_alone_and_among_31_others(server: Server) -> None:
+def test_seed_gives_same_text_among_31_others(server: Server) -> None:
     seeded = hugging_face("The sea is", **SAMPLED, seed=5)
     others: list[object] = [hugging_face(f"{number} is", **SAMPLED) for number in range(31)]
     together = server.ask_lines([*others[:16], seeded, *others[16:]])
     assert together[16] == server.ask(seeded)
 
 
-def test_the_text_ends_exactly_before_a_stop_string(server: Server) -> None:
+def test_text_ends_exactly_before_stop_string(server: Server) -> None:
     (whole,) = texts(server.ask(hugging_face("The sea is", max_new_tokens=40)))
     middle = len(whole) // 2
     stop = next(whole[at : at + 3] for at in range(middle, len(whole)) if whole[at : at + 3].isascii())
@@ -269,7 +269,7 @@ def test_the_text_ends_exactly_before_a_stop_string(server: Server) -> None:
     assert answer["details"]["finish_reason"] == "stop"
 
 
-def test_a_stop_string_ends_no_text_before_its_least_length(server: Server) -> None:
+def test_stop_string_waits_for_min_new_tokens(server: Server) -> None:
     def ask(tokens: int, **more: object) -> str:
         (answer,) = texts(server.ask(hugging_face("The sea is", max_new_tokens=tokens, ignore_eos=True, **more)))
         return answer.rstrip("\N{REPLACEMENT CHARACTER}")
@@ -288,7 +288,7 @@ def prompts(words: Callable[[int], str]) -> list[str]:
     return [" ".join(words(number * 7 + place) for place in range(length)) for number, length in enumerate(LENGTHS)]
 
 
-def test_32_prompts_of_different_lengths_give_together_what_each_gives_alone(server: Server) -> None:
+def test_32_prompts_together_equal_each_alone(server: Server) -> None:
     inputs = prompts(lambda number: f"word{number}")
     together = server.ask(hugging_face(inputs, max_new_tokens=24))
     assert texts(together) == [texts(server.ask(hugging_face(each, max_new_tokens=24)))[0] for each in inputs]
@@ -333,7 +333,7 @@ def token_ids(entry: Any) -> list[int]:
     return [token["id"] for token in entry["details"]["tokens"]]
 
 
-def test_a_real_model_gives_for_32_prompts_in_one_body_what_generate_and_each_alone_give(
+def test_32_prompts_equal_generate_and_single_requests(
     real_server: Server, model_dir: str, assert_exact: Callable[..., None]
 ) -> None:
     real_server.wait_until_ready()

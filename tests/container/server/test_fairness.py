@@ -57,7 +57,7 @@ def test_invocations_take_turns() -> None:
     run(scenario())
 
 
-def test_a_batch_leaves_places_for_a_newcomer_who_starts_at_once() -> None:
+def test_batch_leaves_room_for_new_owner() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine(max_running=16))
         await queue.enqueue("batch", 1000)
@@ -68,7 +68,7 @@ def test_a_batch_leaves_places_for_a_newcomer_who_starts_at_once() -> None:
     run(scenario())
 
 
-def test_a_place_that_becomes_free_goes_to_the_next_in_turn() -> None:
+def test_free_place_goes_to_next_owner() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine(max_running=16))
         await queue.enqueue("batch", 1000)
@@ -81,7 +81,7 @@ def test_a_place_that_becomes_free_goes_to_the_next_in_turn() -> None:
     run(scenario())
 
 
-def test_the_engine_gets_no_more_prompts_ahead_than_fill_two_steps() -> None:
+def test_queued_prompts_fill_at_most_two_steps() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine(max_batch_tokens=100))
         await queue.enqueue("batch", 10, prompt_tokens=60)
@@ -93,7 +93,7 @@ def test_the_engine_gets_no_more_prompts_ahead_than_fill_two_steps() -> None:
     run(scenario())
 
 
-def test_a_prompt_longer_than_two_steps_is_let_through() -> None:
+def test_prompt_longer_than_two_steps_runs() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine(max_batch_tokens=100))
         await queue.enqueue("long", 1, prompt_tokens=5000)
@@ -102,7 +102,7 @@ def test_a_prompt_longer_than_two_steps_is_let_through() -> None:
     run(scenario())
 
 
-def test_a_newcomer_does_not_wait_for_a_long_prompt_ahead() -> None:
+def test_new_owner_overtakes_long_prompt() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine(max_batch_tokens=100))
         await queue.enqueue("batch", 3, prompt_tokens=5000)
@@ -113,7 +113,7 @@ def test_a_newcomer_does_not_wait_for_a_long_prompt_ahead() -> None:
     run(scenario())
 
 
-def test_what_is_withdrawn_while_it_waits_never_reaches_the_engine() -> None:
+def test_withdrawn_sequence_never_reaches_engine() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine())
         queue.engine.can_take_work = False
@@ -126,7 +126,7 @@ def test_what_is_withdrawn_while_it_waits_never_reaches_the_engine() -> None:
     run(scenario())
 
 
-def test_all_that_waits_is_told_when_no_engine_will_come() -> None:
+def test_final_engine_failure_fails_waiting_sequences() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine())
         queue.engine.can_take_work = False
@@ -137,7 +137,7 @@ def test_all_that_waits_is_told_when_no_engine_will_come() -> None:
     run(scenario())
 
 
-def test_what_no_longer_fits_after_a_restart_fails_and_the_rest_goes_on() -> None:
+def test_sequence_too_long_after_restart_fails_alone() -> None:
     async def scenario() -> None:
         queue = Queue(FakeEngine())
         await queue.enqueue("a", 1, prompt_tokens=9_992)
@@ -148,7 +148,7 @@ def test_what_no_longer_fits_after_a_restart_fails_and_the_rest_goes_on() -> Non
     run(scenario())
 
 
-def test_a_prompt_sent_after_a_long_batch_is_answered_before_it(server: Server) -> None:
+def test_later_prompt_is_answered_before_long_batch(server: Server) -> None:
     lines = "".join(json.dumps(lasting(f"{number} is", 60)) + "\n" for number in range(200))
     batch = server.post_soon(content=lines, headers={"content-type": "application/jsonlines"})
     eventually(lambda: server.metric("longhaul_sequences_waiting") > 0)

@@ -175,7 +175,7 @@ DOCUMENTS: dict[str, tuple[bytes, str, str | None]] = {
 
 
 @pytest.mark.parametrize("case", DOCUMENTS)
-def test_a_bad_document_is_a_400_that_names_its_field_and_quotes_nothing(hostile: Server, case: str) -> None:
+def test_bad_document_gives_400_without_quoting_it(hostile: Server, case: str) -> None:
     request, code, param = DOCUMENTS[case]
     with hostile.connect() as connection:
         connection.sendall(request)
@@ -187,12 +187,12 @@ def test_a_bad_document_is_a_400_that_names_its_field_and_quotes_nothing(hostile
         assert read_answer(connection)[0] == 200
 
 
-def test_a_prompt_that_leaves_room_for_one_token_is_served(hostile: Server) -> None:
+def test_prompt_with_room_for_one_token_runs(hostile: Server) -> None:
     answer = hostile.ask({"prompt": [5] * (MOST_TOKENS - 1), "user": CANARY, "ignore_eos": True})
     assert answer["usage"]["completion_tokens"] == 1
 
 
-def test_what_teams_put_into_the_custom_attributes_is_nobodys_business(hostile: Server) -> None:
+def test_foreign_custom_attributes_are_ignored(hostile: Server) -> None:
     headers = {"content-type": "text/plain", ATTRIBUTES: f"tenant={CANARY};max_new_tokens=1"}
     assert hostile.post(content=CANARY, headers=headers).status_code == 200
 
@@ -217,7 +217,7 @@ LINES: list[tuple[bytes, str | None]] = [
 ]
 
 
-def test_bad_lines_fail_alone_whatever_ends_them(hostile: Server) -> None:
+def test_bad_lines_fail_alone_with_any_ending(hostile: Server) -> None:
     ends = itertools.cycle([b"\r\n", b"\n", b"\n\n", b"\r\n  \r\n"])
     body = b"".join(line + next(ends) for line, _ in LINES).rstrip()  # the last one has no end
     response = hostile.post(content=body, headers={"content-type": "application/jsonlines"})
@@ -228,14 +228,14 @@ def test_bad_lines_fail_alone_whatever_ends_them(hostile: Server) -> None:
     assert CANARY not in response.text.replace(json.dumps(answers[0]), "")
 
 
-def test_the_callers_names_come_back_in_their_lines_and_nowhere_else(hostile: Server) -> None:
+def test_custom_ids_appear_only_in_their_lines(hostile: Server) -> None:
     (answer,) = hostile.ask_lines([ITEM | {"body": BODY | {"top_p": CANARY}}])
     assert answer.pop("custom_id") == CANARY
     assert CANARY not in json.dumps(answer)
     assert answer["error"]["code"] == "invalid_value"
 
 
-def test_a_custom_id_that_comes_again_fails_alone_under_its_name(hostile: Server) -> None:
+def test_repeated_custom_id_fails_alone(hostile: Server) -> None:
     first, again, other = hostile.ask_lines([ITEM, ITEM, ITEM | {"custom_id": "other"}])
     assert [line["custom_id"] for line in (first, again, other)] == [CANARY, CANARY, "other"]
     assert [line["response"]["status_code"] for line in (first, again, other)] == [200, 400, 200]
@@ -260,7 +260,7 @@ FLOODS: dict[str, tuple[bytes, bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("case", FLOODS)
-def test_a_flood_is_answered_while_it_goes_on_and_takes_no_memory(hostile: Server, case: str) -> None:
+def test_flooding_body_is_refused_without_using_memory(hostile: Server, case: str) -> None:
     opening, piece, status, code = FLOODS[case]
     edge = psutil.Process(hostile.process.pid)
     before = edge.memory_info().rss
@@ -275,7 +275,7 @@ def test_a_flood_is_answered_while_it_goes_on_and_takes_no_memory(hostile: Serve
     assert edge.memory_info().rss < before + (32 << 20)
 
 
-def test_thousands_of_requests_sent_at_once_are_cut_off_and_take_no_memory(hostile: Server) -> None:
+def test_thousands_of_pipelined_requests_are_cut_off(hostile: Server) -> None:
     edge = psutil.Process(hostile.process.pid)
     before = edge.memory_info().rss
     with hostile.connect() as connection, contextlib.suppress(ConnectionError):
@@ -285,7 +285,7 @@ def test_thousands_of_requests_sent_at_once_are_cut_off_and_take_no_memory(hosti
     assert edge.memory_info().rss - before < 30 << 20
 
 
-def test_an_endless_flood_is_ended(hostile: Server) -> None:
+def test_endless_flood_is_cut_off(hostile: Server) -> None:
     opening, piece, *_ = FLOODS["one header"]
     with hostile.connect() as connection:
         connection.sendall(opening)
@@ -294,7 +294,7 @@ def test_an_endless_flood_is_ended(hostile: Server) -> None:
                 connection.sendall(piece)
 
 
-def test_headers_within_the_limit_are_all_right(hostile: Server) -> None:
+def test_headers_within_limit_are_accepted(hostile: Server) -> None:
     with hostile.connect() as connection:
         connection.sendall(document(ASK, *[f"X-{number}: {CANARY * 10}" for number in range(400)]))
         assert read_answer(connection)[0] == 200
@@ -317,7 +317,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_what_is_not_http_is_a_400_in_our_form(hostile: Server, case: str) -> None:
+def test_malformed_http_gives_400_in_our_form(hostile: Server, case: str) -> None:
     with hostile.connect() as connection:
         connection.sendall(MALFORMED[case])
         status, error = last_words(connection)
@@ -328,7 +328,7 @@ def test_what_is_not_http_is_a_400_in_our_form(hostile: Server, case: str) -> No
 
 
 @pytest.mark.parametrize("form", ["at once", "in two", "in chunks"])
-def test_an_offer_to_speak_http_2_is_ignored_and_the_request_served(hostile: Server, form: str) -> None:
+def test_http_2_upgrade_offer_is_ignored(hostile: Server, form: str) -> None:
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
     body = json.dumps(ASK).encode()
     with hostile.connect() as connection:
@@ -361,7 +361,7 @@ SLOW = {
 }
 
 
-def test_a_client_that_stops_sending_is_told_and_cut_off(hostile: Server) -> None:
+def test_client_that_stops_sending_gets_408(hostile: Server) -> None:
     connections = {case: hostile.connect() for case in SLOW}
     for case, sent in SLOW.items():
         connections[case].sendall(sent)
@@ -372,7 +372,7 @@ def test_a_client_that_stops_sending_is_told_and_cut_off(hostile: Server) -> Non
         assert (status, error["code"], SAYS_WHY in error["message"]) == (408, "client_timeout", True), case
 
 
-def test_a_deadline_that_comes_first_blames_no_slow_client(hostile: Server) -> None:
+def test_earlier_deadline_blames_no_slow_client(hostile: Server) -> None:
     """Not even those for whom the event loop's clock is a millisecond early."""
     connections = [hostile.connect() for _ in range(32)]
     for number, connection in enumerate(connections):
@@ -393,13 +393,13 @@ def drip(connection: socket.socket, data: bytes) -> bool:
     return False
 
 
-def test_a_head_that_comes_in_drops_does_not_last_for_ever(hostile: Server) -> None:
+def test_trickling_head_times_out(hostile: Server) -> None:
     with hostile.connect() as connection:
         assert drip(connection, HALF_A_HEAD * 10)
         assert last_words(connection)[0] == 408
 
 
-def test_a_body_may_take_longer_than_that_as_long_as_it_comes(hostile: Server) -> None:
+def test_slow_but_steady_body_is_accepted(hostile: Server) -> None:
     body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 1}}).encode()
     with hostile.connect() as connection:
         connection.sendall(head(len(body)) + body[:-13])
@@ -407,7 +407,7 @@ def test_a_body_may_take_longer_than_that_as_long_as_it_comes(hostile: Server) -
         assert read_answer(connection)[0] == 200
 
 
-def test_a_client_that_does_not_ask_is_not_slow(hostile: Server) -> None:
+def test_idle_connection_is_not_slow(hostile: Server) -> None:
     with hostile.connect() as connection:
         connection.sendall(document(ASK) + b"\r\n")  # the line end is nothing
         assert read_answer(connection)[0] == 200
@@ -416,14 +416,14 @@ def test_a_client_that_does_not_ask_is_not_slow(hostile: Server) -> None:
         assert read_answer(connection)[0] == 200
 
 
-def test_a_client_that_waits_for_its_answer_is_not_slow(hostile: Server) -> None:
+def test_client_waiting_for_answer_is_not_slow(hostile: Server) -> None:
     with hostile.connect() as connection:
         many = lasting(CANARY, 400) | {"inputs": [f"{number} {CANARY}" for number in range(16)]}
         connection.sendall(document(many) + HALF_A_HEAD)  # of the next request: its time has not begun
         assert read_answer(connection)[0] == 200
 
 
-def test_the_rest_of_a_body_that_was_answered_early_is_not_waited_for(hostile: Server) -> None:
+def test_early_answer_waits_for_no_more_body(hostile: Server) -> None:
     with hostile.connect() as connection:
         connection.sendall(head(100, path=f"/{CANARY}"))
         status, _, body = read_answer(connection)
@@ -431,7 +431,7 @@ def test_the_rest_of_a_body_that_was_answered_early_is_not_waited_for(hostile: S
         assert connection.recv(1) == b""
 
 
-def test_an_answer_to_half_a_body_can_be_read_once_all_is_sent(hostile: Server) -> None:
+def test_early_answer_is_readable_after_full_upload(hostile: Server) -> None:
     with hostile.connect() as connection:
         early = ("Content-Type: application/jsonlines; charset=latin-1", "Connection: close")
         connection.sendall(head(20_000_000, *early) + b"a" * 20_000_000)
@@ -453,7 +453,7 @@ def abandoned(server: Server) -> int:
     return sum(line.get("outcome") == "abandoned" and line.get("status") == 499 for line in server.log_lines())
 
 
-def test_a_client_that_sends_several_requests_at_once_and_goes_away_is_no_error_of_ours(hostile: Server) -> None:
+def test_pipelining_client_disconnects_without_server_error(hostile: Server) -> None:
     for _ in range(5):
         connection = hostile.connect()
         connection.sendall(document({"inputs": CANARY, "parameters": {"max_new_tokens": 3}}) * 3)
@@ -464,7 +464,7 @@ def test_a_client_that_sends_several_requests_at_once_and_goes_away_is_no_error_
     assert not [line for line in hostile.log_lines() if line["level"] == "ERROR"]
 
 
-def test_a_client_that_does_not_read_its_answer_is_cut_off(hostile: Server, spool_dir: Path) -> None:
+def test_unread_answer_cuts_client_off(hostile: Server, spool_dir: Path) -> None:
     before = abandoned(hostile)
     with unread(hostile) as connection:
         assert spools(hostile, spool_dir)
@@ -475,7 +475,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(hostile: Server, spoo
             response.read()
 
 
-def test_an_answer_may_be_read_slowly(hostile: Server) -> None:
+def test_slowly_read_answer_is_whole(hostile: Server) -> None:
     with unread(hostile) as connection, read_head(connection) as response:
         pieces = 0
         while not select.select([], [], [], 0.1)[0] and pieces < 13:
@@ -483,7 +483,7 @@ def test_an_answer_may_be_read_slowly(hostile: Server) -> None:
         response.read()
 
 
-def test_many_slow_clients_delay_neither_ping_nor_each_other(hostile: Server) -> None:
+def test_many_slow_clients_delay_nothing_else(hostile: Server) -> None:
     slow = [hostile.connect() for _ in range(200)]
     for connection in slow:
         connection.sendall(HALF_A_HEAD)
@@ -512,9 +512,7 @@ AGAIN = [("while it waits", "reset"), ("in its answer", "closed"), ("in its answ
 
 
 @pytest.mark.parametrize(("case", "way"), [*ONCE, *AGAIN])
-def test_a_client_that_goes_away_leaves_a_line_in_the_log_and_nothing_else(
-    hostile: Server, spool_dir: Path, case: str, way: str
-) -> None:
+def test_disconnected_client_leaves_one_log_line(hostile: Server, spool_dir: Path, case: str, way: str) -> None:
     before = abandoned(hostile)
     if case == "in its answer":
         connection = unread(hostile)
@@ -538,7 +536,7 @@ def test_a_client_that_goes_away_leaves_a_line_in_the_log_and_nothing_else(
 # SIGTERM
 
 
-def test_a_client_that_stops_sending_does_not_hold_up_the_end(start: Callable[..., Server]) -> None:
+def test_silent_client_does_not_delay_drain(start: Callable[..., Server]) -> None:
     server = start().wait_until_ready()
     with server.connect() as one, server.connect() as other:
         one.sendall(head(100, *JSON) + b"{")
@@ -603,7 +601,7 @@ DIGESTS = {
 
 
 @pytest.mark.parametrize("owner", RELIED_ON, ids=lambda owner: owner.__name__)
-def test_the_library_is_the_one_that_was_read(owner: type) -> None:
+def test_http_library_is_the_reviewed_version(owner: type) -> None:
     digests = {
         f"{owner.__name__}.{name}": hashlib.sha256(inspect.getsource(getattr(owner, name)).encode()).hexdigest()[:16]
         for name in RELIED_ON[owner]

@@ -67,12 +67,12 @@ def without_names(answer: Any) -> Any:
         ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 3}),
     ],
 )
-def test_a_large_document_has_the_answer_of_a_small_one(roomy: Server, path: str, document: dict[str, Any]) -> None:
+def test_large_document_answers_like_small_one(roomy: Server, path: str, document: dict[str, Any]) -> None:
     small, large = roomy.ask(document, path), roomy.ask(document | LARGE, path)
     assert without_names(large) == without_names(small)
 
 
-def test_a_large_answer_has_a_length_and_no_chunks(roomy: Server) -> None:
+def test_large_answer_has_length_and_no_chunks(roomy: Server) -> None:
     response = roomy.post(json=CHAT | LARGE)
     assert int(response.headers["content-length"]) == len(response.content) > 0
     assert response.headers["content-type"] == "application/json"
@@ -87,21 +87,19 @@ def test_a_large_answer_has_a_length_and_no_chunks(roomy: Server) -> None:
         (COMPLETION | {"messages": []}, 400, "prompt"),
     ],
 )
-def test_a_bad_field_of_a_large_document_is_named(
-    roomy: Server, document: dict[str, Any], status: int, param: str
-) -> None:
+def test_large_document_names_its_bad_field(roomy: Server, document: dict[str, Any], status: int, param: str) -> None:
     response = roomy.post(json=document | LARGE)
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
 
 
-def test_a_large_text_that_is_no_json_and_a_prompt_of_megabytes_are_refused(roomy: Server) -> None:
+def test_large_invalid_json_and_prompt_are_refused(roomy: Server) -> None:
     response = roomy.post(content=b"{" + b"a" * (5 << 20), headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
     response = roomy.post(content=b"a" * (5 << 20), headers={"content-type": "text/plain"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_document_made_to_take_gigabytes_is_a_413_and_disturbs_nobody(roomy: Server) -> None:
+def test_memory_bomb_document_gives_413_alone(roomy: Server) -> None:
     neighbour = roomy.post_soon(json=COMPLETION)
     body = b'{"prompt": [' + b"{}," * (16 << 20) + b"{}]}"
     response = roomy.post(content=body, headers={"content-type": "application/json"})
@@ -110,7 +108,7 @@ def test_a_document_made_to_take_gigabytes_is_a_413_and_disturbs_nobody(roomy: S
     assert readers(roomy) == []
 
 
-def test_a_reader_killed_while_its_document_is_generated_from_is_a_413_at_once(roomy: Server) -> None:
+def test_reader_killed_during_generation_gives_413(roomy: Server) -> None:
     asked = roomy.post_soon(json=COMPLETION | LARGE | {"max_tokens": 8000, "ignore_eos": True})
     eventually(lambda: roomy.metric("longhaul_sequences_running") > 0)
     (reader,) = readers(roomy)
@@ -120,7 +118,7 @@ def test_a_reader_killed_while_its_document_is_generated_from_is_a_413_at_once(r
     assert roomy.ping()[0] == 200
 
 
-def test_process_1_leaves_a_readers_exit_status_to_its_owner(start: Callable[..., Server]) -> None:
+def test_process_1_leaves_reader_status_to_owner(start: Callable[..., Server]) -> None:
     command = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     server = start(command=command).wait_until_ready()
     asked = server.post_soon(json=COMPLETION | LARGE | {"max_tokens": 8000, "ignore_eos": True})
@@ -130,7 +128,7 @@ def test_process_1_leaves_a_readers_exit_status_to_its_owner(start: Callable[...
     assert asked.result().status_code == 413
 
 
-def test_a_client_that_goes_away_ends_its_reader(roomy: Server) -> None:
+def test_disconnect_ends_the_reader(roomy: Server) -> None:
     with pytest.raises(httpx.ReadTimeout):
         roomy.post(json={"prompt": "a", "max_tokens": 8000, "ignore_eos": True} | LARGE, timeout=0.5)
     eventually(lambda: not readers(roomy))
@@ -141,7 +139,7 @@ def openai_line(custom_id: str, body: dict[str, Any]) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
 
 
-def test_a_large_line_is_answered_in_its_place_and_form(roomy: Server) -> None:
+def test_large_line_keeps_place_and_form(roomy: Server) -> None:
     first, large, last = roomy.ask_lines(
         [openai_line("a", COMPLETION), openai_line("b", COMPLETION | LARGE), openai_line("c", COMPLETION)]
     )
@@ -150,13 +148,13 @@ def test_a_large_line_is_answered_in_its_place_and_form(roomy: Server) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_a_bad_large_line_fails_alone_under_its_name(roomy: Server) -> None:
+def test_bad_large_line_fails_alone_and_named(roomy: Server) -> None:
     bad, good = roomy.ask_lines([openai_line("a", COMPLETION | LARGE | {"typo": 1}), openai_line("b", COMPLETION)])
     assert (bad["custom_id"], bad["error"]["code"]) == ("a", "unknown_parameter")
     assert good["response"]["status_code"] == 200
 
 
-def test_a_large_line_whose_reader_is_killed_fails_alone_under_its_name(roomy: Server) -> None:
+def test_line_of_killed_reader_fails_alone(roomy: Server) -> None:
     endless = COMPLETION | LARGE | {"max_tokens": 8000, "ignore_eos": True}
     lines = [openai_line("a", endless), openai_line("b", COMPLETION)]
     body = "".join(json.dumps(line) + "\n" for line in lines)
@@ -168,7 +166,7 @@ def test_a_large_line_whose_reader_is_killed_fails_alone_under_its_name(roomy: S
     assert (good["custom_id"], good["error"]) == ("b", None)
 
 
-def test_many_blank_lines_keep_nobody_waiting(roomy: Server) -> None:
+def test_many_blank_lines_delay_nothing_else(roomy: Server) -> None:
     """One go through them all would hold a worker for many seconds, and two such files everybody."""
     files = [roomy.post_soon(content=b"\n" * (2 << 20), headers=JSON_LINES) for _ in range(2)]
     eventually(lambda: roomy.metric("longhaul_requests_running") == 2)
@@ -177,7 +175,7 @@ def test_many_blank_lines_keep_nobody_waiting(roomy: Server) -> None:
     assert [file.result().json()["error"]["code"] for file in files] == ["empty_batch"] * 2
 
 
-def test_a_large_line_made_to_take_gigabytes_fails_alone_under_its_name_which_is_taken(roomy: Server) -> None:
+def test_memory_bomb_line_fails_alone_and_named(roomy: Server) -> None:
     bad = json.dumps(openai_line("a", {"prompt": []})).encode().replace(b"[]", b"[" + b"{}," * (16 << 20) + b"{}]")
     good = [json.dumps(openai_line(custom_id, COMPLETION)).encode() for custom_id in ("a", "b")]
     response = roomy.post(content=b"\n".join([bad, *good]), headers=JSON_LINES)
@@ -188,16 +186,14 @@ def test_a_large_line_made_to_take_gigabytes_fails_alone_under_its_name_which_is
 
 
 @pytest.mark.parametrize("sizes", [({}, {}), (LARGE, {}), ({}, LARGE), (LARGE, LARGE)], ids=["ss", "ls", "sl", "ll"])
-def test_of_two_lines_of_the_same_name_the_second_fails_alone(
-    roomy: Server, sizes: tuple[dict[str, Any], dict[str, Any]]
-) -> None:
+def test_second_large_line_of_name_fails_alone(roomy: Server, sizes: tuple[dict[str, Any], dict[str, Any]]) -> None:
     first, second = (openai_line("the same", COMPLETION | size) for size in sizes)
     answers = roomy.ask_lines([first, second, openai_line("another", COMPLETION)])
     assert [answer["response"]["status_code"] for answer in answers] == [200, 400, 200]
     assert (answers[1]["custom_id"], answers[1]["error"]["code"]) == ("the same", "duplicate_custom_id")
 
 
-def test_no_spool_is_left_of_large_documents_and_lines(roomy: Server) -> None:
+def test_large_documents_and_lines_leave_no_spool(roomy: Server) -> None:
     roomy.ask(CHAT | LARGE)
     roomy.ask_lines([openai_line("a", COMPLETION | LARGE), openai_line("a", COMPLETION)])
 

@@ -55,16 +55,16 @@ def childhood(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
         yield Childhood(server, [first, server.ping()], early)
 
 
-def test_ping_says_503_and_why_from_the_first_connection_and_200_when_the_model_is_ready(childhood: Childhood) -> None:
+def test_ping_answers_503_until_model_is_ready(childhood: Childhood) -> None:
     starting = {"status": "starting", "reason": "the model is being loaded"}
     assert childhood.pings == [(503, starting), (200, {"status": "ready", "reason": None})]
 
 
-def test_a_request_before_the_model_is_ready_is_a_503(childhood: Childhood) -> None:
+def test_request_before_ready_gives_503(childhood: Childhood) -> None:
     assert codes([childhood.early]) == {(503, "starting")}
 
 
-def test_sigterm_ends_an_idle_server_with_status_0(childhood: Childhood) -> None:
+def test_sigterm_while_idle_exits_0(childhood: Childhood) -> None:
     engine = childhood.server.engine
     assert engine is not None
     childhood.server.send(signal.SIGTERM)
@@ -80,18 +80,18 @@ def refusal(server: Server) -> str:
     return message
 
 
-def test_a_directory_without_a_model_stops_the_start(start: Start, tmp_path: Path) -> None:
+def test_directory_without_model_stops_the_start(start: Start, tmp_path: Path) -> None:
     assert f"LONGHAUL_MODEL is '{tmp_path}', a directory that holds no model" in refusal(start(tmp_path))
 
 
-def test_a_model_that_can_not_be_served_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_unsupported_model_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
     shutil.copytree(tiny_model_dir, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"model_type": "bloom"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert "model type bloom is not known to give right results" in refusal(start(tmp_path / "model"))
 
 
-def test_a_tokenizer_that_can_not_be_read_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_unreadable_tokenizer_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
     shutil.copytree(tiny_model_dir, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text('{"model": {"type": "no such type"}}')
     assert "loading the model" in refusal(start(tmp_path / "model"))
@@ -106,13 +106,13 @@ def test_a_tokenizer_that_can_not_be_read_stops_the_start(start: Start, tmp_path
         ({"LONGHAUL_HOST": "a..b"}, "can't listen on a..b"),
     ],
 )
-def test_a_bad_setting_stops_the_start_with_one_line(start: Start, settings: dict[str, str], said: str) -> None:
+def test_bad_setting_stops_the_start(start: Start, settings: dict[str, str], said: str) -> None:
     server = start(**settings)
     assert said in refusal(server)
     assert len(server.log_lines()) == 1
 
 
-def test_a_port_in_use_stops_the_start_with_one_line(start: Start) -> None:
+def test_port_in_use_stops_the_start(start: Start) -> None:
     with socket.create_server(("127.0.0.1", free_port())) as taken:
         server = start(LONGHAUL_PORT=taken.getsockname()[1])
         assert f"can't listen on 127.0.0.1:{taken.getsockname()[1]}" in refusal(server)
@@ -121,7 +121,7 @@ def test_a_port_in_use_stops_the_start_with_one_line(start: Start) -> None:
 # SIGTERM
 
 
-def test_sigterm_while_the_server_imports_ends_it_with_status_0(start: Start) -> None:
+def test_sigterm_during_imports_exits_0(start: Start) -> None:
     server = start()
     eventually(lambda: b"container" in Path(f"/proc/{server.process.pid}/cmdline").read_bytes())
     eventually(lambda: _catches(server.process.pid, signal.SIGTERM))
@@ -135,7 +135,7 @@ def _catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-def test_sigterm_while_the_model_is_loaded_ends_the_server_with_status_0(start: Start) -> None:
+def test_sigterm_during_model_load_exits_0(start: Start) -> None:
     server = start()
     engine = eventually(lambda: server.engine)
     server.send(signal.SIGTERM)
@@ -143,7 +143,7 @@ def test_sigterm_while_the_model_is_loaded_ends_the_server_with_status_0(start: 
     assert not engine.is_running()
 
 
-def test_sigterm_under_load_finishes_what_it_can_and_answers_the_rest(start: Start) -> None:
+def test_sigterm_under_load_answers_every_request(start: Start) -> None:
     server = start().wait_until_ready()
     medium = [server.post_soon(json=lasting(f"{number} seas are", 300)) for number in range(3)]
     eventually(lambda: server.metric("longhaul_sequences_running") >= 3)
@@ -157,7 +157,7 @@ def test_sigterm_under_load_finishes_what_it_can_and_answers_the_rest(start: Sta
     assert server.exit_status() == 0
 
 
-def test_sigterm_lets_clients_finish_what_they_are_sending_and_reading(start: Start) -> None:
+def test_sigterm_lets_clients_send_and_read_on(start: Start) -> None:
     server = start().wait_until_ready()
     with reader(server) as reading, server.connect() as sending:
         body = json.dumps(SHORT).encode()
@@ -206,7 +206,7 @@ def has_generated(server: Server, tokens: int) -> None:
     eventually(lambda: server.metric(name) >= before + tokens)
 
 
-def test_an_idle_engine_is_not_taken_for_one_that_stands_still(victim: Server) -> None:
+def test_idle_engine_is_not_stalled(victim: Server) -> None:
     engine = victim.engine
     with pytest.raises(subprocess.TimeoutExpired):
         victim.process.wait(2.5)
@@ -214,7 +214,7 @@ def test_an_idle_engine_is_not_taken_for_one_that_stands_still(victim: Server) -
     assert victim.engine == engine
 
 
-def test_an_engine_that_stands_still_is_killed_and_replaced_and_nothing_is_lost(victim: Server) -> None:
+def test_stalled_engine_is_replaced_without_loss(victim: Server) -> None:
     request = victim.post_soon(json=lasting("The sea is", 1000))
     before = victim.metric("longhaul_generation_tokens_total")
     has_generated(victim, 100)
@@ -225,7 +225,7 @@ def test_an_engine_that_stands_still_is_killed_and_replaced_and_nothing_is_lost(
     assert victim.engine is not None and victim.engine.pid != stopped
 
 
-def test_requests_of_a_killed_engine_go_on_in_a_new_one(victim: Server) -> None:
+def test_requests_resume_in_next_engine(victim: Server) -> None:
     restarts, resubmitted = (victim.metric(f"longhaul_{name}_total") for name in COUNTED)
     requests = [victim.post_soon(json=lasting(f"{number} is", 700)) for number in range(4)]
     lines = json.dumps(lasting("a", 700))
@@ -245,7 +245,7 @@ COUNTED = ("engine_restarts", "sequences_resubmitted")
 RECOVERING = (200, {"status": "recovering", "reason": "the engine died and is being started again"})
 
 
-def test_no_request_is_lost_at_the_moment_of_the_engines_death(victim: Server) -> None:
+def test_request_during_engine_death_is_kept(victim: Server) -> None:
     steady = [victim.post_soon(json=lasting("The sea is", 20 + number % 7)) for number in range(32)]
     eventually(lambda: any(each.done() for each in steady))
     victim.kill_engine()
@@ -254,7 +254,7 @@ def test_no_request_is_lost_at_the_moment_of_the_engines_death(victim: Server) -
     assert {each.result().status_code for each in steady} | set(meanwhile) == {200}
 
 
-def test_an_engine_killed_again_and_again_ends_the_server_with_its_requests_answered(start: Start) -> None:
+def test_repeated_engine_deaths_end_the_server(start: Start) -> None:
     server = start().wait_until_ready()
     waiting = server.start_endless(2)
     has_generated(server, 1)
@@ -273,7 +273,7 @@ def test_an_engine_killed_again_and_again_ends_the_server_with_its_requests_answ
 # The edge dies
 
 
-def test_the_engine_does_not_outlive_a_killed_edge(start: Start) -> None:
+def test_engine_dies_with_killed_server(start: Start) -> None:
     server = start().wait_until_ready()
     server.start_endless()
     engine = server.engine
@@ -282,7 +282,7 @@ def test_the_engine_does_not_outlive_a_killed_edge(start: Start) -> None:
     engine.wait(2)
 
 
-def test_an_engine_that_still_loads_does_not_outlive_a_killed_edge(start: Start) -> None:
+def test_loading_engine_dies_with_killed_server(start: Start) -> None:
     server = start()
     engine = eventually(lambda: server.engine)
     server.process.kill()
@@ -292,7 +292,7 @@ def test_an_engine_that_still_loads_does_not_outlive_a_killed_edge(start: Start)
 # The client leaves
 
 
-def test_a_client_that_goes_away_frees_its_sequences(server: Server) -> None:
+def test_disconnect_frees_sequences(server: Server) -> None:
     with pytest.raises(httpx.ReadTimeout):
         server.post(json=endless("a") | {"inputs": [f"{number} is" for number in range(80)]}, timeout=1)
     eventually(lambda: server.metric("longhaul_sequences_running") == 0)
@@ -300,7 +300,7 @@ def test_a_client_that_goes_away_frees_its_sequences(server: Server) -> None:
     eventually(lambda: 'outcome="abandoned"' in server.metrics())
 
 
-def test_a_client_that_goes_away_frees_its_batch_and_its_spools(server: Server) -> None:
+def test_disconnect_frees_batch_and_spools(server: Server) -> None:
     edge = psutil.Process(server.process.pid)
     before = edge.num_fds()
     lines = "".join(json.dumps(endless(f"{number} is")) + "\n" for number in range(200))
@@ -311,7 +311,7 @@ def test_a_client_that_goes_away_frees_its_batch_and_its_spools(server: Server) 
     eventually(lambda: edge.num_fds() <= before)
 
 
-def test_a_client_that_goes_away_in_the_middle_of_its_upload_leaves_nothing_behind(server: Server) -> None:
+def test_disconnect_during_upload_leaves_nothing(server: Server) -> None:
     edge = psutil.Process(server.process.pid)
     before = edge.num_fds()
     with server.connect() as connection:
@@ -321,7 +321,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_upload_leaves_nothing_behi
     eventually(lambda: edge.num_fds() <= before)
 
 
-def test_a_client_that_goes_away_in_the_middle_of_its_answer_leaves_nothing_behind(server: Server) -> None:
+def test_disconnect_during_answer_leaves_nothing(server: Server) -> None:
     edge = psutil.Process(server.process.pid)
     before = edge.num_fds()
     reader(server).close()
@@ -338,7 +338,7 @@ def _may_unshare() -> bool:
 
 
 @pytest.mark.skipif(not _may_unshare(), reason="needs the right to make a PID namespace")
-def test_as_process_1_it_buries_orphans_and_ends_with_status_0_on_sigterm(start: Start, tmp_path: Path) -> None:
+def test_process_1_reaps_zombies_and_exits_0(start: Start, tmp_path: Path) -> None:
     # The shell leaves an orphan and becomes the server: in the new namespace it is process 1.
     script = tmp_path / "orphan.sh"
     script.write_text(f'#!/bin/sh\n(sleep 0.2 &)\nexec "{ROOT}/serve"\n')

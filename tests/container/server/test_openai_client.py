@@ -34,7 +34,7 @@ def test_completions_of_several_prompts(client: openai.OpenAI) -> None:
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
 
 
-def test_completions_of_token_ids_with_an_echo(client: openai.OpenAI) -> None:
+def test_completions_of_token_ids_with_echo(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="mine", prompt=[504, 260, 314], max_tokens=4, echo=True)
     assert answer.choices[0].text.startswith("The the is")
 
@@ -50,7 +50,7 @@ def test_n_and_seed(client: openai.OpenAI) -> None:
     assert len(set(first)) == 3 and ask() == first
 
 
-def test_without_a_seed_texts_differ(client: openai.OpenAI) -> None:
+def test_texts_without_seed_differ(client: openai.OpenAI) -> None:
     texts = {
         client.completions.create(model="mine", prompt="One", max_tokens=8, extra_body=LONG).choices[0].text
         for _ in range(3)
@@ -68,29 +68,29 @@ def test_stop(client: openai.OpenAI) -> None:
     assert (cut.choices[0].text, cut.choices[0].finish_reason) == (text[: text.index(stop)], "stop")
 
 
-def test_a_bad_value_is_a_bad_request_that_names_its_parameter(client: openai.OpenAI) -> None:
+def test_bad_value_raises_bad_request_with_parameter(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="mine", messages=MESSAGES, temperature=3)
     assert (caught.value.param, caught.value.type) == ("temperature", "invalid_request_error")
 
 
-def test_what_is_not_supported_is_a_bad_request_that_names_it(client: openai.OpenAI) -> None:
+def test_unsupported_parameter_raises_bad_request(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="mine", messages=MESSAGES, stream=True)
     assert (caught.value.param, caught.value.code) == ("stream", "unsupported_parameter")
 
 
-def test_an_unknown_path_is_not_found(client: openai.OpenAI) -> None:
+def test_unknown_path_raises_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.embeddings.create(model="mine", input="One")
     assert caught.value.code == "not_found"
 
 
-def test_the_one_model_is_listed(client: openai.OpenAI) -> None:
+def test_only_model_is_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
 
 
-def test_log_probabilities_of_the_chosen_tokens_and_their_rivals(client: openai.OpenAI) -> None:
+def test_logprobs_with_top_logprobs(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="mine", messages=MESSAGES, max_tokens=4, logprobs=True, top_logprobs=2, temperature=0, extra_body=LONG
     )
@@ -102,7 +102,7 @@ def test_log_probabilities_of_the_chosen_tokens_and_their_rivals(client: openai.
     )
 
 
-def test_penalties_and_a_bias_change_the_text(client: openai.OpenAI) -> None:
+def test_penalties_and_bias_change_the_text(client: openai.OpenAI) -> None:
     def ask(**parameters: Any) -> str | None:
         answer = client.chat.completions.create(
             model="mine", messages=MESSAGES, max_tokens=8, temperature=0, extra_body=LONG, **parameters
@@ -113,7 +113,7 @@ def test_penalties_and_a_bias_change_the_text(client: openai.OpenAI) -> None:
     assert ask(logit_bias={"19556": 100}, frequency_penalty=2.0, presence_penalty=2.0) is not None
 
 
-def test_a_chat_that_its_deadline_cut(client: openai.OpenAI) -> None:
+def test_chat_cut_by_deadline(client: openai.OpenAI) -> None:
     deadline = {"X-Amzn-SageMaker-Custom-Attributes": "timeout=2"}
     answer = client.chat.completions.create(
         model="mine", messages=MESSAGES, max_tokens=8000, extra_body=LONG, extra_headers=deadline

@@ -95,7 +95,7 @@ def ask(server: Server, case: Case, *checks: Any) -> int:
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_what_is_described_is_answered_as_described(described: Server, path: str, method: str) -> None:
+def test_described_requests_get_described_answers(described: Server, path: str, method: str) -> None:
     statuses: Counter[int] = Counter()
 
     @fuzz_settings(50 if (path, method) in WITH_BODIES else 2, suppress_health_check=list(HealthCheck))
@@ -109,7 +109,7 @@ def test_what_is_described_is_answered_as_described(described: Server, path: str
 
 
 @pytest.mark.parametrize(("path", "method"), WITH_BODIES)
-def test_what_is_not_described_is_refused(described: Server, path: str, method: str) -> None:
+def test_undescribed_requests_are_refused(described: Server, path: str, method: str) -> None:
     strategy = JSON_SCHEMA[path][method].as_strategy(schemathesis.GenerationMode.NEGATIVE)
 
     @fuzz_settings(80, suppress_health_check=list(HealthCheck))
@@ -121,12 +121,12 @@ def test_what_is_not_described_is_refused(described: Server, path: str, method: 
 
 
 @pytest.mark.parametrize("body", REQUESTS)
-def test_the_readmes_requests_are_as_described(body: str) -> None:
+def test_readme_requests_match_description(body: str) -> None:
     assert validator("HuggingFaceRequest", "ChatRequest", "CompletionRequest").is_valid(json.loads(body))
 
 
 @pytest.mark.parametrize("line", [line for text in LINES for line in text.splitlines()])
-def test_the_readmes_lines_are_as_described(line: str) -> None:
+def test_readme_lines_match_description(line: str) -> None:
     assert validator("BatchLine").is_valid(json.loads(line))
 
 
@@ -144,7 +144,7 @@ DETAILED = {"inputs": "The sea", "parameters": {"max_new_tokens": 2, "details": 
 @pytest.mark.parametrize(
     ("document", "answer"), [(CHAT, "ChatCompletion"), (COMPLETION, "TextCompletion"), (DETAILED, "GeneratedList")]
 )
-def test_the_fullest_answer_of_a_dialect_is_as_described(described: Server, document: object, answer: str) -> None:
+def test_fullest_answers_match_description(described: Server, document: object, answer: str) -> None:
     assert validator(answer).is_valid(described.ask(document))
 
 
@@ -159,7 +159,7 @@ def test_the_fullest_answer_of_a_dialect_is_as_described(described: Server, docu
         ({"nonsense": 1}, "ErrorBody"),
     ],
 )
-def test_a_lines_answer_is_as_described(described: Server, line: object, answer: str) -> None:
+def test_line_answers_match_description(described: Server, line: object, answer: str) -> None:
     (answered,) = described.ask_lines([line])
     assert validator(answer).is_valid(answered) and validator("BatchAnswerLine").is_valid(answered)
 
@@ -180,17 +180,17 @@ def test_every_route_is_described() -> None:
     assert routes == set(OPERATIONS)
 
 
-def test_the_server_tells_its_description(described: Server) -> None:
+def test_server_serves_its_description(described: Server) -> None:
     assert json.loads(described.get("/openapi.json").content) == DOCUMENT
 
 
-def test_a_wrong_method_is_told_the_right_ones(described: Server) -> None:
+def test_wrong_method_is_told_allowed_ones(described: Server) -> None:
     response = described.get("/invocations")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert response.json()["error"]["code"] == "method_not_allowed"
 
 
-def test_answers_that_the_deadline_cut_are_as_described() -> None:
+def test_cut_answers_match_description() -> None:
     completion = Completion(text="The", token_ids=(1,), finish_reason="deadline", seed=None)
     results = [Result(prompt_text="a", prompt_tokens=1, completions=(completion,))]
     for document, answer in [({"inputs": "a"}, "GeneratedList"), ({"prompt": "a"}, "TextCompletion")]:

@@ -8,5 +8,5 @@ from container.server.responses import outcome_of
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(200, "ok"), (413, "client_error"), (507, "server_error")])
-def test_a_status_is_counted_as_an_outcome(status: int, outcome: str) -> None:
+def test_status_is_counted_as_outcome(status: int, outcome: str) -> None:
     assert outcome_of(status) == outcome

@@ -121,7 +121,7 @@ def saved(server: Server, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("name", ["a-job", None])
-def test_after_the_containers_death_the_same_request_goes_on_where_it_was(
+def test_request_resumes_after_container_death(
     begin: Callable[..., Server], undisturbed: list[Any], name: str | None
 ) -> None:
     server = begin()
@@ -141,9 +141,7 @@ def test_after_the_containers_death_the_same_request_goes_on_where_it_was(
     assert response.headers.get("x-longhaul-job") == name
 
 
-def test_a_finished_job_of_a_name_is_answered_again_and_nothing_generated(
-    begin: Callable[..., Server], undisturbed: list[Any]
-) -> None:
+def test_finished_named_job_is_answered_from_journal(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
     server = begin()
     body = BODY + json.dumps(UNSEEDED) + "\n"
     first = told(send(server, "a-job", body=body))
@@ -159,7 +157,7 @@ def test_a_finished_job_of_a_name_is_answered_again_and_nothing_generated(
     assert (generated(successor), int(response.headers["x-longhaul-resumed-tokens"])) == (0, tokens)
 
 
-def test_an_unseeded_job_goes_on_with_its_seeds(begin: Callable[..., Server]) -> None:
+def test_unseeded_job_resumes_with_its_seeds(begin: Callable[..., Server]) -> None:
     body = json.dumps(UNSEEDED | {"max_tokens": 400}) + "\n"
     server = begin()
     send_soon(server, None, body)
@@ -181,9 +179,7 @@ def test_an_unseeded_job_goes_on_with_its_seeds(begin: Callable[..., Server]) ->
 # The deadline, and clients that leave
 
 
-def test_a_request_sent_again_until_it_is_done_has_the_undisturbed_answer(
-    begin: Callable[..., Server], undisturbed: list[Any]
-) -> None:
+def test_interrupted_retries_end_with_undisturbed_answer(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
     server = begin()
     for _ in range(100):
         response = send(server, timeout_s=2)
@@ -194,7 +190,7 @@ def test_a_request_sent_again_until_it_is_done_has_the_undisturbed_answer(
     assert generated(server) == total(undisturbed)
 
 
-def test_what_a_client_leaves_behind_is_freed_and_kept(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
+def test_disconnected_request_is_freed_and_journalled(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
     server = begin()
     with server.connect() as sock:
         head = f"Host: a\r\nContent-Type: application/jsonlines\r\nContent-Length: {len(BODY)}"
@@ -209,7 +205,7 @@ def test_what_a_client_leaves_behind_is_freed_and_kept(begin: Callable[..., Serv
 
 
 @pytest.mark.parametrize("name", ["a-job", None])
-def test_identical_requests_at_once_share_one_generation(
+def test_identical_requests_share_one_generation(
     begin: Callable[..., Server], undisturbed: list[Any], name: str | None
 ) -> None:
     server = begin()
@@ -222,21 +218,21 @@ def test_identical_requests_at_once_share_one_generation(
     assert generated(server) == total(undisturbed)
 
 
-def test_unseeded_requests_at_once_are_generated_each_for_itself(begin: Callable[..., Server]) -> None:
+def test_unseeded_requests_share_no_generation(begin: Callable[..., Server]) -> None:
     server = begin()
     requests = [server.post_soon(json=UNSEEDED) for _ in range(3)]
     texts = {choice["text"] for request in requests for choice in request.result().json()["choices"]}
     assert len(texts) == 6 and generated(server) == 6 * 100
 
 
-def test_unseeded_requests_of_one_name_are_one(begin: Callable[..., Server]) -> None:
+def test_unseeded_requests_of_one_name_share_generation(begin: Callable[..., Server]) -> None:
     server = begin()
     requests = [server.post_soon(json=UNSEEDED, headers=headers("a-job")) for _ in range(3)]
     choices = [request.result().json()["choices"] for request in requests]
     assert choices[0] == choices[1] == choices[2] and generated(server) == 2 * 100
 
 
-def test_one_leaves_and_the_other_has_all(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
+def test_remaining_request_has_whole_answer(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
     server = begin()
     other = send_soon(server, "a-job")
     wait_for_tokens(server, 500)
@@ -248,7 +244,7 @@ def test_one_leaves_and_the_other_has_all(begin: Callable[..., Server], undistur
 # Conflicts
 
 
-def test_another_request_of_a_known_name_is_a_conflict_that_tells_nothing(begin: Callable[..., Server]) -> None:
+def test_other_request_with_known_name_conflicts(begin: Callable[..., Server]) -> None:
     def conflict(server: Server) -> None:
         response = server.post(json={"inputs": "another"}, headers=headers("a-job"))
         error = response.json()["error"]
@@ -269,7 +265,7 @@ def test_another_request_of_a_known_name_is_a_conflict_that_tells_nothing(begin:
 
 
 @pytest.mark.parametrize("name", ["", "a job", "a/b", "é", "a" * 129])
-def test_what_is_no_name_is_refused(server: Server, name: str) -> None:
+def test_malformed_job_name_is_refused(server: Server, name: str) -> None:
     response = server.post(json={"inputs": "a"}, headers={k: v.encode() for k, v in headers(name).items()})  # type: ignore[misc]
     assert (response.status_code, response.json()["error"]["param"]) == (
         400,
@@ -281,9 +277,7 @@ def test_what_is_no_name_is_refused(server: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["at work", "standing still"])
-def test_sigterm_journals_what_is_open_and_says_so(
-    begin: Callable[..., Server], undisturbed: list[Any], state: str
-) -> None:
+def test_sigterm_journals_open_work(begin: Callable[..., Server], undisturbed: list[Any], state: str) -> None:
     body = BODY + "".join(json.dumps(line | {"max_tokens": 8000, "stop": []}) + "\n" for line in LINES[:12])
     server = begin(LONGHAUL_CHECKPOINT_INTERVAL_S=3600)
     named, unnamed = send_soon(server, "a-job", body), send_soon(server, None, body.replace(" is", " was"))
@@ -309,7 +303,7 @@ def test_sigterm_journals_what_is_open_and_says_so(
     assert send(successor, None, 2, body.replace(" is", " was")).headers["x-longhaul-resumed-tokens"]
 
 
-def test_two_servers_on_one_job_never_mix(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
+def test_two_servers_never_mix_one_job(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
     first, second = begin(), begin()
     one = send_soon(first, "a-job")
     saved(first, total(undisturbed) // 4)
@@ -324,7 +318,7 @@ def test_two_servers_on_one_job_never_mix(begin: Callable[..., Server], undistur
 # The store fails
 
 
-def test_a_store_that_fails_costs_no_request_anything_and_is_made_whole(
+def test_failing_store_costs_no_request(
     begin: Callable[..., Server], checkpoints: Path, undisturbed: list[Any]
 ) -> None:
     server = begin()

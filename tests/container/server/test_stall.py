@@ -19,7 +19,7 @@ def test_unfinished_head_is_missed_after_timeout() -> None:
     assert looks(Stall(1.0, TIMEOUT_S), 3, "head") == [None, None, "head"]
 
 
-def test_head_that_trickles_is_missed_all_the_same() -> None:
+def test_trickling_head_is_missed_after_timeout() -> None:
     stall = Stall(1.0, TIMEOUT_S)
     for _ in range(2):
         stall.has_received = True
@@ -32,7 +32,7 @@ def test_silent_body_is_missed_after_timeout() -> None:
     assert looks(Stall(1.0, TIMEOUT_S), 3, "body") == [None, None, "body"]
 
 
-def test_any_byte_of_the_body_begins_anew() -> None:
+def test_body_byte_restarts_the_timeout() -> None:
     stall = Stall(1.0, TIMEOUT_S)
     assert looks(stall, 2, "body") == [None, None]
     stall.has_received = True
@@ -44,7 +44,7 @@ def test_untaken_answer_is_missed_after_timeout() -> None:
     assert looks(stall, 3, "whole", is_answering=True, unsent=100) == [None, None, "answer"]
 
 
-def test_answer_that_shrinks_or_flows_begins_anew() -> None:
+def test_flowing_answer_restarts_the_timeout() -> None:
     stall = Stall(1.0, TIMEOUT_S)
     assert looks(stall, 2, "whole", is_answering=True, unsent=100) == [None, None]
     assert looks(stall, 1, "whole", is_answering=True, unsent=99) == [None]
@@ -53,19 +53,19 @@ def test_answer_that_shrinks_or_flows_begins_anew() -> None:
     assert looks(stall, 3, "whole", is_answering=True, unsent=99) == [None, None, None]
 
 
-def test_nobody_waits_while_the_server_works() -> None:
+def test_working_server_misses_nothing() -> None:
     for phase in ("new", "head", "body", "whole"):
         assert looks(Stall(1.0, TIMEOUT_S), 9, phase, is_answering=True) == [None] * 9
     assert looks(Stall(1.0, TIMEOUT_S), 9, "new") == [None] * 9
 
 
-def test_head_waits_while_an_answer_is_unsent() -> None:
+def test_unsent_answer_comes_before_next_head() -> None:
     """Of several requests sent at once the next one's head can't be read while the client takes no answer."""
     stall = Stall(1.0, TIMEOUT_S)
     assert looks(stall, 3, "head", unsent=100) == [None, None, "answer"]
 
 
-def test_shorter_timeout_of_drain_begins_anew() -> None:
+def test_drain_timeout_restarts_the_count() -> None:
     stall = Stall(1.0, TIMEOUT_S)
     looks(stall, 2, "body")
     drained = [stall.look("body", is_answering=False, unsent_bytes=0, timeout_s=2.0) for _ in range(2)]

@@ -246,7 +246,9 @@ def ids(rows: list[Row]) -> list[str]:
 
 
 @pytest.mark.parametrize(("_", "machine", "action", "said"), ROWS, ids=ids(ROWS))
-def test_a_machine_decides(_: str, machine: Machine, action: Action, said: tuple[str, ...], tmp_path: Path) -> None:
+def test_machine_leads_to_decision(
+    _: str, machine: Machine, action: Action, said: tuple[str, ...], tmp_path: Path
+) -> None:
     decision = machine.decision(tmp_path)
     assert decision.action == action, decision
     assert [each for each in said if each not in decision.sentence] == []
@@ -255,7 +257,7 @@ def test_a_machine_decides(_: str, machine: Machine, action: Action, said: tuple
 
 
 @pytest.mark.parametrize(("_", "machine", "action", "said"), UNSURE, ids=ids(UNSURE))
-def test_what_is_not_known_is_a_warning_and_no_refusal(
+def test_unknown_facts_warn_instead_of_refusing(
     _: str, machine: Machine, action: Action, said: tuple[str, ...], tmp_path: Path
 ) -> None:
     decision = machine.decision(tmp_path)
@@ -281,7 +283,7 @@ OURS = "/opt/ours"
         (Machine(nodes=()), f"{{compat}}:{OURS}", None),
     ],
 )
-def test_the_compat_libraries_are_on_the_path_where_they_help_and_only_there(
+def test_compat_libraries_are_used_only_if_needed(
     machine: Machine, before: str, after: str | None, tmp_path: Path
 ) -> None:
     places = {"compat": tmp_path / "usr/local/cuda/compat", "real": tmp_path / "usr/local/cuda-13.0/compat"}
@@ -289,7 +291,7 @@ def test_the_compat_libraries_are_on_the_path_where_they_help_and_only_there(
     assert machine.decision(tmp_path).library_path == (after if after is None else after.format(**places))
 
 
-def test_compat_libraries_that_are_gone_or_of_no_known_version_are_none(tmp_path: Path) -> None:
+def test_missing_or_unversioned_compat_libraries_are_ignored(tmp_path: Path) -> None:
     root = Machine().build(tmp_path)
     (library,) = (root / "usr/local/cuda/compat").glob("libcuda.so.580*")
     library.unlink()
@@ -299,13 +301,13 @@ def test_compat_libraries_that_are_gone_or_of_no_known_version_are_none(tmp_path
     assert read_facts(root, {}, None).compat is None
 
 
-def test_the_kernel_module_is_believed_before_nvidia_smi_which_is_not_run_then(tmp_path: Path) -> None:
+def test_kernel_module_spares_the_nvidia_smi_run(tmp_path: Path) -> None:
     root = Machine(smi=f"touch {tmp_path}/ran").build(tmp_path)
     assert read_facts(root, {}, None).gpus == (GPU(name=A10G),)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_hanging_nvidia_smi_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_hanging_nvidia_smi_leaves_no_process(tmp_path: Path) -> None:
     node = str(tmp_path / "dev/nvidia0")
     root = Machine(driver=None, smi=f"touch {tmp_path}/ran; tail -f {node} & tail -f {node}").build(tmp_path)
     assert read_facts(root, {}, None, timeout_s=0.5).driver is None
@@ -313,7 +315,7 @@ def test_a_hanging_nvidia_smi_leaves_no_process_behind(tmp_path: Path) -> None:
     eventually(lambda: not [each for each in psutil.process_iter(["cmdline"]) if node in (each.info["cmdline"] or [])])
 
 
-def test_on_the_cpu_nothing_is_looked_at(tmp_path: Path) -> None:
+def test_cpu_device_skips_the_check(tmp_path: Path) -> None:
     root = Machine(driver=None, smi=f"touch {tmp_path}/ran").build(tmp_path)
     assert check("cpu", root=root, torch_dir=root / "torch") == NO_GPU
     assert not (tmp_path / "ran").exists()
@@ -321,7 +323,7 @@ def test_on_the_cpu_nothing_is_looked_at(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
 
 
-def test_a_refusal_is_raised_with_its_sentence(tmp_path: Path) -> None:
+def test_refusal_is_raised_with_its_sentence(tmp_path: Path) -> None:
     root = Machine(driver="470.256.02").build(tmp_path)
     with pytest.raises(UnfitDriver) as caught:
         check("cuda", root=root, torch_dir=root / "torch", environ={})
@@ -334,7 +336,7 @@ def test_a_refusal_is_raised_with_its_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("machine", [Machine(driver="470.256.02"), Machine(gpus=(V100,))])
-def test_who_asked_for_no_gpu_is_told_how_to_do_without(machine: Machine, tmp_path: Path) -> None:
+def test_refusal_suggests_cpu_without_device_setting(machine: Machine, tmp_path: Path) -> None:
     facts = read_facts(machine.build(tmp_path), {}, tmp_path / "torch")
     assert decide(facts).sentence == decide(facts, "cuda").sentence + (
         " Or set LONGHAUL_DEVICE=cpu, to do without the GPU."
@@ -350,7 +352,7 @@ def test_who_asked_for_no_gpu_is_told_how_to_do_without(machine: Machine, tmp_pa
         (Machine(nodes=()), []),
     ],
 )
-def test_the_log_tells_driver_cuda_and_decision(
+def test_log_has_driver_cuda_and_decision(
     machine: Machine, lines: list[object], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = machine.build(tmp_path)
@@ -364,7 +366,7 @@ def test_the_log_tells_driver_cuda_and_decision(
 # torch
 
 
-def test_the_installed_torch_is_read_as_it_is() -> None:
+def test_installed_torch_version_is_read() -> None:
     directory = find_torch()
     assert directory is not None
     read = read_torch(directory)
@@ -384,12 +386,12 @@ def test_the_installed_torch_is_read_as_it_is() -> None:
         ("cuda = (\n", None),
     ],
 )
-def test_a_wheels_version_file_is_read_without_importing_it(text: str, expected: Torch | None, tmp_path: Path) -> None:
+def test_wheel_version_is_read_without_import(text: str, expected: Torch | None, tmp_path: Path) -> None:
     (tmp_path / "version.py").write_text(text)
     assert read_torch(tmp_path) == expected
 
 
-def test_the_wheels_capabilities_are_torchs_own_table() -> None:
+def test_capabilities_equal_torchs_own_table() -> None:
     published = torch.cuda.PYTORCH_RELEASES_CODE_CC
     bounds = {release: (min(by["x86_64"]), max(by["x86_64"])) for release, by in published.items()}
     ours = {
@@ -412,7 +414,7 @@ def test_the_wheels_capabilities_are_torchs_own_table() -> None:
         (Machine(environ={"CUDA_VISIBLE_DEVICES": ""}), False),
     ],
 )
-def test_the_engine_needs_the_gpu_that_there_is(machine: Machine, needs_gpu: bool, tmp_path: Path) -> None:
+def test_engine_needs_a_gpu_if_present(machine: Machine, needs_gpu: bool, tmp_path: Path) -> None:
     assert machine.decision(tmp_path).needs_gpu == needs_gpu
 
 
@@ -438,7 +440,7 @@ def start_on(start: Callable[..., Server], tmp_path: Path) -> Callable[..., Serv
     return start_on
 
 
-def test_a_driver_that_is_too_old_stops_the_start_with_one_line(start_on: Callable[..., Server]) -> None:
+def test_too_old_driver_stops_the_start(start_on: Callable[..., Server]) -> None:
     server = start_on(Machine(driver="470.256.02"))
     assert server.exit_status() == 1
     (line,) = server.log_lines()
@@ -446,9 +448,7 @@ def test_a_driver_that_is_too_old_stops_the_start_with_one_line(start_on: Callab
     assert "driver 470.256.02 is too old" in line["message"] and AMI_13 in line["message"]
 
 
-def test_the_engine_is_given_the_compat_libraries_that_it_needs(
-    start_on: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_engine_gets_compat_libraries(start_on: Callable[..., Server], tmp_path: Path) -> None:
     server = start_on(Machine(driver="535.161.08"), LD_LIBRARY_PATH=OURS)
     said = f"libraries: {tmp_path / 'root/usr/local/cuda/compat'}:{OURS}"
     eventually(lambda: said in server.log())
@@ -459,7 +459,7 @@ def test_the_engine_is_given_the_compat_libraries_that_it_needs(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU here can be used")
-def test_a_gpu_that_can_not_be_used_is_no_reason_to_be_slow_in_silence(start_on: Callable[..., Server]) -> None:
+def test_unusable_gpu_stops_the_start(start_on: Callable[..., Server]) -> None:
     server = start_on(Machine(), torch=REAL_TORCH)
     assert server.exit_status() == 1
     refusal = next(line["message"] for line in server.log_lines() if line["level"] == "ERROR")
