@@ -74,7 +74,10 @@ class Notifications:
         topic = _topic(job, outcome)
         if topic is None:
             return None
-        response_body = None
+        response_parameters = response_body = None
+        location = job.output_location if outcome.succeeded else job.failure_location
+        if location is not None and (outcome.succeeded or self._settings.failed_notice_location):
+            response_parameters = _without_none(contentType=outcome.content_type, outputLocation=location)
         if answer is not None and len(answer) <= MAX_INCLUDED_BYTES and self.wants_answer(job, outcome):
             content = base64.b64encode(answer).decode()
             response_body = {"content": content, "message": _BODY_MESSAGE, "encoding": "BASE64"}
@@ -91,7 +94,7 @@ class Notifications:
                 endpointName=job.endpoint,
                 inputLocation=job.input_location,
             ),
-            "responseParameters": self._response_parameters(job, outcome),
+            "responseParameters": response_parameters,
             "responseBody": response_body,
             "inferenceId": job.inference_id,
             **_EVENT,
@@ -177,13 +180,6 @@ class Notifications:
             self._metrics.count(endpoint, notification.variant, "NotificationFailures")
         await self._outbox.remove(seq)
         return True
-
-    def _response_parameters(self, job: Job, outcome: Outcome) -> dict[str, Any] | None:
-        if outcome.succeeded:
-            return _without_none(contentType=outcome.content_type, outputLocation=job.output_location)
-        if job.failure_location is None or not self._settings.failed_notice_location:
-            return None
-        return _without_none(contentType=outcome.content_type, outputLocation=job.failure_location)
 
 
 def _notification_config(output_options: dict[str, Any]) -> dict[str, Any]:
