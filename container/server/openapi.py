@@ -1,6 +1,7 @@
 """The description of the HTTP surface: OpenAPI 3.1, from the dialects' own models and the shapes of the answers.
 
-It knows no request and no engine. What a model reads in a second look (messages, tools, prompts) is told here.
+It knows no request and no engine. Fields that a model reads in a second look (messages, tools, prompts) are described
+here.
 """
 
 from __future__ import annotations
