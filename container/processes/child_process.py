@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from container.processes.framing import HEADER, encode
 
@@ -17,23 +16,52 @@ def python_command(module: str) -> tuple[str, ...]:
     return (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", module)
 
 
+class _Frames(asyncio.Protocol):
+    """Cuts what the child sends into messages. `closed` is done when there are no more."""
+
+    def __init__(self, on_message: Callable[[bytes], None]) -> None:
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_message = on_message
+        self._buffer = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while not self.closed.done() and len(self._buffer) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer)
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            message = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            try:
+                self._on_message(message)
+            except Exception as error:
+                self.closed.set_exception(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
 class ChildProcess:
-    """Owns a process and this end of the socket pair to it. End it with `kill`, `wait` and `close`."""
+    """Owns a process and this end of the socket pair to it. End it with `close`, `kill` and `wait`."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, process: subprocess.Popen[bytes], transport: asyncio.WriteTransport, closed: asyncio.Future[None]
     ) -> None:
         self.pid = process.pid
+        self.closed = closed
+        """Done once the child has closed its end, which is its death, or with the error of the listener."""
         self.is_open = True
         """False after `close`: nothing is sent any more."""
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._transport = transport
 
     @classmethod
     async def start(
         cls,
         command: Sequence[str],
+        on_message: Callable[[bytes], None],
         *,
         environment: Mapping[str, str],
         files: Sequence[int] = (),
@@ -41,12 +69,15 @@ class ChildProcess:
     ) -> ChildProcess:
         """Start the command with the file descriptor of its end of the pair, then `files`, as arguments.
 
-        Raises OSError if there are no resources for it or no such program.
+        `on_message` is called on the event loop with each message. Raises OSError if there are no resources for a
+        process or no such program.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             # Connected first: nothing can be cancelled between the process's start and its being owned.
-            reader, writer = await asyncio.open_connection(sock=ours)
+            transport, frames = await asyncio.get_running_loop().create_connection(
+                lambda: _Frames(on_message), sock=ours
+            )
             inherited = (theirs.fileno(), *files)
             try:
                 process = subprocess.Popen(
@@ -58,27 +89,14 @@ class ChildProcess:
                     env=environment,
                 )
             except OSError:
-                writer.close()
+                transport.close()
                 raise
-        return cls(process, reader, writer)
+        return cls(process, transport, frames.closed)
 
     def send(self, message: object) -> None:
         """Send a message. Nothing happens if the connection is closed."""
-        if self.is_open and not self._writer.is_closing():
-            self._writer.write(encode(message))
-
-    async def drain(self) -> None:
-        """Wait until the child has read most of what was sent, or has died."""
-        with contextlib.suppress(ConnectionError):
-            await self._writer.drain()
-
-    async def receive(self) -> bytes | None:
-        """Return the next message's bytes, or None once the child has closed its end, which is its death."""
-        try:
-            (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-            return await self._reader.readexactly(length)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+        if self.is_open and not self._transport.is_closing():
+            self._transport.write(encode(message))
 
     async def wait(self, timeout_s: float | None = None) -> int | None:
         """Return the exit status, a signal's number as a negative one; None if the child doesn't exit in time."""
@@ -93,4 +111,4 @@ class ChildProcess:
     def close(self) -> None:
         """Close this end of the pair, which asks the child to exit."""
         self.is_open = False
-        self._writer.close()
+        self._transport.close()

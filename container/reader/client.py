@@ -83,18 +83,21 @@ class Readers:
     ) -> AsyncIterator[Reader]:
         """Yield a reader that has read the document in `body`, and end it with the context. Raises RequestError."""
         async with self._limits.open:
-            reader = Reader(await self._start_process(body, answer), answer, self._limits)
+            replies: asyncio.Queue[bytes | None] = asyncio.Queue()
+            child = await self._start_process(body, answer, replies)
+            reader = Reader(child, replies, answer, self._limits)
             try:
                 await reader.open(self._config, Open(source, seeds, line))
                 yield reader
             finally:
                 await reader.close()
 
-    async def _start_process(self, body: Spool, answer: Spool) -> ChildProcess:
+    async def _start_process(self, body: Spool, answer: Spool, replies: asyncio.Queue[bytes | None]) -> ChildProcess:
         environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | _ENVIRONMENT
         try:
             return await ChildProcess.start(
                 _COMMAND,
+                replies.put_nowait,
                 environment=environment,
                 files=(body.fileno(), answer.fileno()),
                 stderr=subprocess.DEVNULL,  # what native code says there is no log line, and could quote the document
@@ -108,25 +111,19 @@ class Readers:
 class Reader:
     """One large document in a process of its own."""
 
-    def __init__(self, child: ChildProcess, answer: Spool, limits: ReaderLimits) -> None:
+    def __init__(
+        self, child: ChildProcess, replies: asyncio.Queue[bytes | None], answer: Spool, limits: ReaderLimits
+    ) -> None:
+        """Own the child, whose encoded replies come by the queue; None follows the last one."""
         self._child = child
+        self._replies = replies
         self._answer = answer
         self._limits = limits
         self._lock = asyncio.Lock()
-        self._replies: asyncio.Queue[ToServer | None] = asyncio.Queue()
-        self._has_ended = asyncio.Event()
         self.opened = Opened(0)
         """What the document turned out to be."""
         limits.pids.add(child.pid)
-        self._listener = asyncio.create_task(self._listen(), name="a reader's answers")
-
-    async def _listen(self) -> None:
-        try:
-            while (frame := await self._child.receive()) is not None:
-                self._replies.put_nowait(to_server.decode(frame))
-        finally:
-            self._replies.put_nowait(None)
-            self._has_ended.set()
+        child.closed.add_done_callback(lambda _: replies.put_nowait(None))
 
     async def open(self, config: ReaderConfig, question: Open) -> None:
         """Have the document read; `opened` says what it is. Raises RequestError."""
@@ -152,13 +149,12 @@ class Reader:
 
     async def check(self) -> None:
         """Wait until the reader has ended, and raise the error that ended it. Runs while its document is served."""
-        await self._has_ended.wait()
+        await asyncio.shield(self._child.closed)
         raise await self._cause_of_death()
 
     async def close(self) -> None:
         """End the process."""
         self._child.close()
-        self._listener.cancel()
         self._child.kill()
         try:
             await asyncio.shield(self._child.wait())
@@ -170,14 +166,14 @@ class Reader:
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                     self._child.send(question)
-                    await self._child.drain()
-                    answer = await self._replies.get()
+                    encoded = await self._replies.get()
             except TimeoutError:
                 raise _broken(f"no answer in {_ANSWER_TIMEOUT_S:.0f} s") from None
+        if encoded is None:
+            self._replies.put_nowait(None)  # for the next question
+            raise await self._cause_of_death()
+        answer = to_server.decode(encoded)
         match answer:
-            case None:
-                self._replies.put_nowait(None)  # for the next question
-                raise await self._cause_of_death()
             case Failure():
                 raise answer.error()
             case Broken():

@@ -192,36 +192,35 @@ class EngineClient:
         """Start the engine and handle its messages until its death."""
         config = self._recovery.config
         environment = engine_environment(config, self._library_path)
-        child = self._engine.child = await ChildProcess.start(self._command, environment=environment)
+        child = self._engine.child = await ChildProcess.start(self._command, self._handle, environment=environment)
         child.send(Configure(config))
         logger.info("engine starting", extra={"action": "engine_start", "engine_pid": child.pid})
         stall_watch = asyncio.create_task(self._watch_for_stalls(), name="stall watch")
         try:
-            while (frame := await child.receive()) is not None:
-                self._handle(to_server.decode(frame))
+            await child.closed
         finally:
             stall_watch.cancel()
 
-    def _handle(self, message: Ready | Refused | Log | Step | Crashed) -> None:
-        match message:
-            case Step():
-                self._take_step(message)
-            case Log():
+    def _handle(self, encoded: bytes) -> None:
+        match to_server.decode(encoded):
+            case Step() as step:
+                self._take_step(step)
+            case Log() as message:
                 logging.getLogger(message.logger).log(message.level, message.message)
-            case Ready():
-                self.info = message.info
+            case Ready(info):
+                self.info = info
                 self._engine.idle_s = 0.0
                 for sequence in list(self._sequences.values()):
                     # All fit the engine that died, but this one may have found less memory for its cache.
-                    if sequence.max_tokens > message.info.max_sequence_tokens:
+                    if sequence.max_tokens > info.max_sequence_tokens:
                         del self._sequences[sequence.id]
-                        sequence.on_error(no_longer_fits(message.info))
+                        sequence.on_error(no_longer_fits(info))
                 self._feed()
                 self._change("ready")
-            case Refused():
-                self._fail(message.reason)
-            case Crashed():
-                self._engine.last_words = message.reason
+            case Refused(reason):
+                self._fail(reason)
+            case Crashed(reason):
+                self._engine.last_words = reason
 
     def _feed(self) -> None:
         """Give the engine what an earlier one didn't finish: a single suspect, or else all of it."""
