@@ -14,12 +14,11 @@ from container.errors import DeadlineExceeded
 from container.invocations.concurrency import run_in_thread
 from container.invocations.deadline import Deadline
 from container.invocations.service import Service
-from container.jobs.attachment import Attachment
 from container.jobs.generation import Waiter
+from container.jobs.job import Attachment
 from container.reader.client import Reader
 from container.telemetry.json_logs import invocation_id
 from container.telemetry.progress import Snapshot
-from container.tokenization.logprobs import token_logprobs
 from container.tokenization.preparer import Prepared, unstarted_completions
 
 T = TypeVar("T")
@@ -197,7 +196,7 @@ class Invocation:
 
     async def _generate(self, prepared: Prepared, line: int, item: int, choice: int) -> Completion:
         assert self.attachment is not None, "a job comes first"
-        waiter = self.attachment.generate(self._service, prepared, line, item, choice)
+        waiter = self.attachment.generate(self._service.generator, prepared, line, item, choice)
         self._waiters.add(waiter)
         if self.is_cut:  # since this item's first sampling began
             waiter.cut()
@@ -212,31 +211,7 @@ class Invocation:
         if waiter.finish_reason == "deadline":
             self.unfinished += 1
             self._service.metrics.sequences.labels("deadline").inc()
-        return await run_in_thread(self._service.writers, lambda: self._completion(waiter, sampling))
-
-    def _completion(self, waiter: Waiter, sampling: Sampling) -> Completion:
-        tokenizer, generation = self._service.tokenizer, waiter.generation
-        output_ids = generation.sequence.output_ids[: waiter.tokens]
-        is_cut = waiter.finish_reason == "deadline"
-        text = tokenizer.decode(output_ids)
-        scored = None
-        if not is_cut:
-            text = generation.text_before_stop(text)
-        if sampling.logprobs is not None:
-            scored = token_logprobs(
-                tokenizer.vocabulary,
-                output_ids,
-                generation.sequence.logprobs[: waiter.tokens],
-                is_stopped=not is_cut and generation.end == "stop",
-                characters=None if is_cut or generation.stop_chars is None else len(text),
-            )
-        return Completion(
-            text=text,
-            token_ids=tuple(output_ids),
-            finish_reason=waiter.finish_reason,
-            seed=sampling.seed if sampling.temperature > 0 else None,
-            logprobs=scored,
-        )
+        return await run_in_thread(self._service.writers, waiter.completion)
 
     @property
     def is_resumable(self) -> bool:

@@ -6,24 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from container.engine.messages import EngineInfo
-from container.engine.supervisor.admission import Admission
+from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
 from container.reader.client import Readers
 from container.telemetry.metrics import Metrics
 from container.telemetry.progress import Progress
 from container.tokenization.preparer import Preparer
-from container.tokenization.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """Shared by all invocations, and changed by none of them. Each start of the engine makes a new one."""
 
-    tokenizer: Tokenizer
     preparer: Preparer
     readers: Readers
     info: EngineInfo
-    admission: Admission
+    generator: Generator
     jobs: JobRegistry
     progress: Progress
     metrics: Metrics

@@ -1,7 +1,8 @@
-"""Slots: which of a job's requests an item with a drawn seed belongs to, as it has no equal.
+"""Slots tell a job's requests apart where outputs have random seeds, and are therefore not the same for all.
 
-SHARED is of items that have one right output, greedy and seeded ones. A job with a name has one more, NAMED, for those
-whose seeds are drawn; without a name each request has a slot of its own for them, until its answer has arrived.
+Greedy and seeded outputs are the same for all requests: they belong to SHARED. A job with a name has one more slot,
+NAMED, for outputs with random seeds. Without a name each request has a slot of its own for them, until its answer has
+arrived.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ NAMED = 1
 
 
 class Slots:
-    """Owns the numbers of a nameless job's slots: a request takes the first that another has left unfinished."""
+    """Numbers a nameless job's slots: a request gets the first that another one left unfinished, else a new one."""
 
     def __init__(self) -> None:
         self._left: set[int] = set()
         self._next = SHARED + 1
+
+    def __len__(self) -> int:
+        """Slots left unfinished."""
+        return len(self._left)
 
     def take(self) -> int:
         if self._left:
@@ -28,11 +33,11 @@ class Slots:
         return self._next - 1
 
     def leave(self, slot: int) -> None:
-        """Unfinished."""
+        """Leave the slot unfinished, for a later request."""
         self._left.add(slot)
 
     def adopt(self, begun: Set[int], closed: Set[int]) -> None:
-        """Of those who had the job before."""
+        """Take over the slots that earlier servers began and closed."""
         known = (begun | closed) - {SHARED}
         self._left |= {slot for slot in known - closed if slot >= self._next}
         self._next = max(self._next, *(slot + 1 for slot in known)) if known else self._next

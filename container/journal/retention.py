@@ -9,8 +9,8 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from container.journal.job_log import head_key
-from container.journal.segment import CorruptFile, Head, opened
+from container.journal.job_reader import head_key
+from container.journal.segment import CorruptFile, Head, decode
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import Store, StoreError
 
@@ -71,7 +71,7 @@ def _stored_job(store: DirectoryStore, job_id: str) -> _StoredJob:
     epochs = {key.split("/")[2] for key in sizes if key.endswith("/head") and f"{key[:-4]}claim" in sizes}
     for epoch in sorted((int(epoch) for epoch in epochs if epoch.isdecimal()), reverse=True):
         try:
-            created = opened(Head, store.get(head_key(job_id, epoch)) or b"").created
+            created = decode(Head, store.get(head_key(job_id, epoch)) or b"").created
             break
         except CorruptFile:
             continue

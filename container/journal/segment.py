@@ -1,4 +1,4 @@
-"""The journal's format: heads and segments, each an object that tells whether it is whole.
+"""The journal's format: heads and segments, each an object with a checksum.
 
     magic (4) | version (1) | kind (1) | MessagePack | SHA-256 of all before it (32)
 
@@ -31,11 +31,14 @@ T = TypeVar("T", "Head", "Segment")
 
 
 class CorruptFile(Exception):
-    """Torn, changed, or of another version. The message says which."""
+    """An object is torn, changed, or of another version. The message says which."""
 
 
 class GenerationKey(NamedTuple):
-    """One sequence of a job."""
+    """Identifies one output of a job: choice `choice` of item `item` in line `line` of a batch (0 for a document).
+
+    `slot` tells requests apart where the output has a random seed.
+    """
 
     slot: int
     line: int
@@ -44,10 +47,7 @@ class GenerationKey(NamedTuple):
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """Tokens of one sequence, from position `start` on. `stop_chars`: characters of the text before the stop string.
-
-    Raises ValueError where its parts contradict each other.
-    """
+    """Tokens of one output, from position `start` on. Raises ValueError where its parts contradict each other."""
 
     slot: _Int
     line: _Int
@@ -56,11 +56,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):
     prompt_crc: _Int
     start: _Position
     token_ids: bytes
-    """Little-endian, four bytes each: see `packed`."""
+    """Token ids as little-endian integers of four bytes: see `pack`."""
     logprobs: list[TokenLogprobs] = []
-    """One a token where the sequence asks for them."""
+    """One for each token if the request asks for them, else none."""
     end: End | None = None
     stop_chars: int | None = None
+    """Characters of the text before the stop string that ended it."""
 
     def __post_init__(self) -> None:
         if len(self.token_ids) % 4:
@@ -78,7 +79,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class SlotClosed(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Nothing more comes of this slot."""
+    """A client has the whole answer of this slot's request: the slot is not used again."""
 
     slot: _Int
 
@@ -86,21 +87,21 @@ class SlotClosed(msgspec.Struct, frozen=True, array_like=True, tag=1):
 Entry = Record | SlotClosed
 
 
-class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """The first object of an epoch: whose it is, and what of the earlier epochs counts."""
+class Head(msgspec.Struct, frozen=True, kw_only=True, rename={"included": "takes"}):
+    """The first object of an epoch: who writes it, and which segments of earlier epochs count."""
 
     digest: str
     secret: bytes
     epoch: int
     created: float
-    """Unix seconds, of the job: kept through takeovers."""
+    """Unix time at which the job was begun: takeovers keep it."""
     writer: str
-    takes: list[tuple[int, int]]
-    """Epochs, ascending, with the highest number of a segment of each that counts."""
+    included: list[tuple[int, int]]
+    """Earlier epochs, ascending, each with the number of its last segment that counts."""
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """`number` counts from 1 in its epoch. Numbers may be missing; entries may come twice."""
+    """Entries. `number` counts from 1 in an epoch; numbers may be missing, and entries may come twice."""
 
     number: int
     entries: list[Entry]
@@ -110,14 +111,14 @@ _KINDS: dict[type[Head] | type[Segment], bytes] = {Head: b"H", Segment: b"S"}
 _encoder = msgspec.msgpack.Encoder()
 
 
-def packed(token_ids: Iterable[int]) -> bytes:
+def pack(token_ids: Iterable[int]) -> bytes:
     ids = array("I", token_ids)
     if sys.byteorder == "big":
         ids.byteswap()
     return ids.tobytes()
 
 
-def unpacked(token_ids: bytes) -> list[int]:
+def unpack(token_ids: bytes) -> list[int]:
     ids = array("I")
     ids.frombytes(token_ids)
     if sys.byteorder == "big":
@@ -125,33 +126,33 @@ def unpacked(token_ids: bytes) -> list[int]:
     return ids.tolist()
 
 
-def sealed_head(head: Head) -> bytes:
-    return _sealed(_KINDS[Head], _encoder.encode(head))
+def encode_head(head: Head) -> bytes:
+    return _seal(_KINDS[Head], _encoder.encode(head))
 
 
-def sealed_segment(number: int, entries: list[msgspec.Raw]) -> bytes:
-    """Of entries that `encoded` made."""
-    return _sealed(_KINDS[Segment], _encoder.encode({"number": number, "entries": entries}))
+def encode_segment(number: int, entries: list[msgspec.Raw]) -> bytes:
+    """Encode a segment of entries that `encode_entry` made."""
+    return _seal(_KINDS[Segment], _encoder.encode({"number": number, "entries": entries}))
 
 
-def encoded(entry: Entry) -> msgspec.Raw:
+def encode_entry(entry: Entry) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(entry))
 
 
-def opened(kind: type[T], data: bytes) -> T:
-    """Raises CorruptFile."""
+def decode(kind: type[T], data: bytes) -> T:
+    """Decode a whole head or segment. Raises CorruptFile."""
     if len(data) < _PREFIX + _SUM or data[: len(_MAGIC)] != _MAGIC:
-        raise CorruptFile("not of a journal, or torn")
+        raise CorruptFile("it is not a journal's, or torn")
     if hashlib.sha256(memoryview(data)[:-_SUM]).digest() != data[-_SUM:]:
-        raise CorruptFile("torn or changed: its checksum is wrong")
+        raise CorruptFile("it is torn or changed: its checksum is wrong")
     if data[4] != _VERSION or data[5:_PREFIX] != _KINDS[kind]:
         raise CorruptFile(f"version {data[4]}, kind {data[5:_PREFIX]!r}; expected {_VERSION} and {_KINDS[kind]!r}")
     try:
         return msgspec.msgpack.decode(memoryview(data)[_PREFIX:-_SUM], type=kind)
     except msgspec.DecodeError as error:
-        raise CorruptFile("whole, but not of a journal") from error
+        raise CorruptFile("it is whole, but not a journal's") from error
 
 
-def _sealed(kind: bytes, body: bytes) -> bytes:
+def _seal(kind: bytes, body: bytes) -> bytes:
     start = _MAGIC + bytes([_VERSION]) + kind + body
     return start + hashlib.sha256(start).digest()

@@ -18,6 +18,7 @@ from container.engine.supervisor.admission import Admission
 from container.engine.supervisor.engine_client import EngineClient
 from container.invocations.model_digest import model_digest
 from container.invocations.service import Service
+from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
 from container.journal.stores.open_store import open_store
 from container.journal.stores.store import Store
@@ -175,7 +176,6 @@ class Backend:
             name=settings.name,
         )
         return Service(
-            tokenizer=model.tokenizer,
             preparer=Preparer(
                 tokenizer=model.tokenizer,
                 defaults=model.defaults,
@@ -184,7 +184,7 @@ class Backend:
             ),
             readers=Readers(reader_config, self._reader_limits),
             info=info,
-            admission=self._admission,
+            generator=Generator(admission=self._admission, tokenizer=model.tokenizer, metrics=self._state.metrics),
             jobs=self._jobs,
             progress=self._progress,
             metrics=self._state.metrics,

@@ -10,6 +10,7 @@ from container.engine.messages import EngineInfo
 from container.engine.sequence import FinishReason, Sequence, TokenLogprobs
 from container.engine.supervisor.admission import Admission
 from container.invocations.service import Service
+from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
 from container.journal.stores.directory import DirectoryStore
 from container.telemetry.metrics import Metrics
@@ -68,7 +69,6 @@ def scripted_service(
     metrics = Metrics()
     store = DirectoryStore(str(directory / "checkpoints"))
     return Service(
-        tokenizer=tokenizer,
         preparer=Preparer(
             tokenizer=tokenizer,
             defaults=ModelDefaults(eos_token_ids=(END,)),
@@ -77,7 +77,7 @@ def scripted_service(
         ),
         readers=cast(Any, None),
         info=INFO,
-        admission=Admission(cast(Any, engine)),
+        generator=Generator(admission=Admission(cast(Any, engine)), tokenizer=tokenizer, metrics=metrics),
         jobs=JobRegistry(store, metrics, interval_s=10, lifetime_s=60, max_bytes=1 << 20, spool_dir=str(directory)),
         progress=Progress(None, metrics, dimensions={}),
         metrics=metrics,

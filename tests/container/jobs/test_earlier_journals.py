@@ -8,17 +8,17 @@ import tarfile
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.jobs.generation import Waiter
+from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
 from container.jobs.slots import SHARED
-from container.journal.output_table import Saved
-from container.journal.segment import GenerationKey
+from container.journal.merged_output import MergedOutput
+from container.journal.segment import GenerationKey, pack
 from container.journal.stores.directory import DirectoryStore
 from container.telemetry.metrics import Metrics
 from container.tokenization.preparer import Prepared
@@ -34,7 +34,7 @@ class Engine:
 
     def __init__(self, outputs: list[dict[str, Any]]) -> None:
         self.metrics = Metrics()
-        self.service = cast(Any, SimpleNamespace(admission=self, metrics=self.metrics, tokenizer=None))
+        self.generator = Generator(admission=cast(Any, self), tokenizer=cast(Any, None), metrics=self.metrics)
         self.generated = 0
         self._outputs = outputs
         self._sequences: list[Sequence] = []
@@ -83,11 +83,11 @@ def new_registry(store: DirectoryStore, tmp_path: Path) -> Callable[[Engine], Jo
     )
 
 
-def saved_output(output: dict[str, Any]) -> Saved | None:
+def saved_output(output: dict[str, Any]) -> MergedOutput | None:
     if (saved := output["saved"]) is None:
         return None
-    return Saved(
-        token_ids=output["token_ids"][: saved["tokens"]],
+    return MergedOutput(
+        token_ids=pack(output["token_ids"][: saved["tokens"]]),
         logprobs=[
             TokenLogprobs(logprob, [(token, score) for token, score in top]) for logprob, top in saved["logprobs"]
         ],
@@ -104,7 +104,7 @@ def test_earlier_journal_is_read_whole(new_registry: Callable[[Engine], JobRegis
         assert attachment.slot == job["slot"]
         assert attachment.seeds.secret == bytes.fromhex(job["secret"])
         for output in job["outputs"]:
-            assert attachment.job.saved(key_of(output, job["slot"])) == saved_output(output)
+            assert attachment.job.journal.outputs.get(key_of(output, job["slot"])) == saved_output(output)
 
     asyncio.run(test())
 
@@ -131,7 +131,7 @@ def test_earlier_job_is_resumed_and_saved(new_registry: Callable[[Engine], JobRe
                 stop=(),
                 has_random_seed=output["has_random_seed"],
             )
-            waiters.append(attachment.generate(engine.service, prepared, line, item, choice))
+            waiters.append(attachment.generate(engine.generator, prepared, line, item, choice))
         engine.run()
         await registry.save_all()
         assert registry.is_saved(attachment)

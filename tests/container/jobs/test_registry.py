@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.errors import Conflict
-from container.jobs import registry as jobs_module
-from container.jobs.attachment import Attachment
+from container.jobs import job_journal as journal_module
+from container.jobs import journal_health as health_module
 from container.jobs.generation import Generation, Waiter
-from container.jobs.registry import JobRegistry
+from container.jobs.generator import Generator
+from container.jobs.job import Attachment
+from container.jobs.journal_state import JournalState
+from container.jobs.registry import JobRegistry, job_id
 from container.jobs.slots import SHARED
+from container.journal import output_table
 from container.journal.job_log import JobLog
+from container.journal.job_reader import JobReader
 from container.journal.output_table import OutputTable
-from container.journal.segment import GenerationKey, Record, packed
+from container.journal.segment import GenerationKey, Record, pack
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
 from container.server.bootstrap import open_journal, start_jobs
@@ -70,7 +73,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.service = cast(Any, SimpleNamespace(admission=self, metrics=self.metrics, tokenizer=None))
+        self.generator = Generator(admission=cast(Any, self), tokenizer=cast(Any, None), metrics=self.metrics)
         self.at_work: dict[int, Sequence] = {}
 
     def enqueue(self, sequence: Sequence) -> None:
@@ -99,7 +102,7 @@ class Engine:
             stop=(),
             has_random_seed=has_random_seed,
         )
-        return attachment.generate(self.service, prepared, 0, item, 0)
+        return attachment.generate(self.generator, prepared, 0, item, 0)
 
 
 @pytest.fixture
@@ -128,10 +131,15 @@ def run(test: Any) -> Any:
     return asyncio.run(bounded())
 
 
-async def settled(jobs: JobRegistry) -> None:
-    """What was begun in the background is done."""
-    while jobs._tasks:
-        await asyncio.gather(*jobs._tasks)
+async def turns() -> None:
+    """Let the event loop do all that it can do without the store."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def unsaved_bytes(engine: Engine) -> float:
+    [family] = engine.metrics.journal_unsaved.collect()
+    return family.samples[0].value
 
 
 async def begun(jobs: JobRegistry, engine: Engine, name: str | None = "a-job", items: int = 3) -> None:
@@ -141,12 +149,12 @@ async def begun(jobs: JobRegistry, engine: Engine, name: str | None = "a-job", i
         engine.generate(attachment, item)
     engine.say(8)
     jobs.release(attachment, is_complete=False)
-    await settled(jobs)
+    await jobs.wait_idle()
 
 
 async def finished_items(jobs: JobRegistry, items: int = 3) -> int:
     attachment = await jobs.attach("a-job", DIGEST)
-    saved = [attachment.job.saved(GenerationKey(SHARED, 0, item, 0)) for item in range(items)]
+    saved = [attachment.job.journal.outputs.get(GenerationKey(SHARED, 0, item, 0)) for item in range(items)]
     return sum(one is not None and one.end == "length" for one in saved)
 
 
@@ -158,7 +166,7 @@ def test_a_past_that_could_not_be_read_for_a_moment_is_not_deleted(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Hours of work would go because one LIST took 5 s (0.5 s while another job's write has failed)."""
-    monkeypatch.setattr(jobs_module, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(health_module, "_TIMEOUT_S", 0.05)
 
     async def test() -> None:
         await begun(new_jobs(), engine)
@@ -191,7 +199,7 @@ def test_a_job_with_nothing_to_write_does_not_keep_a_healed_store_from_the_other
         engine.generate(attachment, 0)
         engine.say(1)
         store.failing = True
-        await jobs._save(attachment.job)
+        await jobs.save_all()
         store.failing = False
         for _ in range(10):
             await jobs.save_all()
@@ -237,11 +245,11 @@ def test_where_there_is_no_memory_for_more_the_job_that_has_most_of_it_is_given_
         for item in range(10):
             engine.generate(large, item)
         engine.say(8)
-        monkeypatch.setattr(jobs_module, "_MOST_UNSAVED_BYTES", jobs._unsaved_bytes)
+        monkeypatch.setattr(journal_module, "_MAX_UNSAVED_BYTES", unsaved_bytes(engine))
         engine.generate(small, 0)
         engine.say(8)
-        assert large.job.is_given_up
-        assert not small.job.is_given_up
+        assert large.job.journal.state is JournalState.GIVEN_UP
+        assert small.job.journal.state is not JournalState.GIVEN_UP
 
     run(test())
 
@@ -257,15 +265,15 @@ def test_a_job_that_is_given_up_while_it_is_written_leaves_nothing_behind(
         store.answers.clear()
         saving = asyncio.create_task(jobs.save_all())
         await asyncio.sleep(0)
-        attachment.job.give_up("there is no memory for more")
+        attachment.job.journal.give_up("there is no memory for more")
         store.failing = True
         store.answers.set()
         await saving
-        assert not attachment.job.has_unsaved
-        assert attachment.job.unsaved_bytes == 0
+        assert not attachment.job.journal.has_unsaved
+        assert unsaved_bytes(engine) == 0
         jobs.release(attachment, is_complete=True)
-        await settled(jobs)
-        assert not jobs._jobs
+        await jobs.wait_idle()
+        assert len(jobs) == 0
 
     run(test())
 
@@ -287,7 +295,7 @@ def test_a_job_whose_journal_was_deleted_is_not_told_to_be_saved(
         store.delete(f"jobs/{attachment.job.id}/")
         for _ in range(3):
             await jobs.save_all()
-        assert attachment.job.is_stored and not attachment.job.has_unsaved
+        assert attachment.job.journal.is_stored and not attachment.job.journal.has_unsaved
         assert not jobs.is_saved(attachment)
         assert await finished_items(new_jobs(), 1) == 0
 
@@ -298,7 +306,7 @@ def test_who_joins_a_running_job_does_not_wait_for_a_store_that_hangs(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first request goes on; the second would wait until its deadline, and be a 504 without a token."""
-    monkeypatch.setattr(jobs_module, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(health_module, "_TIMEOUT_S", 0.05)
 
     async def test() -> None:
         jobs = new_jobs()
@@ -334,7 +342,7 @@ def test_a_lane_whose_answer_has_arrived_is_not_taken_again(
         engine.say(8)
         assert first.done.done()
         jobs.release(attachment, is_complete=True)
-        await settled(jobs)
+        await jobs.wait_idle()
         attachment = await (jobs if is_same else new_jobs()).attach(None, DIGEST)
         again = engine.generate(attachment, 0, has_random_seed=True)
         assert again.generation.sequence.sampling.seed != first.generation.sequence.sampling.seed
@@ -359,7 +367,7 @@ def test_a_lane_that_is_closed_while_another_server_takes_the_job_is_not_taken_a
 
         async def deliver() -> None:
             first.release(attachment, is_complete=True)
-            await settled(first)
+            await first.wait_idle()
 
         store.before_get = lambda: asyncio.run_coroutine_threadsafe(deliver(), loop).result()
         again = engine.generate(await second.attach(None, DIGEST), 0, has_random_seed=True)
@@ -383,8 +391,8 @@ def test_a_lane_that_is_closed_while_the_job_is_first_written_is_not_taken_again
         jobs.release(attachment, is_complete=True)
         store.answers.set()
         await saving
-        await settled(jobs)
-        assert jobs._unsaved_bytes == 0
+        await jobs.wait_idle()
+        assert unsaved_bytes(engine) == 0
         again = engine.generate(await new_jobs().attach(None, DIGEST), 0, has_random_seed=True)
         assert again.generation.sequence.sampling.seed != delivered.generation.sequence.sampling.seed
 
@@ -406,9 +414,31 @@ def test_identical_requests_that_overlap_for_months_leave_nothing_behind(
             jobs.release(attachment, is_complete=True)
             attachment = successor
         job = attachment.job
-        assert len(job._slots._left) < 10
-        assert job._table is not None
-        assert sum(job._table.counts()[:2]) < 10
+        assert len(job.slots) < 10
+        assert job.journal.outputs.table is not None
+        assert sum(job.journal.outputs.table.counts()[:2]) < 10
+
+    run(test())
+
+
+def test_slot_answered_before_first_write_is_closed(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
+    """Its seeds are made of the secret that the journal keeps: a later request in this slot would get the same text."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        long, short = await jobs.attach(None, DIGEST), await jobs.attach(None, DIGEST)
+        answered = engine.generate(short, 0, has_random_seed=True)
+        engine.say(8)
+        jobs.release(short, is_complete=True)
+        engine.generate(long, 1)
+        engine.say(1)
+        await jobs.save_all()
+        successor = new_jobs()
+        seeds = set()
+        for _ in range(2):
+            waiter = engine.generate(await successor.attach(None, DIGEST), 0, has_random_seed=True)
+            seeds.add(waiter.generation.sampling.seed)
+        assert answered.generation.sampling.seed not in seeds
 
     run(test())
 
@@ -426,32 +456,58 @@ def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_b
         jobs = new_jobs()
         store.answers.clear()
         left = asyncio.create_task(jobs.attach(None, DIGEST))
-        await asyncio.sleep(0)
-        its_opening = next(iter(jobs._jobs.values())).opening
+        await turns()
         left.cancel()
         await asyncio.wait({left})
-        for _ in range(20):
-            await asyncio.sleep(0)
-        second = asyncio.create_task(jobs.attach(None, DIGEST))
-        await asyncio.sleep(0)
-        job = next(iter(jobs._jobs.values()))
-        in_thread, go_on = job._access.reading, asyncio.Event()
-
-        async def held(function: Callable[[], object]) -> object:
-            result = await in_thread(function)
-            await go_on.wait()
-            return result
-
-        job._access = dataclasses.replace(job._access, reading=held)
+        await turns()
+        later = [asyncio.create_task(jobs.attach(None, DIGEST)) for _ in range(2)]
+        await turns()
+        assert not any(attaching.done() for attaching in later)
         store.answers.set()
-        await asyncio.wait({its_opening})
-        third = asyncio.create_task(jobs.attach(None, DIGEST))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        did_not_wait = job._table is not None and not job._is_taken
-        go_on.set()
-        await asyncio.wait({second, third})
-        assert not did_not_wait
+        for attachment in await asyncio.gather(*later):
+            assert attachment.job.journal.outputs.get(GenerationKey(SHARED, 0, 0, 0)) is not None
+
+    run(test())
+
+
+def test_output_that_ends_during_loading_is_known_after_it(
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
+) -> None:
+    """What is loaded is older: it must not take the place of what came meanwhile."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        attachment = await jobs.attach("a-job", DIGEST)
+        engine.generate(attachment, 0)
+        engine.say(3)
+        await jobs.save_all()
+        store.answers.clear()
+        joining = asyncio.create_task(jobs.attach("a-job", DIGEST))
+        await turns()
+        engine.say(5)
+        store.answers.set()
+        joined = await joining
+        assert engine.generate(joined, 0).generation.sequence.output_ids == list(range(8))
+        assert joined.resumed_tokens == 8
+
+    run(test())
+
+
+def test_late_answer_changes_nothing(
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "_TIMEOUT_S", 0.05)
+
+    async def test() -> None:
+        await begun(new_jobs(), engine)
+        jobs = new_jobs()
+        store.answers.clear()
+        attachment = await jobs.attach("a-job", DIGEST)
+        secret = attachment.job.journal.secret
+        store.answers.set()
+        await jobs.save_all()  # behind the opening
+        assert attachment.job.journal.state is JournalState.OPEN
+        assert (attachment.job.journal.secret, attachment.job.journal.outputs.table) == (secret, None)
 
     run(test())
 
@@ -483,24 +539,26 @@ def test_a_wrong_request_that_is_looked_up_is_no_conflict_to_the_right_one(
 def test_what_was_told_to_be_durable_counts_for_the_successor(store: Store, tmp_path: Path) -> None:
     """The successor lists, the writer appends (and answers `resumable: true`), the successor takes."""
 
-    def log(writer: str) -> JobLog:
-        return JobLog(store, "a" * 64, DIGEST, writer=writer, lifetime_s=3600, max_bytes=1 << 20)
+    def reader() -> JobReader:
+        return JobReader(store, "a" * 64, DIGEST, lifetime_s=3600)
 
     def record(item: int) -> Record:
-        return Record(0, 0, item, 0, prompt_crc=1, start=0, token_ids=packed([item]), end="stop")
+        return Record(0, 0, item, 0, prompt_crc=1, start=0, token_ids=pack([item]), end="stop")
 
-    first, successor = log("first"), log("successor")
-    assert first.open(OutputTable(str(tmp_path))) is None
+    at_first, later = reader(), reader()
+    assert at_first.open() is None
+    first = JobLog(at_first, writer="first", max_bytes=1 << 20)
     first.take(b"s" * 16)
     first.append([record(0)])
-    table = OutputTable(str(tmp_path))
-    found = successor.open(table)
-    assert found is not None
+    secret = later.open()
+    assert secret is not None
+    later.read()
     first.append([record(1)])  # raises nothing: it is durable
-    successor.take(found.secret)
-    last = OutputTable(str(tmp_path))
-    log("last").open(last)
-    assert last.get(GenerationKey(0, 0, 1, 0)) is not None
+    JobLog(later, writer="successor", max_bytes=1 << 20).take(secret)
+    last, table = reader(), OutputTable(str(tmp_path))
+    last.open()
+    last.read(table)
+    assert table.get(GenerationKey(0, 0, 1, 0)) is not None
 
 
 def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
@@ -524,7 +582,7 @@ def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
         engine.say(7)
         await first.save_all()
         await second.save_all()
-        assert [attachment.job.is_given_up for attachment in attachments] == [True, False]
+        assert [attachment.job.journal.state is JournalState.GIVEN_UP for attachment in attachments] == [True, False]
         assert second.is_saved(attachments[1])
         assert await finished_items(new_jobs(), 4) == 4
 
@@ -543,7 +601,7 @@ def test_a_request_sent_again_to_another_server_has_the_journal_though_the_first
         engine.say(1)
         attachment = await second.attach("a-job", DIGEST)
         first.release(left, is_complete=False)
-        await settled(first)
+        await first.wait_idle()
         for item in range(2):
             engine.generate(attachment, item)
         engine.say(8)
@@ -570,10 +628,16 @@ def test_on_sagemaker_a_journal_that_ends_with_the_container_is_not_resumable(
         engine.generate(attachment, 0)
         engine.say(1)
         await jobs.save_all()
-        assert attachment.job.is_saved(attachment) and not jobs.is_saved(attachment)
+        assert attachment.job.journal.has_all(with_random=True) and not jobs.is_saved(attachment)
         jobs.close()
 
     run(test())
+
+
+def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
+    ids = {job_id("a", "b"), job_id(None, "b"), job_id("b", "c"), job_id(None, "a")}
+    assert len(ids) == 4 and all(len(one) == 64 and set(one) <= set("0123456789abcdef") for one in ids)
+    assert job_id("a", "b") == job_id("a", "c")
 
 
 # Costs
@@ -586,15 +650,13 @@ def test_to_put_the_next_tokens_of_a_resumed_output_does_not_read_all_of_it(
 
     def record(start: int) -> Record:
         scores = [TokenLogprobs(-0.5, [(1, -0.5)])] * 4
-        return Record(0, 0, 0, 0, prompt_crc=1, start=start, token_ids=packed([1] * 4), logprobs=scores)
+        return Record(0, 0, 0, 0, prompt_crc=1, start=start, token_ids=pack([1] * 4), logprobs=scores)
 
     table = OutputTable(str(tmp_path))
-    table.load(map(record, range(0, 400, 4)))
-    table.put([record(400)])
+    table.add(map(record, range(0, 400, 4)))
     read: list[object] = []
-    chain = OutputTable._chain
-    monkeypatch.setattr(OutputTable, "_chain", lambda table, row: read.append(row) or chain(table, row))
-    table.put(map(record, range(404, 804, 4)))
+    monkeypatch.setattr(output_table, "_output", lambda *arguments: read.append(arguments))
+    table.add(map(record, range(400, 804, 4)))
     assert not read
 
 
@@ -609,7 +671,7 @@ def test_who_waits_is_told_of_the_end_whatever_becomes_of_the_journal(engine: En
             prompt_ids=array("I", [1]), prompt_text="", samplings=(Sampling(max_new_tokens=1),), stop=()
         )
         key = GenerationKey(0, 0, 0, 0)
-        generation = Generation(key, prepared, service=engine.service, owner="a", on_end=on_end)
+        generation = Generation(key, prepared, engine.generator, owner="a", on_end=on_end)
         waiter = Waiter(generation)
         generation.start()
         with pytest.raises(OSError, match="disk is gone"):

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,21 +15,12 @@ from typing import Any
 
 import pytest
 
+from container.jobs.registry import job_id
 from container.journal import job_log as log_module
-from container.journal.job_log import (
-    DigestConflict,
-    EpochLost,
-    Found,
-    JobLog,
-    JournalFull,
-    JournalGone,
-    claim_key,
-    head_key,
-    job_id,
-    segment_key,
-)
+from container.journal.job_log import EpochLost, JobLog, JournalFull, JournalGone
+from container.journal.job_reader import DigestConflict, JobReader, claim_key, head_key, segment_key
 from container.journal.output_table import OutputTable
-from container.journal.segment import GenerationKey, Record, SlotClosed, packed
+from container.journal.segment import Entry, GenerationKey, Head, Record, SlotClosed, decode, pack, unpack
 from container.journal.stores.store import Store, StoreError
 from testing import ROOT
 from testing.container.faulty_s3 import FaultyS3
@@ -84,16 +75,49 @@ class Clock:
         return self.now
 
 
-def job_log(store: Store, digest: str = "digest", **options: Any) -> JobLog:
-    limits: dict[str, Any] = {"lifetime_s": 100.0, "max_bytes": 1 << 30, "clock": Clock()}
-    return JobLog(store, JOB, digest, writer="w", **(limits | options))
+class Writer:
+    """One server's way with a job: it opens it, then perhaps takes it, then appends."""
+
+    def __init__(
+        self, store: Any, digest: str = "digest", *, max_bytes: int = 1 << 30, clock: Callable[[], float] | None = None
+    ) -> None:
+        self._store, self._digest, self._max_bytes, self._clock = store, digest, max_bytes, clock or Clock()
+
+    def open(self, table: OutputTable | None = None) -> bytes | None:
+        self.reader = JobReader(self._store, JOB, self._digest, lifetime_s=100.0, clock=self._clock)
+        secret = self.reader.open()
+        self.reader.read(table)
+        self._log = JobLog(self.reader, writer="w", max_bytes=self._max_bytes)
+        return secret
+
+    def take(self, secret: bytes, table: OutputTable | None = None) -> None:
+        self._log.take(secret, table)
+
+    def append(self, entries: Sequence[Entry]) -> int:
+        return self._log.append(entries)
+
+    @property
+    def epoch(self) -> int:
+        return self._log.epoch
+
+    @property
+    def bytes(self) -> int:
+        return self._log.bytes
+
+    def go_through(self, store: Any) -> None:
+        """Make all calls from now on through another store."""
+        self._store = self.reader.store = store
+
+
+def job_log(store: Any, digest: str = "digest", **options: Any) -> Writer:
+    return Writer(store, digest, **options)
 
 
 def record(item: int, start: int, *token_ids: int) -> Record:
-    return Record(0, 0, item, 0, 1, start, packed(token_ids))
+    return Record(0, 0, item, 0, 1, start, pack(token_ids))
 
 
-def taken(store: Store, table: OutputTable, **options: Any) -> JobLog:
+def taken(store: Store, table: OutputTable, **options: Any) -> Writer:
     log = job_log(store, **options)
     log.open(table)
     log.take(SECRET)
@@ -106,7 +130,7 @@ def folder(epoch: int) -> str:
 
 def outputs(table: OutputTable, items: int = 10) -> dict[int, list[int]]:
     saved = {item: table.get(GenerationKey(0, 0, item, 0)) for item in range(items)}
-    return {item: found.token_ids for item, found in saved.items() if found}
+    return {item: unpack(found.token_ids) for item, found in saved.items() if found}
 
 
 def read(store: Store, table: OutputTable) -> dict[int, list[int]]:
@@ -124,9 +148,10 @@ def test_where_nothing_is_nothing_is_found(store: Store, tables: Tables) -> None
 def test_what_was_appended_is_found_with_the_secret_and_the_closed_lanes(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     written = log.append([record(1, 0, 5, 6), SlotClosed(3)]) + log.append([record(1, 2, 7), SlotClosed(4)])
-    reader, table = job_log(store), tables()
-    assert reader.open(table) == Found(secret=SECRET, created=1000.0, segments=2, bytes=written)
-    assert reader.closed_slots == {3, 4}
+    late, table = job_log(store), tables()
+    assert late.open(table) == SECRET
+    assert late.bytes == written
+    assert late.reader.closed_slots == {3, 4}
     assert outputs(table) == {1: [5, 6, 7]}
 
 
@@ -143,9 +168,9 @@ def test_a_takeover_keeps_what_there_was_the_secret_and_the_age(store: Store, ta
     for item in (2, 3):
         clock.now += 40
         log = job_log(store, clock=clock)
-        found = log.open(tables())
-        assert found and found.created == 1000.0
-        log.take(found.secret)
+        assert log.open(tables()) == SECRET
+        log.take(SECRET)
+        assert decode(Head, store.get(head_key(JOB, log.epoch)) or b"").created == 1000.0
         log.append([record(item, 0, item)])
     assert read(store, tables()) == {1: [5], 2: [2], 3: [3]}
 
@@ -162,7 +187,7 @@ def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, 
     assert read(store, tables()) == {1: [5, 7, 8]}
 
 
-def overtaking(store: Store, tables: Tables) -> tuple[JobLog, JobLog, OutputTable]:
+def overtaking(store: Store, tables: Tables) -> tuple[Writer, Writer, OutputTable]:
     """A writer, and another one who has opened before the former's last segment."""
     old = taken(store, tables())
     old.append([record(1, 0, 5)])
@@ -207,14 +232,9 @@ def failing() -> None:
     raise StoreError("told to")
 
 
-def through(log: JobLog, store: Store | Between) -> JobLog:
-    log._store = store  # type: ignore[assignment]
-    return log
-
-
-def take_often(store: Store, tables: Tables) -> JobLog:
+def take_often(store: Store, tables: Tables) -> Writer:
     """Until epochs that count nothing are deleted."""
-    for _ in range(2 * log_module._MOST_SPENT):
+    for _ in range(2 * log_module._MAX_UNUSED_EPOCHS):
         log = taken(store, tables())
     return log
 
@@ -226,7 +246,7 @@ def test_a_job_that_is_asked_for_again_and_again_keeps_few_epochs_and_all_its_se
         taken(store, tables()).append([record(item, 0, item)])
         take_often(store, tables)
     if store.is_local:
-        assert len(store.folders(f"jobs/{JOB}/")) <= 3 + log_module._MOST_SPENT + 1
+        assert len(store.folders(f"jobs/{JOB}/")) <= 3 + log_module._MAX_UNUSED_EPOCHS + 1
     assert read(store, tables()) == {0: [0], 1: [1], 2: [2]}
 
 
@@ -252,7 +272,7 @@ def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_
     old = taken(local, tables())
     old.append([record(1, 0, 5)])
     claim = claim_key(JOB, taken(local, tables()).epoch)
-    through(old, Between(local, lambda call, key: key == claim, lambda: take_often(local, tables)))
+    old.go_through(Between(local, lambda call, key: key == claim, lambda: take_often(local, tables)))
     with pytest.raises(EpochLost):
         old.append([record(1, 1, 66)])
 
@@ -290,9 +310,9 @@ def test_an_epoch_whose_writer_was_killed_before_it_wrote_anything_takes_nothing
 def test_that_nothing_can_be_deleted_is_told_and_takes_the_job_from_nobody(
     local: Store, tables: Tables, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(log_module._MOST_SPENT + 1):
+    for _ in range(log_module._MAX_UNUSED_EPOCHS + 1):
         taken(local, tables())
-    log = through(job_log(local), Between(local, lambda call, key: call == "delete", failing))
+    log = job_log(Between(local, lambda call, key: call == "delete", failing))
     log.open(tables())
     log.take(SECRET)
     assert "epochs that count nothing are left: told to" in caplog.text
@@ -306,7 +326,7 @@ def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_
 ) -> None:
     """It comes between the claim and the head."""
     old, new, table = overtaking(store, tables)
-    through(new, Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
+    new.go_through(Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
     with pytest.raises(StoreError, match="told to"):
         new.take(SECRET, table)
     assert read(store, tables()) == {1: [5, 6]}
@@ -321,14 +341,13 @@ def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_
 
 def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable(store: Store, tables: Tables) -> None:
     _, new, _ = overtaking(store, tables)
-    rivals: list[JobLog] = []
-    through(
-        new,
+    rivals: list[Writer] = []
+    new.go_through(
         Between(
             store,
             lambda call, key: call == "create" and key.endswith("/head"),
             lambda: rivals.append(taken(store, tables())),
-        ),
+        )
     )
     new.take(SECRET)
     with pytest.raises(EpochLost):
@@ -343,13 +362,11 @@ def test_a_segment_that_could_not_be_checked_is_checked_again_and_not_written_ag
     log = taken(store, tables())
     entries: list[Any] = [record(1, 0, 5)]
     for _ in range(2):
-        through(log, Between(store, lambda call, key: call == "folders", failing))
+        log.go_through(Between(store, lambda call, key: call == "folders", failing))
         with pytest.raises(StoreError, match="told to"):
             log.append(entries)
-        assert len(entries) == 1
-    entries.insert(0, record(2, 0, 6))
+    entries.append(record(2, 0, 6))
     assert log.append(entries) == log.bytes
-    assert entries == []
     assert len(store.keys(folder(log.epoch) + "0")) == 2
     assert read(store, tables()) == {1: [5], 2: [6]}
 
@@ -358,7 +375,7 @@ def test_a_segment_that_could_not_be_checked_before_another_took_the_job_is_not_
     store: Store, tables: Tables
 ) -> None:
     old = taken(store, tables())
-    through(old, Between(store, lambda call, key: call == "folders", failing))
+    old.go_through(Between(store, lambda call, key: call == "folders", failing))
     entries: list[Any] = [record(1, 0, 5)]
     with pytest.raises(StoreError, match="told to"):
         old.append(entries)
@@ -378,8 +395,8 @@ def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, tables: Ta
         def folders(self, folder: str) -> list[str]:
             return [f"{next(numbers):016d}"]
 
-    log._store = Flapping()  # type: ignore[assignment]
-    with pytest.raises(StoreError, match="come and go"):
+    log.go_through(Flapping())
+    with pytest.raises(StoreError, match="kept changing"):
         log.append([record(1, 0, 5)])
 
 
@@ -410,7 +427,7 @@ def test_a_job_whose_epochs_are_deleted_while_it_is_opened_is_found(
     for start in range(segments):
         old.append([record(1, start, 5)])
     taken(local, tables())
-    late = through(job_log(local), Between(local, lambda call, _: call == "get", lambda: take_often(local, tables)))
+    late = job_log(Between(local, lambda call, _: call == "get", lambda: take_often(local, tables)))
     table = tables()
     assert late.open(table) is not None
     assert outputs(table) == ({1: [5]} if segments else {})
@@ -440,7 +457,7 @@ def test_a_lane_that_is_closed_between_the_look_and_the_claim_is_closed(store: S
     new.open()
     old.append([SlotClosed(2)])
     new.take(SECRET)
-    assert new.closed_slots == {1, 2}
+    assert new.reader.closed_slots == {1, 2}
 
 
 def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, tables: Tables) -> None:
@@ -464,9 +481,10 @@ def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, ta
 
 RACER = """
 import sys, tempfile
-from container.journal.job_log import EpochLost, JobLog, job_id
+from container.journal.job_log import EpochLost, JobLog
+from container.journal.job_reader import JobReader
 from container.journal.output_table import OutputTable
-from container.journal.segment import Record, packed
+from container.journal.segment import Record, pack
 from container.journal.stores.open_store import open_store
 
 uri, mine = sys.argv[1], int(sys.argv[2])
@@ -474,16 +492,18 @@ store = open_store(uri)
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(6):
-    log = JobLog(store, job_id("my-job", "digest"), "digest", writer="w", lifetime_s=1e9, max_bytes=1 << 30)
+    reader = JobReader(store, "a" * 64, "digest", lifetime_s=1e9)
     table = OutputTable(tempfile.gettempdir())
-    log.open(table)
+    reader.open()
+    reader.read(table)
+    log = JobLog(reader, writer="w", max_bytes=1 << 30)
     try:
         log.take(bytes(16), table)
         saved = table.get((0, 0, 0, 0))
-        at = len(saved.token_ids) if saved else 0
+        at = saved.tokens if saved else 0
         for _ in range(3):  # in its epoch it goes on with numbers that tell writer and turn
             piece = [mine * 1000 + turn] * 2
-            log.append([Record(0, 0, 0, 0, 1, at, packed(piece))])
+            log.append([Record(0, 0, 0, 0, 1, at, pack(piece))])
             print(log.epoch, at, *piece, flush=True)
             at += 2
     except EpochLost:
@@ -620,7 +640,7 @@ def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(s
     def begin_anew() -> None:
         taken(store, tables(), clock=clock).append([record(1, 0, 5)])
 
-    late = through(job_log(store, clock=clock), Between(store, lambda call, _: call == "delete", begin_anew))
+    late = job_log(Between(store, lambda call, _: call == "delete", begin_anew), clock=clock)
     assert late.open() is None
     with pytest.raises(EpochLost):
         late.take(SECRET)
@@ -641,7 +661,7 @@ def test_who_deleted_an_expired_job_takes_nothing_from_who_has_begun_anew_since(
 
 def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, tables: Tables) -> None:
     log = taken(store, tables(), max_bytes=500)
-    with pytest.raises(JournalFull, match="500 may be"):
+    with pytest.raises(JournalFull, match="limit of 500"):
         for item in range(20):
             log.append([record(item, 0, 1)])
     assert 0 < log.bytes <= 500
@@ -697,7 +717,7 @@ def test_a_job_that_is_deleted_while_it_is_taken_and_begun_anew_is_the_others(
     }
     late = job_log(store, clock=clock)
     late.open()
-    through(late, Between(store, when[call], begin_anew))
+    late.go_through(Between(store, when[call], begin_anew))
     with pytest.raises(EpochLost):
         late.take(SECRET)
         late.append([record(1, 1, 66)])
@@ -715,7 +735,7 @@ def test_a_job_that_is_deleted_while_it_is_taken_has_nothing_that_builds_on_what
     delete = Between(
         store, lambda c, key: c == name and not key.endswith("/claim"), lambda: store.delete(f"jobs/{JOB}/")
     )
-    through(late, delete)
+    late.go_through(delete)
     with pytest.raises((EpochLost, JournalGone)):
         late.take(SECRET)
         late.append([record(1, 1, 66)])
@@ -743,12 +763,6 @@ def test_more_segments_than_are_read_at_once_keep_their_order(store: Store, tabl
     for at in range(20):
         log.append([record(1, at, at)])
     assert read(store, tables()) == {1: list(range(20))}
-
-
-def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
-    ids = {job_id("a", "b"), job_id(None, "b"), job_id("b", "c"), job_id(None, "a")}
-    assert len(ids) == 4 and all(len(one) == 64 and set(one) <= set("0123456789abcdef") for one in ids)
-    assert job_id("a", "b") == job_id("a", "c")
 
 
 def test_no_log_line_and_no_file_tells_names(
@@ -823,20 +837,22 @@ def test_a_job_that_can_not_be_read_is_a_failure_and_not_an_empty_one(
 
 WRITER = """
 import sys, tempfile
-from container.journal.job_log import JobLog, job_id
+from container.journal.job_log import JobLog
+from container.journal.job_reader import JobReader
 from container.journal.output_table import OutputTable
-from container.journal.segment import Record, packed
+from container.journal.segment import Record, pack
 from container.journal.stores.open_store import open_store
 
-store, options = open_store(sys.argv[1]), {"writer": "w", "lifetime_s": 1e9, "max_bytes": 1 << 30}
-log = JobLog(store, job_id("my-job", "digest"), "digest", **options)
+reader = JobReader(open_store(sys.argv[1]), "a" * 64, "digest", lifetime_s=1e9)
 table = OutputTable(tempfile.gettempdir())
-log.open(table)
+reader.open()
+reader.read(table)
+log = JobLog(reader, writer="w", max_bytes=1 << 30)
 log.take(bytes(16))
 saved = table.get((0, 0, 0, 0))
-at = len(saved.token_ids) if saved else 0
+at = saved.tokens if saved else 0
 while True:
-    log.append([Record(0, 0, 0, 0, 1, at, packed([at, at + 1]))])
+    log.append([Record(0, 0, 0, 0, 1, at, pack([at, at + 1]))])
     at += 2
     print(at, flush=True)
 """

@@ -4,20 +4,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from container.engine.sequence import TokenLogprobs
-from container.journal.output_table import OutputTable, Saved
-from container.journal.segment import End, Entry, GenerationKey, Record, SlotClosed, packed
+from container.journal.merged_output import MergedOutput
+from container.journal.output_table import OutputTable
+from container.journal.segment import End, Entry, GenerationKey, Record, SlotClosed, pack, unpack
 from testing import ROOT
+from testing.fuzzing import fuzz_settings
 from testing.server import eventually
 
 KEY = GenerationKey(0, 0, 0, 0)
@@ -39,104 +39,87 @@ def record(
     with_logprobs: bool = False,
 ) -> Record:
     logprobs = [TokenLogprobs(-float(token_id)) for token_id in token_ids] if with_logprobs else []
-    return Record(*key, crc, start, packed(token_ids), logprobs, end)
+    return Record(*key, crc, start, pack(token_ids), logprobs, end)
 
 
 def ids(table: OutputTable, key: GenerationKey = KEY) -> list[int] | None:
-    saved = table.get(key)
-    return saved and saved.token_ids
+    output = table.get(key)
+    return output and unpack(output.token_ids)
 
 
 def test_nothing_is_known_of_what_was_not_put(table: OutputTable) -> None:
-    table.put([record(0, [1, 2])])
+    table.add([record(0, [1, 2])])
     assert table.get(GenerationKey(0, 0, 0, 1)) is None
 
 
 def test_pieces_make_one_output(table: OutputTable) -> None:
     logprobs = [TokenLogprobs(-1.0, [(1, -1.0)]), TokenLogprobs(-2.0), TokenLogprobs(-0.25)]
-    table.put([Record(*KEY, 7, 0, packed([1, 2]), logprobs[:2])])
-    table.put([Record(*KEY, 7, 2, packed([3]), logprobs[2:])])
-    table.put([Record(*KEY, 7, 3, b"", end="stop_string", stop_chars=4)])
-    assert table.get(KEY) == Saved(
-        token_ids=[1, 2, 3], logprobs=logprobs, end="stop_string", stop_chars=4, prompt_crc=7
+    table.add([Record(*KEY, 7, 0, pack([1, 2]), logprobs[:2])])
+    table.add([Record(*KEY, 7, 2, pack([3]), logprobs[2:])])
+    table.add([Record(*KEY, 7, 3, b"", end="stop_string", stop_chars=4)])
+    assert table.get(KEY) == MergedOutput(
+        token_ids=pack([1, 2, 3]), logprobs=logprobs, end="stop_string", stop_chars=4, prompt_crc=7
     )
 
 
 def test_an_output_without_tokens_is_known(table: OutputTable) -> None:
-    table.put([record(0, [], "length")])
-    assert table.get(KEY) == Saved(token_ids=[], logprobs=[], end="length", stop_chars=None, prompt_crc=1)
+    table.add([record(0, [], "length")])
+    assert table.get(KEY) == MergedOutput(token_ids=b"", logprobs=[], end="length", stop_chars=None, prompt_crc=1)
 
 
 def test_what_would_make_a_gap_is_ignored(table: OutputTable) -> None:
-    table.put([record(1, [2])])
+    table.add([record(1, [2])])
     assert table.get(KEY) is None
-    table.put([record(0, [1]), record(2, [3], "stop")])
+    table.add([record(0, [1]), record(2, [3], "stop")])
     assert ids(table) == [1]
 
 
 def test_what_was_put_already_changes_nothing(table: OutputTable) -> None:
     entries: list[Entry] = [record(0, [1, 2]), record(2, [3, 4]), record(0, [1, 2]), record(2, [3]), record(4, [5])]
-    table.put(entries)
+    table.add(entries)
     assert ids(table) == [1, 2, 3, 4, 5]
 
 
 def test_nothing_follows_an_end(table: OutputTable) -> None:
-    table.put([record(0, [1, 2], "stop"), record(2, [3]), record(0, [4]), record(2, [], "length")])
-    saved = table.get(KEY)
-    assert saved and (saved.token_ids, saved.end) == ([1, 2], "stop")
+    table.add([record(0, [1, 2], "stop"), record(2, [3]), record(0, [4]), record(2, [], "length")])
+    output = table.get(KEY)
+    assert output and (unpack(output.token_ids), output.end) == ([1, 2], "stop")
 
 
 def test_an_end_cuts_what_was_generated_behind_it(table: OutputTable) -> None:
-    table.put([record(0, [1, 2, 3, 4]), record(2, [], "stop_string")])
+    table.add([record(0, [1, 2, 3, 4]), record(2, [], "stop_string")])
     assert ids(table) == [1, 2]
 
 
 def test_a_newer_writer_that_disagrees_is_followed_from_there_on(table: OutputTable) -> None:
-    table.load([record(0, [1, 2, 3, 4]), record(2, [9])])
+    table.add([record(0, [1, 2, 3, 4]), record(2, [9])])
     assert ids(table) == [1, 2, 9]
 
 
 def test_another_prompt_takes_the_place_of_the_first(table: OutputTable) -> None:
-    table.load([record(0, [1, 2], "stop"), record(1, [5], crc=2), record(0, [7], crc=2)])
-    saved = table.get(KEY)
-    assert saved and (saved.token_ids, saved.end, saved.prompt_crc) == ([7], None, 2)
-
-
-def test_what_is_loaded_late_lengthens_what_this_process_put_if_they_agree(table: OutputTable) -> None:
-    table.put([record(0, [1, 2])])
-    table.load([record(0, [1, 2, 3, 4, 5])])
-    assert ids(table) == [1, 2, 3, 4, 5]
-    table.put([record(2, [3])])
-    assert ids(table) == [1, 2, 3, 4, 5]
-
-
-def test_what_is_loaded_late_does_not_mix_with_what_this_process_put_if_they_disagree(table: OutputTable) -> None:
-    table.load([record(0, [1, 2])])
-    table.put([record(0, [1, 9])])
-    table.load([record(2, [3, 4])])
-    assert ids(table) == [1, 9]
-    table.put([record(2, [8, 7])])
-    assert ids(table) == [1, 9, 8, 7]
+    table.add([record(0, [1, 2], "stop"), record(1, [5], crc=2), record(0, [7], crc=2)])
+    output = table.get(KEY)
+    assert output and (unpack(output.token_ids), output.end, output.prompt_crc) == ([7], None, 2)
 
 
 def test_a_part_without_log_probabilities_joins_none_that_has_them(table: OutputTable) -> None:
-    table.put([record(0, [1], with_logprobs=True), record(1, [2])])
+    table.add([record(0, [1], with_logprobs=True), record(1, [2])])
     assert ids(table) == [1]
-    table.put([record(1, [2], with_logprobs=True), record(2, [], "stop")])
-    saved = table.get(KEY)
-    assert saved and (saved.token_ids, len(saved.logprobs), saved.end) == ([1, 2], 2, "stop")
+    table.add([record(1, [2], with_logprobs=True), record(2, [], "stop")])
+    output = table.get(KEY)
+    assert output and (unpack(output.token_ids), len(output.logprobs), output.end) == ([1, 2], 2, "stop")
 
 
 def test_the_counts_are_of_sequences_and_their_tokens(table: OutputTable) -> None:
     keys = [GenerationKey(0, 0, item, choice) for item in range(100) for choice in range(2)]
-    table.load([record(0, [1, 2], key=key) for key in keys])
-    table.put([record(2, [3], "stop", key=key) for key in keys[:50]])
-    table.put([SlotClosed(0)])
+    table.add([record(0, [1, 2], key=key) for key in keys])
+    table.add([record(2, [3], "stop", key=key) for key in keys[:50]])
+    table.add([SlotClosed(0)])
     assert table.counts() == (50, 150, 450)
 
 
 def test_nothing_shows_in_the_directory(table: OutputTable, tmp_path: Path) -> None:
-    table.put([record(0, list(range(100_000)))])
+    table.add([record(0, list(range(100_000)))])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +131,7 @@ from container.journal.segment import Record
 table = OutputTable(sys.argv[1])
 def fill(slot):
     for first in range(0, 60_000, 1000):
-        table.load([Record(slot, 0, first + item, 0, 1, 0, bytes(800), [], "stop") for item in range(1000)])
+        table.add([Record(slot, 0, first + item, 0, 1, 0, bytes(800), [], "stop") for item in range(1000)])
 fill(0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fill(1)
@@ -168,8 +151,8 @@ from container.journal.output_table import OutputTable
 from container.journal.segment import Record, GenerationKey
 table = OutputTable(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 20, 20 << 20))
-put = lambda: [table.put([Record(0, 0, item, 0, 1, 0, bytes(80_000))]) for item in range(1000)]
-load = lambda: table.load([Record(1, 0, 0, 0, 1, 0, b"")])
+put = lambda: [table.add([Record(0, 0, item, 0, 1, 0, bytes(80_000))]) for item in range(1000)]
+load = lambda: table.add([Record(1, 0, 0, 0, 1, 0, b"")])
 for call in (put, load, table.counts, lambda: table.get(GenerationKey(0, 0, 0, 0))):
     try:
         call()
@@ -203,7 +186,7 @@ def test_who_waits_has_its_turn_before_who_had_the_last_one(table: OutputTable) 
 
 def test_reading_beside_a_load_sees_what_is_there_so_far(table: OutputTable) -> None:
     much: list[Entry] = [record(0, [1], "stop", key=GenerationKey(0, 0, item, 0)) for item in range(20_000)]
-    loading = threading.Thread(target=table.load, args=(much,))
+    loading = threading.Thread(target=table.add, args=(much,))
     loading.start()
     finished = [0]
     while finished[-1] < len(much):
@@ -219,29 +202,23 @@ TRUTHS = ([1] * LENGTH, [1, 1, 1, 2, *[1] * (LENGTH - 4)], [1] * 8 + [3] * (LENG
 """What writers generate: they agree up to where ties were broken otherwise."""
 
 
-@dataclass
-class Naive:
-    """A list for each sequence: what was loaded, then what was put, one after the other, each time anew."""
-
-    loaded: list[Record] = field(default_factory=list)
-    put: list[Record] = field(default_factory=list)
-
-    def get(self) -> tuple[list[int], End | None] | None:
-        known: list[int] | None = None
-        for merged in [*self.loaded, *self.put]:
-            new = list(memoryview(merged.token_ids).cast("I"))
-            if known is None:
-                if merged.start:
-                    continue
-                known = []
-            if merged.start > len(known):
+def naive_output(records: list[Record]) -> tuple[list[int], End | None] | None:
+    """Merge the records in a list, one after the other."""
+    known: list[int] | None = None
+    for record in records:
+        new = unpack(record.token_ids)
+        if known is None:
+            if record.start:
                 continue
-            longer = known[: merged.start] + new
-            if merged.end or known[: len(longer)] != longer:
-                known = longer
-            if merged.end:
-                return known, merged.end
-        return None if known is None else (known, None)
+            known = []
+        if record.start > len(known):
+            continue
+        longer = known[: record.start] + new
+        if record.end or known[: len(longer)] != longer:
+            known = longer
+        if record.end:
+            return known, record.end
+    return None if known is None else (known, None)
 
 
 @st.composite
@@ -256,51 +233,20 @@ def one_writers(draw: st.DrawFn, start: int, truth: list[int]) -> list[Record]:
     return records
 
 
-class Putter:
-    """Goes on from what is known when it starts, with an output of its own, and puts that from its start on."""
-
-    def __init__(self, table: OutputTable, is_all_loaded: bool, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
-        self._draw = draw
-        known = table.get(KEY)
-        first = known.token_ids if known else []
-        self._truth = first + draw(st.sampled_from(TRUTHS))[len(first) :]
-        self._put = len(first) if is_all_loaded else 0
-        self._at = len(first)
-        self.is_done = known is not None and known.end is not None
-
-    def next(self) -> Record:
-        self._at = LENGTH - self._draw(st.integers(0, LENGTH - self._at))
-        self.is_done = self._at == LENGTH
-        piece = record(self._put, self._truth[self._put : self._at], "stop" if self.is_done else None)
-        self._put = self._at
-        return piece
-
-
-@settings(max_examples=200, deadline=None)
+@fuzz_settings(200)
 @given(st.data())
-def test_in_whatever_order_loading_and_putting_meet_the_outcome_is_as_if_one_came_after_the_other(
-    data: st.DataObject,
-) -> None:
-    naive = Naive()
-    to_load: list[Record] = []
-    for truth in data.draw(st.lists(st.sampled_from(TRUTHS), max_size=3)):
-        known, _ = Naive(loaded=to_load).get() or ([], None)
-        start = len(known) if known == truth[: len(known)] and data.draw(st.booleans()) else 0
-        to_load = to_load + data.draw(one_writers(start, truth))
+def test_writers_outputs_merge_as_in_list(data: st.DataObject) -> None:
+    """Each writer begins anew, or goes on from what is known, perhaps with other tokens."""
+    added: list[Record] = []
     with closing(OutputTable(tempfile.gettempdir())) as table:
-        putter: Putter | None = None
-        while to_load or putter is None or not putter.is_done:
-            if to_load and ((putter is not None and putter.is_done) or data.draw(st.booleans())):
-                naive.loaded.append(to_load.pop(0))
-                table.load(naive.loaded[-1:])
-            elif putter is None:
-                putter = Putter(table, not to_load, data.draw)
-            else:
-                naive.put.append(putter.next())
-                table.put(naive.put[-1:])
-            saved = table.get(KEY)
-            expected = naive.get()
-            assert (saved and (saved.token_ids, saved.end)) == expected
-            tokens, end = expected or ([], None)
-            is_known = expected is not None
-            assert table.counts() == (is_known and end is not None, is_known and end is None, len(tokens))
+        for truth in data.draw(st.lists(st.sampled_from(TRUTHS), min_size=1, max_size=4)):
+            known, _ = naive_output(added) or ([], None)
+            start = len(known) if data.draw(st.booleans()) else 0
+            for piece in data.draw(one_writers(start, known[:start] + truth[start:])):
+                added.append(piece)
+                table.add([piece])
+                output, expected = table.get(KEY), naive_output(added)
+                assert (output and (unpack(output.token_ids), output.end)) == expected
+                tokens, end = expected or ([], None)
+                is_known = expected is not None
+                assert table.counts() == (is_known and end is not None, is_known and end is None, len(tokens))

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from container.journal.job_log import JobLog, head_key
+from container.journal.job_log import JobLog
+from container.journal.job_reader import JobReader, head_key
 from container.journal.output_table import OutputTable
 from container.journal.retention import sweep
-from container.journal.segment import Head, SlotClosed, opened, sealed_head
+from container.journal.segment import Head, SlotClosed, decode, encode_head
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
 
@@ -25,9 +26,11 @@ def store(tmp_path: Path) -> DirectoryStore:
 
 def make(store: DirectoryStore, job: str, created: float) -> int:
     """The bytes that it takes."""
-    log = JobLog(store, job, "d", writer="w", lifetime_s=1e9, max_bytes=1 << 30, clock=lambda: created)
+    reader = JobReader(store, job, "d", lifetime_s=1e9, clock=lambda: created)
     with closing(OutputTable(tempfile.gettempdir())) as table:
-        log.open(table)
+        reader.open()
+        reader.read(table)
+    log = JobLog(reader, writer="w", max_bytes=1 << 30)
     log.take(bytes(16))
     log.append([SlotClosed(slot) for slot in range(500)])
     return sum(store.sizes(f"jobs/{job}/").values())
@@ -87,7 +90,7 @@ def test_a_head_without_a_claim_says_nothing_of_a_jobs_age(store: DirectoryStore
     store.delete("jobs/a/")
     make(store, "a", 950.0)
     epoch = newest(store, "a") + 1
-    store.put(head_key("a", epoch), sealed_head(msgspec.structs.replace(opened(Head, late), epoch=epoch)))
+    store.put(head_key("a", epoch), encode_head(msgspec.structs.replace(decode(Head, late), epoch=epoch)))
     assert swept(store) == ["a"]
 
 

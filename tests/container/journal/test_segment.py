@@ -15,50 +15,50 @@ from container.journal.segment import (
     Record,
     Segment,
     SlotClosed,
-    encoded,
-    opened,
-    packed,
-    sealed_head,
-    sealed_segment,
-    unpacked,
+    decode,
+    encode_entry,
+    encode_head,
+    encode_segment,
+    pack,
+    unpack,
 )
 
-HEAD = Head(digest="d", secret=bytes(16), epoch=3, created=1.5, writer="w", takes=[(1, 7), (2, 1)])
+HEAD = Head(digest="d", secret=bytes(16), epoch=3, created=1.5, writer="w", included=[(1, 7), (2, 1)])
 ENTRIES: list[Entry] = [
-    Record(1, 2, 3, 4, 5, 6, packed([7, 8]), [TokenLogprobs(-0.5, [(7, -0.5), (9, -2.25)]), TokenLogprobs(-1.0)]),
+    Record(1, 2, 3, 4, 5, 6, pack([7, 8]), [TokenLogprobs(-0.5, [(7, -0.5), (9, -2.25)]), TokenLogprobs(-1.0)]),
     Record(1, 2, 3, 4, 5, 8, b"", end="stop_string", stop_chars=12),
     SlotClosed(9),
 ]
 
 
 def segment(number: int, entries: list[Entry]) -> bytes:
-    return sealed_segment(number, [encoded(entry) for entry in entries])
+    return encode_segment(number, [encode_entry(entry) for entry in entries])
 
 
 def test_a_head_comes_back() -> None:
-    assert opened(Head, sealed_head(HEAD)) == HEAD
+    assert decode(Head, encode_head(HEAD)) == HEAD
 
 
 def test_a_segment_comes_back() -> None:
-    assert opened(Segment, segment(2, ENTRIES)) == Segment(2, ENTRIES)
+    assert decode(Segment, segment(2, ENTRIES)) == Segment(2, ENTRIES)
 
 
 @given(st.lists(st.integers(0, (1 << 32) - 1)))
 def test_token_ids_come_back_and_take_four_bytes_each(token_ids: list[int]) -> None:
-    assert unpacked(packed(token_ids)) == token_ids
-    assert len(packed(token_ids)) == 4 * len(token_ids)
+    assert unpack(pack(token_ids)) == token_ids
+    assert len(pack(token_ids)) == 4 * len(token_ids)
 
 
 def test_token_ids_are_little_endian() -> None:
-    assert packed([1, 258]) == b"\x01\0\0\0\x02\x01\0\0"
+    assert pack([1, 258]) == b"\x01\0\0\0\x02\x01\0\0"
 
 
-@pytest.mark.parametrize("data", [sealed_head(HEAD), segment(1, ENTRIES)], ids=["head", "segment"])
+@pytest.mark.parametrize("data", [encode_head(HEAD), segment(1, ENTRIES)], ids=["head", "segment"])
 def test_a_torn_one_is_told_wherever_it_is_torn(data: bytes) -> None:
-    kind = Head if data == sealed_head(HEAD) else Segment
+    kind = Head if data == encode_head(HEAD) else Segment
     for size in range(len(data)):
         with pytest.raises(CorruptFile):
-            opened(kind, data[:size])
+            decode(kind, data[:size])
 
 
 def test_a_changed_one_is_told_whichever_bit_it_is() -> None:
@@ -67,23 +67,23 @@ def test_a_changed_one_is_told_whichever_bit_it_is() -> None:
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptFile):
-            opened(Segment, bytes(changed))
+            decode(Segment, bytes(changed))
 
 
 def test_one_of_the_other_kind_is_told() -> None:
     with pytest.raises(CorruptFile, match="kind"):
-        opened(Segment, sealed_head(HEAD))
+        decode(Segment, encode_head(HEAD))
 
 
-def resealed(data: bytes) -> bytes:
+def with_checksum(data: bytes) -> bytes:
     return data + hashlib.sha256(data).digest()
 
 
 def test_one_of_another_version_is_told() -> None:
-    data = bytearray(sealed_head(HEAD)[:-32])
+    data = bytearray(encode_head(HEAD)[:-32])
     data[4] = 2
     with pytest.raises(CorruptFile, match="version 2"):
-        opened(Head, resealed(bytes(data)))
+        decode(Head, with_checksum(bytes(data)))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_one_of_another_version_is_told() -> None:
 )
 def test_one_that_no_writer_of_ours_made_is_told(body: object) -> None:
     with pytest.raises(CorruptFile, match="whole, but not"):
-        opened(Segment, resealed(b"LHJL\x01S" + msgspec.msgpack.encode(body)))
+        decode(Segment, with_checksum(b"LHJL\x01S" + msgspec.msgpack.encode(body)))
 
 
 def test_a_record_that_contradicts_itself_is_not_made() -> None:

@@ -1,0 +1,385 @@
+"""A job's journal as the job sees it: what earlier requests left there, and what is still to be written.
+
+Threads of two pools read and write, so that those that write never wait behind those that read. The rest happens on the
+event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from container.core import Seeds
+from container.errors import OutOfSpace
+from container.jobs.generation import Generation
+from container.jobs.journal_health import JournalHealth
+from container.jobs.journal_state import JournalState
+from container.jobs.known_outputs import KnownOutputs
+from container.jobs.slots import SHARED
+from container.journal.job_log import EpochLost, JobLog, JournalFull, JournalGone
+from container.journal.job_reader import DigestConflict, JobReader
+from container.journal.output_table import Counts, OutputTable
+from container.journal.segment import Entry, SlotClosed
+from container.journal.stores.store import Store, StoreError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_TAKES = 8
+"""Tries to take a job that other servers take at the same moment, before it waits for its next turn."""
+_PAUSE_S = 0.02
+"""Longest pause after the first try; doubled with each."""
+_TAKEN_EACH_TIME = "other servers took the job again and again"
+_MAX_LOOKUPS_WHILE_BROKEN = 8
+"""Jobs that may wait for a store that fails: as many as there are threads to read."""
+_SOON_BYTES = 1 << 20
+"""Unsaved bytes of all jobs at which they are written at once."""
+_MAX_UNSAVED_BYTES = 256 << 20
+"""Unsaved bytes of all jobs, while the store fails, above which the job with the most is no longer journalled."""
+
+
+class Backlog:
+    """Counts the bytes, in memory, of all jobs' entries that wait to be written."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.is_due = asyncio.Event()
+        """Set when there is so much that it is to be written at once."""
+        self._sizes: dict[JobJournal, int] = {}
+
+    def size_of(self, journal: JobJournal) -> int:
+        return self._sizes.get(journal, 0)
+
+    def add(self, journal: JobJournal, size: int) -> None:
+        """Count a new entry, or, with a negative size, entries that wait no longer."""
+        self.bytes += size
+        self._sizes[journal] = self.size_of(journal) + size
+        if not self._sizes[journal]:
+            del self._sizes[journal]
+        if size > 0 and self.bytes >= _SOON_BYTES:
+            self.is_due.set()
+        if size > 0 and self.bytes > _MAX_UNSAVED_BYTES:
+            largest = max(self._sizes, key=self.size_of)
+            largest.give_up("the store has failed for too long, and there is no memory for more")
+
+
+@dataclass(slots=True, kw_only=True)
+class JournalContext:
+    """What the journals of all jobs share."""
+
+    store: Store
+    health: JournalHealth
+    backlog: Backlog
+    readers: ThreadPoolExecutor
+    writers: ThreadPoolExecutor
+    writer: str
+    """Name of this server."""
+    lifetime_s: float
+    max_bytes: int
+    """Largest size of a job's journal."""
+    spool_dir: str
+    lookups: int = 0
+    """Jobs that wait for the store to say what it has of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What earlier requests left of a job that now is this server's."""
+
+    log: JobLog
+    secret: bytes
+    table: OutputTable
+    slots: set[int]
+    closed_slots: set[int]
+    counts: Counts
+
+
+class JobJournal:
+    """Owns what the journal has of a job, and the entries that it doesn't have yet."""
+
+    _reader: JobReader
+    """The reader at work, while the journal is opened."""
+    _log: JobLog
+    """The log, once the job is taken."""
+
+    def __init__(self, job_id: str, digest: str, label: str, context: JournalContext) -> None:
+        """`label` names the job in the log."""
+        self.state = JournalState.UNOPENED
+        self.secret = Seeds.random().secret
+        """Secret that the job's random seeds are made of. The journal keeps it."""
+        self.is_stored = False
+        """True once the store has something of the job."""
+        self.outputs = KnownOutputs()
+        self._job_id = job_id
+        self._digest = digest
+        self._label = label
+        self._context = context
+        self._lock = asyncio.Lock()
+        self._unsaved: list[Entry] = []
+        self._handed_over: list[Entry] = []
+        """Entries that the log was given and has not confirmed yet, older than the unsaved ones."""
+        self._has_finished_work = False
+        """True if there are or were outputs that no generation at work could write again."""
+        self._has_lost_work = False
+
+    # What there is
+
+    async def open(self) -> Past | None:
+        """Find out what the store has of the job, and take the job if there is a past.
+
+        If the store fails, or does not answer in time, the job does without it. Raises DigestConflict.
+        """
+        context = self._context
+        try:
+            past = await self._open_in_time()
+        except (StoreError, OutOfSpace) as error:
+            self.state = self.state.to(JournalState.OPEN)
+            context.health.report_failure("reading", error)
+            return None
+        context.health.report_success("reading")
+        return past
+
+    async def _open_in_time(self) -> Past | None:
+        """Open it while the store goes on answering, as a large journal takes many answers."""
+        context, health = self._context, self._context.health
+        if health.is_broken and context.lookups >= _MAX_LOOKUPS_WHILE_BROKEN:
+            raise StoreError(f"{context.store.describe}: as many jobs as can be wait for an answer already")
+        self._reader = self._new_reader()
+        opening = asyncio.create_task(self._open())
+        context.lookups += 1
+
+        def end(opening: asyncio.Task[Past | None]) -> None:
+            context.lookups -= 1
+            if not opening.cancelled():
+                opening.exception()  # retrieved: if it comes too late, it matters to no one
+
+        opening.add_done_callback(end)
+        while not opening.done():
+            answered, timeout_s = (self._reader, self._reader.answers), health.timeout_s
+            await asyncio.wait({opening}, timeout=timeout_s)
+            if not opening.done() and answered == (self._reader, self._reader.answers):
+                raise StoreError(f"{context.store.describe}: no answer in {timeout_s:g} s")
+        return opening.result()
+
+    async def _open(self) -> Past | None:
+        async with self._lock:
+            past = await self._read(self._take_past)
+            if self.state is not JournalState.UNOPENED:  # the answer came too late: the job has begun anew
+                if past is not None:
+                    past.table.close()
+                return None
+            if past is None:
+                self.state = self.state.to(JournalState.OPEN)
+                return None
+            self._log, self.secret, self.outputs.table = past.log, past.secret, past.table
+            self.state = self.state.to(JournalState.TAKEN)
+            self.is_stored = self._has_finished_work = True
+            return past
+
+    def _take_past(self) -> Past | None:
+        """Read the job's journal and take the job; None if there is none. It runs in a thread."""
+        for attempt in range(_MAX_TAKES):
+            if attempt:
+                self._reader = self._new_reader()
+            reader = self._reader
+            if (secret := reader.open()) is None:
+                return None
+            with contextlib.ExitStack() as stack, contextlib.suppress(EpochLost):
+                table = stack.enter_context(contextlib.closing(OutputTable(self._context.spool_dir)))
+                reader.read(table)
+                log = self._new_log(reader)
+                log.take(secret, table)
+                past = Past(
+                    log=log,
+                    secret=secret,
+                    table=table,
+                    slots=table.slots(),
+                    closed_slots=reader.closed_slots,
+                    counts=table.counts(),
+                )
+                stack.pop_all()
+                return past
+            _pause(attempt)
+        raise StoreError(_TAKEN_EACH_TIME)
+
+    def load_outputs(self) -> asyncio.Task[None] | None:
+        """Load what the job's earlier requests generated, for a later one; None if that is known."""
+        outputs = self.outputs
+        if outputs.table is None and outputs.loading is None:
+            table = OutputTable(self._context.spool_dir)
+            outputs.load(table, self._read_again, [*self._handed_over, *self._unsaved])
+        return outputs.loading
+
+    async def _read_again(self, table: OutputTable) -> bool:
+        def read() -> bytes | None:
+            reader = self._new_reader()
+            secret = reader.open()
+            reader.read(table)
+            return secret
+
+        return not self.is_stored or await self._read(read) in (None, self.secret)
+
+    # What is new
+
+    @property
+    def has_unsaved(self) -> bool:
+        return bool(self._unsaved or self._handed_over)
+
+    @property
+    def is_begun(self) -> bool:
+        """True if the store has something of the job, or may have because it was given something."""
+        return self.is_stored or bool(self._handed_over)
+
+    def has_all(self, *, with_random: bool) -> bool:
+        """Whether the store has all that was generated; `with_random`: also what has random seeds."""
+        state = self.state
+        is_whole = state is JournalState.TAKEN or (state is JournalState.TAKEN_WITHOUT_RANDOM and not with_random)
+        return is_whole and self.is_stored and not self._has_lost_work and not self.has_unsaved
+
+    def record(self, generation: Generation) -> None:
+        """Add what is new of a generation."""
+        if (record := generation.new_record()) is not None:
+            self._add(record)
+
+    def finish(self, generation: Generation) -> None:
+        """Add the last of a generation that has ended or that no one waits for."""
+        self._has_finished_work = True
+        self.record(generation)
+
+    def close_slot(self, slot: int) -> None:
+        """Forget a slot's outputs and say that it is not to be used again."""
+        dropped = [entry for entry in self._unsaved if entry.slot == slot]
+        self._unsaved = [entry for entry in self._unsaved if entry.slot != slot]
+        self._context.backlog.add(self, -sum(map(_size, dropped)))
+        self._add(SlotClosed(slot))
+        self.outputs.forget_slot(slot)
+
+    def _add(self, entry: Entry) -> None:
+        if self.outputs.table is not None:
+            self.outputs.add([entry])
+        if self.state is not JournalState.GIVEN_UP and self._is_wanted(entry):
+            self._unsaved.append(entry)
+            self._context.backlog.add(self, _size(entry))
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        return self.state is not JournalState.TAKEN_WITHOUT_RANDOM or entry.slot == SHARED
+
+    async def save(self, at_work: Collection[Generation]) -> int:
+        """Write all that was generated until now; return the bytes that this took. Raises StoreError.
+
+        `at_work` are the job's generations, seen anew each time they are looked at.
+        """
+        async with self._lock:
+            for generation in at_work:
+                self.record(generation)
+            if not self.has_unsaved:
+                return 0
+            self._handed_over, self._unsaved = self._handed_over + self._unsaved, []
+            try:
+                return await self._write()
+            except EpochLost:
+                self.give_up("another server has taken it")
+            except DigestConflict:
+                self.give_up("its name is another request's")
+            except JournalFull as error:
+                self.give_up(str(error))
+            except JournalGone:
+                if self.state is not JournalState.GIVEN_UP:
+                    self.state = self.state.to(JournalState.OPEN)
+                    self._has_lost_work |= self._has_finished_work
+                    for generation in at_work:
+                        generation.recorded_tokens = 0
+                raise
+            return 0
+
+    async def _write(self) -> int:
+        if self.state is JournalState.OPEN:
+            log, secret = await self._run_writer(self._take)
+            if self.state is not JournalState.OPEN:  # given up meanwhile
+                return 0
+            self._log = log
+            is_own = secret == self.secret
+            self.state = self.state.to(JournalState.TAKEN if is_own else JournalState.TAKEN_WITHOUT_RANDOM)
+            dropped = [e for e in self._handed_over + self._unsaved if not self._is_wanted(e)]
+            self._handed_over = list(filter(self._is_wanted, self._handed_over))
+            self._unsaved = list(filter(self._is_wanted, self._unsaved))
+            self._context.backlog.add(self, -sum(map(_size, dropped)))
+        entries = self._handed_over
+        written = await self._run_writer(partial(self._log.append, entries))
+        if self.state is not JournalState.GIVEN_UP:
+            self._context.backlog.add(self, -sum(map(_size, entries)))
+            self._handed_over = []
+            self.is_stored = True
+        return written
+
+    def _take(self) -> tuple[JobLog, bytes]:
+        """Take the job and return its secret. It runs in a thread.
+
+        Nothing is lost of a past that could not be read when the job began, or that came later.
+        """
+        for attempt in range(_MAX_TAKES):
+            reader = self._new_reader()
+            secret = reader.open() or self.secret
+            reader.read()
+            log = self._new_log(reader)
+            try:
+                log.take(secret)
+                return log, secret
+            except EpochLost:
+                _pause(attempt)
+        raise StoreError(_TAKEN_EACH_TIME)
+
+    def give_up(self, reason: str) -> None:
+        """Go on without a journal."""
+        if self.state is JournalState.GIVEN_UP:
+            return
+        self.state = self.state.to(JournalState.GIVEN_UP)
+        self._forget_entries()
+        logger.warning("a job is no longer journalled: %s", reason, extra={"action": "job_lost", "job": self._label})
+
+    async def close(self) -> None:
+        """Free the memory of entries and past."""
+        self._forget_entries()
+        if self.outputs.table is not None:
+            await self._read(self.outputs.table.close)
+
+    def _forget_entries(self) -> None:
+        self._unsaved, self._handed_over = [], []
+        self._context.backlog.add(self, -self._context.backlog.size_of(self))
+
+    # How
+
+    def _new_reader(self) -> JobReader:
+        context = self._context
+        return JobReader(context.store, self._job_id, self._digest, lifetime_s=context.lifetime_s)
+
+    def _new_log(self, reader: JobReader) -> JobLog:
+        return JobLog(reader, writer=self._context.writer, max_bytes=self._context.max_bytes)
+
+    async def _read(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._context.readers, function)
+
+    async def _run_writer(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._context.writers, function)
+
+
+def _pause(attempt: int) -> None:
+    """Back off at random, so that competing writers don't stop each other again."""
+    if attempt < _MAX_TAKES - 1:
+        time.sleep(random.uniform(0, _PAUSE_S) * 2**attempt)
+
+
+def _size(entry: Entry) -> int:
+    """Return about how many bytes an entry takes in memory."""
+    if isinstance(entry, SlotClosed):
+        return 64
+    return 256 + len(entry.token_ids) + sum(160 + 116 * len(score.top) for score in entry.logprobs)
