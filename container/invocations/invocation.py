@@ -69,7 +69,8 @@ class Invocation:
         self.is_cut = False
         """True once the deadline has come: nothing is generated any more. Any thread may read it."""
         self._clock = asyncio.get_running_loop().call_soon(self._check_deadline)
-        service.progress.open(self.snapshot)
+        if service.progress is not None:
+            service.progress.open(self.snapshot)
 
     def _check_deadline(self) -> None:
         running = [waiter.generation.sequence for waiter in self._waiters]
@@ -221,7 +222,8 @@ class Invocation:
     def close(self) -> dict[str, object]:
         """Free what is still queued or running; return what the request's log line says of the work."""
         self._clock.cancel()
-        self._service.progress.close(self.snapshot)
+        if self._service.progress is not None:
+            self._service.progress.close(self.snapshot)
         waiters, self._waiters = self._waiters, set()
         fields: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,

@@ -23,7 +23,8 @@ class Service:
     info: EngineInfo
     generator: Generator
     jobs: JobRegistry
-    progress: Progress
+    progress: Progress | None
+    """Reports on invocations, if the settings ask for it."""
     metrics: Metrics
     workers: ThreadPoolExecutor
     """Threads that parse and tokenize, so that the event loop never waits for a large document."""

@@ -16,7 +16,7 @@ from container.errors import InvalidRequest
 from container.server import openapi
 from container.server.exchange import Endpoint, Exchanges
 from container.server.responses import error_response
-from container.server.state import ServerState
+from container.server.state import WORKING, ServerState
 
 GENERATING: dict[str, document.Route] = {
     "/invocations": "invocations",
@@ -35,7 +35,7 @@ def create_app(state: ServerState, exchanges: Exchanges) -> FastAPI:
     async def ping() -> Response:
         """200 when the server can take work, and while it recovers from an engine's crash."""
         body = msgspec.json.encode(openapi.Health(state.status, state.reason))
-        return Response(body, status_code=200 if state.takes_work else 503, media_type="application/json")
+        return Response(body, status_code=200 if state.status in WORKING else 503, media_type="application/json")
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -106,7 +106,8 @@ class Backend:
         self._reader_limits = ReaderLimits()
         self._jobs = start_jobs(store, state)
         self._progress = Progress.of(settings, metrics, self._jobs.write_beside)
-        self._progress.start()
+        if self._progress is not None:
+            self._progress.start()
         shared = {name: getattr(settings, name) for name in EngineConfig.__struct_fields__ if hasattr(settings, name)}
         self._engine = EngineClient(
             EngineConfig(model_dir=directory, needs_gpu=driver.needs_gpu, **shared),
@@ -147,24 +148,25 @@ class Backend:
 
     async def stop(self, *, save_timeout_s: float) -> None:
         await asyncio.gather(self.save_jobs(save_timeout_s), self._engine.stop())
-        await self._progress.stop()
+        if self._progress is not None:
+            await self._progress.stop()
         self._jobs.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._writers.shutdown(wait=False, cancel_futures=True)
 
     def _update(self) -> None:
         """Tell the state how the engine is."""
-        engine, state = self._engine, self._state
-        state.is_engine_ready = engine.state == "ready"
+        engine = self._engine
         if engine.state == "failed":
             reason = engine.reason or "the engine failed"
             self._admission.fail_all(EngineError("engine_failed", reason))
             self._on_failure(reason)
         elif engine.state == "ready" and engine.info is not None and self._model is not None:
             logger.info("ready", extra={"action": "ready", "engine": msgspec.structs.asdict(engine.info)})
-            state.service = self._service(self._model, engine.info)
+            self._state.use(self._service(self._model, engine.info))
             self._admission.pump()
-        state.metrics.ready.set(state.takes_work)
+        else:
+            self._state.recover()
 
     def _service(self, model: Model, info: EngineInfo) -> Service:
         settings = self._state.settings

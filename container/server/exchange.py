@@ -26,7 +26,7 @@ from container.invocations.request_digest import RequestDigest
 from container.invocations.service import Service
 from container.server.body import RequestBody, waits_for_100
 from container.server.responses import answer_response, error_response, outcome_of
-from container.server.state import ServerState
+from container.server.state import WORKING, ServerState
 from container.telemetry.json_logs import invocation_id
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Exchange:
                 timeout = f"timeout={self._deadline.timeout_s:g};source={self._deadline.source}"
                 response.headers["x-longhaul-deadline"] = timeout
             is_body_unsent = waits_for_100(self._request) if self._body is None else self._body.is_unsent
-            if is_body_unsent or self._state.is_draining:
+            if is_body_unsent or self._state.status == "draining":
                 # It won't send its body now, and the next request on this connection would be taken for the body.
                 response.headers["connection"] = "close"
             await response(self._request.scope, self._request.receive, send)
@@ -162,7 +162,9 @@ class Exchange:
                 self._watch.cancel()
 
     async def _answer(self) -> Response:
-        service, headers = self._state.service_or_unavailable(), self._request.headers
+        service, headers = self._state.service, self._request.headers
+        if service is None or self._state.status not in WORKING:
+            raise self._state.unavailable()
         self._head = head = RequestHead.parse(self._route, headers.get("content-type"), headers.get(CUSTOM_ATTRIBUTES))
         arrived = self._request.scope.get("state", {}).get("arrived", self._started)
         self._deadline = deadline = Deadline.of(self._state.settings, head.timeout_s, arrived)

@@ -36,6 +36,7 @@ class Server:
         self._model = model
         self._driver = driver
         self._backend: Backend | None = None
+        self._is_draining = False
         self._is_ending = asyncio.Event()
         self._is_in_hurry = asyncio.Event()
         self.state.metrics.requests_running.set_function(lambda: len(self.exchanges))
@@ -63,7 +64,7 @@ class Server:
     def fail(self, reason: str) -> None:
         """Answer what is open and exit with status 1: nothing here can be put right."""
         if self.state.failure is None:
-            self.state.failure = reason
+            self.state.fail(reason)
             logger.error("the server failed: %s", reason, extra={"action": "failed"})
             self._is_ending.set()
             self._is_in_hurry.set()
@@ -75,9 +76,10 @@ class Server:
 
     def drain(self) -> None:
         """Take nothing new, and finish what can be finished in time. The second call ends it at once."""
-        if self.state.is_draining:
+        if self._is_draining:
             self._is_in_hurry.set()
             return
+        self._is_draining = True
         self.state.drain()
         logger.info("draining", extra={"action": "drain", "open_requests": len(self.exchanges)})
         self._is_ending.set()
@@ -85,7 +87,6 @@ class Server:
     async def wait_for_end(self) -> int:
         """Return the exit status, once the server is to end and every open request has its answer."""
         await self._is_ending.wait()
-        self.state.metrics.ready.set(0)
         ends = [asyncio.create_task(self.exchanges.wait_until_ended()), asyncio.create_task(self._is_in_hurry.wait())]
         await asyncio.wait(ends, timeout=DRAIN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:

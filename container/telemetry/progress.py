@@ -91,7 +91,7 @@ class Progress:
 
     def __init__(
         self,
-        mode: Literal["log", "s3"] | None,
+        mode: Literal["log", "s3"],
         metrics: Metrics,
         *,
         dimensions: Mapping[str, str],
@@ -101,7 +101,6 @@ class Progress:
         metrics_interval_s: float = METRICS_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._mode = mode
         self._dimensions = dimensions
         self._warning = warning
         self._interval_s = interval_s
@@ -114,8 +113,10 @@ class Progress:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    def of(cls, settings: Settings, metrics: Metrics, write: Write | None) -> Progress:
-        """Return the progress that the settings ask for; `write` puts a job's object beside its journal."""
+    def of(cls, settings: Settings, metrics: Metrics, write: Write | None) -> Progress | None:
+        """Return the progress that the settings ask for, if any; `write` puts a job's object beside its journal."""
+        if settings.progress is None:
+            return None
         warning = None
         if settings.progress == "s3" and not settings.checkpoint_uri.startswith("s3://"):
             warning = (
@@ -125,8 +126,6 @@ class Progress:
         return cls(settings.progress, metrics, dimensions={"Model": settings.name}, write=write, warning=warning)
 
     def start(self) -> None:
-        if self._mode is None:
-            return
         logger.setLevel(logging.INFO)  # the operator asked for these lines, even if LONGHAUL_LOG_LEVEL is higher
         if self._warning is not None:
             logger.warning(self._warning, extra={"action": "progress_local"})

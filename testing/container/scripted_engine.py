@@ -14,7 +14,6 @@ from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
 from container.journal.stores.directory import DirectoryStore
 from container.telemetry.metrics import Metrics
-from container.telemetry.progress import Progress
 from container.tokenization.model_defaults import ModelDefaults
 from container.tokenization.preparer import Preparer
 from container.tokenization.tokenizer import Tokenizer
@@ -79,7 +78,7 @@ def scripted_service(
         info=INFO,
         generator=Generator(admission=Admission(cast(Any, engine)), tokenizer=tokenizer, metrics=metrics),
         jobs=JobRegistry(store, metrics, interval_s=10, lifetime_s=60, max_bytes=1 << 20, spool_dir=str(directory)),
-        progress=Progress(None, metrics, dimensions={}),
+        progress=None,
         metrics=metrics,
         workers=workers,
         writers=workers,

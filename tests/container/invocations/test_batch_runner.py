@@ -140,9 +140,9 @@ def test_batch_without_spool_opens_no_invocation(
 
     async def run() -> None:
         service = scripted_service(ScriptedEngine([], None), tokenizer, workers, tmp_path)
-        service = dataclasses.replace(service, progress=Opened(None, service.metrics, dimensions={}))
+        service = dataclasses.replace(service, progress=Opened("log", service.metrics, dimensions={}))
         state = ServerState(Settings(spool_dir=str(tmp_path / "missing")))
-        state.service, state.is_engine_ready = service, True
+        state.use(service)
         headers = [(b"content-type", b"application/jsonlines")]
         scope = {"type": "http", "path": "/invocations", "headers": headers, "state": {}}
         sent: list[Any] = []
