@@ -226,5 +226,5 @@ class Turns(RuleBasedStateMachine):
         self.loop.close()
 
 
-def test_every_sequence_ends_once_and_owners_take_turns_whatever_happens() -> None:
+def test_every_sequence_ends_once_and_owners_alternate() -> None:
     run_state_machine_as_test(Turns, settings=fuzz_settings(150, stateful_step_count=40))

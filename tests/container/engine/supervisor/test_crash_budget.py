@@ -18,7 +18,7 @@ class Account:
         return self.crashes.spent
 
 
-def test_the_fourth_engine_in_ten_minutes_that_generated_nothing_is_the_last() -> None:
+def test_fourth_fruitless_death_spends_the_budget() -> None:
     account = Account()
     assert account.dies(3) is None
     account.now_s = 599
@@ -32,26 +32,26 @@ def test_deaths_longer_ago_are_forgotten() -> None:
     assert account.dies(3) is None
 
 
-def test_deaths_after_work_are_borne_longer() -> None:
+def test_fruitful_deaths_are_tolerated_longer() -> None:
     account = Account()
     assert account.dies(12, has_generated=True) is None
     assert "13 times in 600 s" in str(account.dies(has_generated=True))
 
 
-def test_a_death_that_one_sequence_explains_clears_the_account() -> None:
+def test_explained_death_clears_the_account() -> None:
     account = Account()
     for _ in range(5):
         assert account.dies(2, has_generated=True) is None and account.dies(is_explained=True) is None
 
 
-def test_explanations_without_work_between_them_count_as_deaths() -> None:
+def test_explained_deaths_without_work_between_count() -> None:
     account = Account()
     assert account.dies(2) is None and account.dies(4, is_explained=True) is None
     assert account.dies(is_explained=True) is not None
 
 
 @pytest.mark.parametrize(("deaths", "delay_s"), [(1, 0.25), (2, 0.5), (3, 1.0)])
-def test_each_further_engine_that_generated_nothing_doubles_the_delay(deaths: int, delay_s: float) -> None:
+def test_each_fruitless_engine_doubles_the_delay(deaths: int, delay_s: float) -> None:
     account = Account()
     account.dies(5, has_generated=True)
     assert account.crashes.delay_s == 0.25

@@ -170,7 +170,7 @@ def test_tokens_reach_their_sequence(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_listener_that_fails_ends_its_own_sequence_only(tmp_path: Path) -> None:
+def test_failing_listener_ends_own_sequence_only(tmp_path: Path) -> None:
     class Panic(BaseException):
         """As native code's to Python."""
 
@@ -192,7 +192,7 @@ def test_a_listener_that_fails_ends_its_own_sequence_only(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-def test_no_work_is_given_to_an_engine_that_hung_up_but_lives_on(tmp_path: Path) -> None:
+def test_engine_without_connection_gets_no_work(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, DIES_WITHOUT_DYING) as engine:
             await engine.until(lambda: engine.client.can_take_work)
@@ -205,7 +205,7 @@ def test_no_work_is_given_to_an_engine_that_hung_up_but_lives_on(tmp_path: Path)
     asyncio.run(scenario())
 
 
-def test_an_engine_that_talks_nonsense_is_as_good_as_dead(tmp_path: Path) -> None:
+def test_undecodable_message_ends_engine(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, TALKS_NONSENSE) as engine:
             await engine.until(lambda: engine.client.state == "failed")
@@ -214,7 +214,7 @@ def test_an_engine_that_talks_nonsense_is_as_good_as_dead(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-def test_an_engine_that_can_not_be_started_spends_the_budget(tmp_path: Path) -> None:
+def test_failed_starts_spend_the_crash_budget(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, None) as engine:
             await engine.until(lambda: engine.client.state == "failed")
@@ -223,7 +223,7 @@ def test_an_engine_that_can_not_be_started_spends_the_budget(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
-def test_an_engine_with_work_that_falls_silent_is_killed(tmp_path: Path) -> None:
+def test_silent_engine_with_work_is_killed(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, FALLS_SILENT, stall_timeout_s=0.1) as engine:
             await engine.until(lambda: engine.client.can_take_work)
@@ -246,7 +246,7 @@ def test_a_cancelled_sequence_hears_nothing_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["starting", "ready"])
-def test_stopping_fails_what_is_in_flight_and_leaves_no_process(tmp_path: Path, state: str) -> None:
+def test_stop_fails_sequences_and_leaves_no_process(tmp_path: Path, state: str) -> None:
     async def scenario() -> Life:
         async with life(tmp_path, FALLS_SILENT) as engine:
             if state == "ready":
@@ -259,7 +259,7 @@ def test_stopping_fails_what_is_in_flight_and_leaves_no_process(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("given", "told"), [(None, "/ours"), ("/compat:/ours", "/compat:/ours"), ("", "")])
-def test_the_engines_library_path_is_the_given_one_or_else_the_edges(
+def test_library_path_is_given_or_inherited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, told: str
 ) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", "/ours")
@@ -280,7 +280,7 @@ def engine_pid(engine: Life) -> int:
     return engine.client.pid
 
 
-def test_what_a_dead_engine_had_not_finished_goes_on_behind_its_tokens(tmp_path: Path) -> None:
+def test_next_engine_continues_unfinished_sequences(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, WORKS.replace("DIES", "pass"), budget=PATIENT) as engine:
             await engine.until(lambda: engine.client.can_take_work)
@@ -294,7 +294,7 @@ def test_what_a_dead_engine_had_not_finished_goes_on_behind_its_tokens(tmp_path:
     asyncio.run(scenario())
 
 
-def test_a_sequence_that_kills_engines_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sequence_that_kills_engines_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with life(tmp_path, DIES_OF_13, budget=PATIENT) as engine:
             await engine.until(lambda: engine.client.can_take_work)
@@ -312,7 +312,7 @@ def test_a_sequence_that_kills_engines_fails_alone(tmp_path: Path, caplog: pytes
     assert len(deaths) == 4, "two of both, and one of each alone"
 
 
-def test_poison_after_poison_does_not_end_the_server(tmp_path: Path) -> None:
+def test_repeated_poison_does_not_end_server(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, DIES_OF_13, budget=PATIENT) as engine:
             for number in range(1, 4):
@@ -327,7 +327,7 @@ def test_poison_after_poison_does_not_end_the_server(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_an_engine_that_dies_of_everything_is_given_up(tmp_path: Path) -> None:
+def test_engine_dying_of_everything_is_given_up(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, WORKS.replace("DIES", "os.abort()"), budget=PATIENT) as engine:
             await engine.until(lambda: engine.client.can_take_work)
@@ -339,7 +339,7 @@ def test_an_engine_that_dies_of_everything_is_given_up(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_suspect_cancelled_on_its_trial_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_suspect_cancelled_in_isolation_delays_none(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with life(tmp_path, DIES_OF_13, budget=PATIENT) as engine:
             await engine.until(lambda: engine.client.can_take_work)
@@ -369,7 +369,7 @@ def test_a_suspect_cancelled_on_its_trial_keeps_nobody_waiting(tmp_path: Path) -
     ],
     ids=["at work", "at work, by settings", "at its start"],
 )
-def test_after_running_out_of_memory_the_next_engine_is_smaller(
+def test_engine_after_memory_shortage_is_smaller(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, program: str, config: dict[str, int], sizes: tuple[int, int]
 ) -> None:
     async def scenario() -> None:

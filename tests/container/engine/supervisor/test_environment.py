@@ -46,14 +46,14 @@ def grown_mib(environment: dict[str, str]) -> float:
 @pytest.mark.skipif(
     sys.platform != "linux" or not can_pack(torch.device("cpu"), torch.float32), reason="oneDNN's kernels on x86"
 )
-def test_the_kernels_that_are_kept_for_steps_of_all_sizes_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_kernels_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     bounded = grown_mib(engine_environment(CONFIG, None))
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         monkeypatch.setenv(name, "1024")  # the libraries' own defaults, which the user's setting may bring back
     assert bounded < grown_mib(engine_environment(CONFIG, None)) / 2
 
 
-def test_the_engine_asks_no_hub_and_knows_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_uses_no_hub_and_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     environment = engine_environment(CONFIG, "/driver")
     assert "HF_TOKEN" not in environment

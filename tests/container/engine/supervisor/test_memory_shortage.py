@@ -25,7 +25,7 @@ KILLED, ABORTED = -signal.SIGKILL, -signal.SIGABRT
         (None, ABORTED, 3, 4, False),
     ],
 )
-def test_what_is_taken_for_a_want_of_memory(
+def test_which_deaths_are_memory_shortages(
     last_words: str | None, status: int, before: int | None, after: int | None, ran_out: bool
 ) -> None:
     assert is_shortage(last_words, status, before, after) is ran_out
@@ -41,18 +41,18 @@ def test_what_is_taken_for_a_want_of_memory(
     ],
     ids=["cgroup 2", "cgroup 2 in a namespace", "cgroup 1", "the whole machine"],
 )
-def test_the_kernels_kills_are_counted_where_they_can_be(tmp_path: Path, groups: str, counter: str, text: str) -> None:
+def test_oom_kills_are_read_from_each_source(tmp_path: Path, groups: str, counter: str, text: str) -> None:
     for path, content in (("proc/self/cgroup", groups + "\n"), (counter, text)):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)
     assert oom_kills(tmp_path) == 5
 
 
-def test_where_nothing_counts_them_that_is_said(tmp_path: Path) -> None:
+def test_oom_kills_without_source_are_unknown(tmp_path: Path) -> None:
     assert oom_kills(tmp_path) is None
 
 
-def test_at_work_the_step_is_halved_to_its_least_and_then_the_cache_to_what_is_needed() -> None:
+def test_at_work_step_shrinks_before_cache() -> None:
     config: EngineConfig | None = EngineConfig(model_dir="", max_batch_tokens=200, kv_cache_tokens=1000)
     sizes = []
     while config is not None:
@@ -61,11 +61,11 @@ def test_at_work_the_step_is_halved_to_its_least_and_then_the_cache_to_what_is_n
     assert sizes == [(200, 1000), (100, 1000), (64, 1000), (64, 500), (64, 256)]
 
 
-def test_an_engine_that_could_not_start_gets_a_smaller_cache() -> None:
+def test_failed_start_shrinks_the_cache() -> None:
     config = EngineConfig(model_dir="", max_batch_tokens=200, kv_cache_tokens=1000)
     less = smaller(config, None, was_at_work=False, needed_tokens=0)
     assert less is not None and (less.max_batch_tokens, less.kv_cache_tokens) == (200, 500)
 
 
-def test_without_a_known_size_nothing_can_be_made_smaller() -> None:
+def test_engine_of_unknown_size_cannot_shrink() -> None:
     assert smaller(EngineConfig(model_dir=""), None, was_at_work=False, needed_tokens=0) is None

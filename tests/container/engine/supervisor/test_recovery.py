@@ -84,7 +84,7 @@ async def generate(model_dir: str, kill_at: list[int]) -> list[Sequence]:
 
 
 @pytest.mark.parametrize("kill_at", [[300], [14, 120, 500]], ids=str)
-def test_a_batch_whose_engine_is_killed_gives_what_it_would_have_given(
+def test_batch_of_killed_engine_equals_undisturbed_one(
     tiny: TinyModel, assert_exact: AssertExact, kill_at: list[int]
 ) -> None:
     undisturbed = asyncio.run(generate(tiny(), []))
@@ -132,7 +132,7 @@ def reaches(server: Server, metric: str, value: float) -> None:
     eventually(lambda: server.metric(metric) >= value)
 
 
-def test_a_file_worked_on_by_four_engines_is_answered_as_if_there_had_been_one(start: Start) -> None:
+def test_file_of_four_engines_equals_undisturbed_one(start: Start) -> None:
     server = start().wait_until_ready()
     undisturbed = server.ask_lines(list(lines()))
     body = "".join(json.dumps(line) + "\n" for line in lines()) + "\n"  # a line more: another job

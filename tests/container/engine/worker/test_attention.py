@@ -123,15 +123,13 @@ def plain(
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("window", [None, 2, 16, 40])
-def test_padded_attention_is_plain_attention_of_each_sequence_alone(
-    step: list[tuple[int, int]], window: int | None
-) -> None:
+def test_padded_attention_equals_plain_attention(step: list[tuple[int, int]], window: int | None) -> None:
     out, expected = run(step, window=window)
     torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (4, 1)])
-def test_query_heads_share_the_key_heads_of_their_group(heads: int, key_heads: int) -> None:
+def test_query_heads_share_key_heads_of_group(heads: int, key_heads: int) -> None:
     out, expected = run(STEPS["decodes between prefills"], heads=heads, key_heads=key_heads)
     torch.testing.assert_close(out, expected)
 
@@ -148,13 +146,13 @@ def test_the_models_own_scale_is_used() -> None:
     torch.testing.assert_close(out, expected)
 
 
-def test_the_plain_attention_of_these_tests_tells_a_window_a_cap_and_a_scale_apart() -> None:
+def test_reference_attention_distinguishes_window_cap_scale() -> None:
     step = STEPS["decodes between prefills"]
     results = [run(step, **options)[1] for options in ({}, {"window": 16}, {"softcap": 0.5}, {"scaling": 0.7})]
     assert all(not torch.allclose(a, b, atol=0.01) for a, b in itertools.combinations(results, 2))
 
 
-def test_no_row_is_padded_to_more_than_twice_its_length() -> None:
+def test_padding_at_most_doubles_a_row() -> None:
     lengths = [1, 2, 3, 5, 8, 13, 21, 34, 55, 90]
     plan = attention.plan_step(list(range(11)), starts(lengths).tolist(), None, torch.float32, CPU)
     for group in plan.groups:
@@ -162,7 +160,7 @@ def test_no_row_is_padded_to_more_than_twice_its_length() -> None:
         assert all(padded < 2 * lengths[row] for row in group.rows)
 
 
-def test_a_padded_row_reads_its_own_sequences_keys_only() -> None:
+def test_padded_row_reads_own_keys_only() -> None:
     plan = attention.plan_step([0, 1, 2], [0, 5, 11], None, torch.float32, CPU)
     (group,) = plan.groups
     assert group.rows.tolist() == [0, 1]
@@ -196,7 +194,7 @@ class Recorder(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("window", "expected"), [(None, [-1, 0]), (20, [19, 0])])
-def test_flash_attention_is_called_as_it_wants_to_be(window: int | None, expected: list[int]) -> None:
+def test_flash_attention_gets_expected_arguments(window: int | None, expected: list[int]) -> None:
     with FakeTensorMode(), Recorder() as recorder:
         old = [torch.empty(n, 2, 64, dtype=torch.bfloat16) for n in (9, 30)]
         cache = FakeCache([(k, k) for k in old], [1, 4], window)
@@ -211,7 +209,7 @@ def test_flash_attention_is_called_as_it_wants_to_be(window: int | None, expecte
 
 
 @pytest.mark.parametrize("function", [attention.padded_attention, attention.flash_attention])
-def test_attention_sinks_are_refused_rather_than_ignored(function: Any) -> None:
+def test_attention_sinks_are_refused(function: Any) -> None:
     with pytest.raises(NotImplementedError, match="sinks"):
         function(Layer(), *(torch.empty(1, 2, 1, DIM),) * 3, None, cache=None, s_aux=torch.zeros(2))
 
@@ -244,7 +242,7 @@ class FakeGpu:
         ((8, 0), torch.bfloat16, 256, None, None),
     ],
 )
-def test_the_reason_against_flash_attention_is_said(
+def test_reason_against_flash_attention_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capability: tuple[int, int],
     dtype: torch.dtype,

@@ -117,9 +117,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_gives_what_each_prompt_gives_alone_and_what_generate_gives(
-    tiny: TinyModel, assert_exact: AssertExact, family: str
-) -> None:
+def test_batch_equals_single_runs_and_generate(tiny: TinyModel, assert_exact: AssertExact, family: str) -> None:
     reference = Reference(tiny(family))
     expected = reference.generate(PROMPTS)
     engine = Engine(tiny(family), max_batch_tokens=BATCH_TOKENS)
@@ -128,7 +126,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone_and_what_generate_gives(
     engine.assert_nothing_is_held()
 
 
-def test_the_prompts_lie_on_both_sides_of_a_window_a_page_and_a_step() -> None:
+def test_prompt_lengths_straddle_window_page_and_step() -> None:
     lengths = [len(prompt) for prompt in PROMPTS]
     assert all(min(lengths) < limit < max(lengths) for limit in (WINDOW, PAGE_TOKENS, BATCH_TOKENS))
 
@@ -150,7 +148,7 @@ def test_every_supported_family_is_tried() -> None:
     ],
     ids=str,
 )
-def test_variants_of_a_family_give_what_generate_gives(
+def test_variants_of_a_family_equal_generate(
     tiny: TinyModel, assert_exact: AssertExact, family: str, changes: dict[str, Any]
 ) -> None:
     model_dir = tiny(family, **changes)
@@ -158,7 +156,7 @@ def test_variants_of_a_family_give_what_generate_gives(
     assert_exact(reference, PROMPTS, engine.generate(PROMPTS), reference.generate(PROMPTS))
 
 
-def test_a_prefix_in_the_cache_is_not_computed_again(tiny: TinyModel) -> None:
+def test_cached_prefix_is_not_computed_again(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=16)
     engine.generate([PROMPTS[-2]], max_new_tokens=1)
     steps_alone = engine.steps[-1].steps
@@ -180,9 +178,7 @@ TWO_PAGES: dict[str, dict[str, Any]] = {name: {"sliding_window": PAGE_TOKENS + 8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sequences_preempted_for_want_of_cache_lose_nothing(
-    tiny: TinyModel, assert_exact: AssertExact, family: str
-) -> None:
+def test_preempted_sequences_lose_nothing(tiny: TinyModel, assert_exact: AssertExact, family: str) -> None:
     prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
     model_dir = tiny(family, **TWO_PAGES.get(family, {}))
     reference, engine = Reference(model_dir), Engine(model_dir, kv_cache_tokens=256)
@@ -192,7 +188,7 @@ def test_sequences_preempted_for_want_of_cache_lose_nothing(
     engine.assert_nothing_is_held()
 
 
-def test_a_seeded_sequence_is_the_same_alone_and_among_others_that_preempt_it(tiny: TinyModel) -> None:
+def test_seeded_sequence_same_alone_and_preempted(tiny: TinyModel) -> None:
     prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
     sampling: dict[str, Any] = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": 5}
     engine, roomy = Engine(tiny(), kv_cache_tokens=128), Engine(tiny())
@@ -209,7 +205,7 @@ PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.4, "frequency_pena
     [{}, {"temperature": 1.2, "seed": 3}, PENALTIES, PENALTIES | {"temperature": 0.9, "seed": 3}],
     ids=["greedy", "seeded", "penalized", "penalized and seeded"],
 )
-def test_a_sequence_submitted_again_with_its_tokens_so_far_goes_on_as_it_would_have(
+def test_resubmitted_sequence_continues_as_undisturbed(
     tiny: TinyModel, assert_exact: AssertExact, sampling: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     sampling = {"max_new_tokens": 40, "min_new_tokens": 30, "stop_token_ids": tuple(range(60))} | sampling
@@ -224,7 +220,7 @@ def test_a_sequence_submitted_again_with_its_tokens_so_far_goes_on_as_it_would_h
     assert bool(engine.preemptions) == bool(settings)
 
 
-def test_a_minimum_counts_the_tokens_from_before_a_preemption(tiny: TinyModel, assert_exact: AssertExact) -> None:
+def test_minimum_counts_tokens_before_a_preemption(tiny: TinyModel, assert_exact: AssertExact) -> None:
     prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
     sampling: dict[str, Any] = {"max_new_tokens": 60, "min_new_tokens": 30, "stop_token_ids": tuple(range(99))}
     engine, roomy = Engine(tiny(), kv_cache_tokens=128), Engine(tiny())
@@ -234,7 +230,7 @@ def test_a_minimum_counts_the_tokens_from_before_a_preemption(tiny: TinyModel, a
     assert engine.preemptions > 0 and all(30 < len(output) < 60 for output in outputs)
 
 
-def test_each_sequence_is_sampled_by_its_own_parameters(tiny: TinyModel, assert_exact: AssertExact) -> None:
+def test_each_sequence_uses_own_sampling_parameters(tiny: TinyModel, assert_exact: AssertExact) -> None:
     prompt = random_prompt(10)
     reference = Reference(tiny())
     engine = Engine(tiny())
@@ -248,7 +244,7 @@ def test_each_sequence_is_sampled_by_its_own_parameters(tiny: TinyModel, assert_
     assert len({tuple(output) for output in outputs}) == 5
 
 
-def test_a_sequence_that_fits_the_cache_to_the_last_token_runs_to_its_end(tiny: TinyModel) -> None:
+def test_sequence_that_fills_the_cache_finishes(tiny: TinyModel) -> None:
     engine = Engine(tiny(), kv_cache_tokens=64)
     longest = engine.info.max_sequence_tokens
     prompts = [random_prompt(1), random_prompt(40), random_prompt(longest - 1)]
@@ -264,9 +260,7 @@ def stuck_model(tiny: TinyModel) -> str:
     return tiny("gemma2", layer_types=layers, num_hidden_layers=3, sliding_window=2 * PAGE_TOKENS)
 
 
-def test_the_last_sequence_running_gets_unstuck_from_what_others_left_of_the_cache(
-    tiny: TinyModel, assert_exact: AssertExact
-) -> None:
+def test_stuck_last_sequence_starts_in_empty_cache(tiny: TinyModel, assert_exact: AssertExact) -> None:
     """The second sequence's two sliding pages come to lie in two sectors, where alone they would share one, and that
     one it lacks at its end."""
     model_dir = stuck_model(tiny)
@@ -291,7 +285,7 @@ def test_a_sequence_ends_with_its_stop_token(tiny: TinyModel, assert_exact: Asse
     assert engine.finished == {0: "stop"}
 
 
-def test_a_stop_token_does_not_come_before_the_minimum(tiny: TinyModel) -> None:
+def test_stop_token_waits_for_the_minimum(tiny: TinyModel) -> None:
     (greedy,) = Reference(tiny()).generate([PREFIX])
     engine = Engine(tiny())
     engine.submit(0, PREFIX, stop_token_ids=tuple(greedy), min_new_tokens=5, max_new_tokens=6)
@@ -308,7 +302,7 @@ def test_a_sequence_ends_at_its_limit(tiny: TinyModel, assert_exact: AssertExact
     assert engine.finished == {0: "length"}
 
 
-def test_a_stop_token_at_the_limit_is_a_stop(tiny: TinyModel, assert_exact: AssertExact) -> None:
+def test_stop_token_at_limit_is_a_stop(tiny: TinyModel, assert_exact: AssertExact) -> None:
     reference = Reference(tiny())
     (greedy,) = reference.generate([PREFIX], new_tokens=1)
     engine = Engine(tiny())
@@ -317,7 +311,7 @@ def test_a_stop_token_at_the_limit_is_a_stop(tiny: TinyModel, assert_exact: Asse
     assert engine.finished == {0: "stop"}
 
 
-def test_what_is_queued_is_not_kept_waiting_by_ever_more_newcomers(tiny: TinyModel) -> None:
+def test_newcomers_do_not_starve_queued_prompt(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=32)
     engine.submit(0, random_prompt(60), max_new_tokens=1)
     for id in range(1, 17):
@@ -326,7 +320,7 @@ def test_what_is_queued_is_not_kept_waiting_by_ever_more_newcomers(tiny: TinyMod
     assert 0 in engine.output
 
 
-def test_a_step_reports_one_token_of_each_running_sequence(tiny: TinyModel) -> None:
+def test_step_reports_one_token_per_running_sequence(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=16)
     engine.submit(0, random_prompt(3), max_new_tokens=2)
     engine.submit(1, random_prompt(25), max_new_tokens=2)
@@ -343,9 +337,7 @@ def test_a_step_reports_one_token_of_each_running_sequence(tiny: TinyModel) -> N
     assert (engine.steps[1].cache_use > 0, engine.steps[-1].cache_use) == (True, 0)
 
 
-def test_a_newcomer_starts_with_the_next_step_before_prompts_half_done_and_queued(
-    tiny: TinyModel, assert_exact: AssertExact
-) -> None:
+def test_newcomer_starts_before_half_done_and_queued(tiny: TinyModel, assert_exact: AssertExact) -> None:
     engine = Engine(tiny(), max_batch_tokens=16)
     engine.submit(0, random_prompt(100))
     engine.submit(1, random_prompt(100, seed=1))
@@ -359,7 +351,7 @@ def test_a_newcomer_starts_with_the_next_step_before_prompts_half_done_and_queue
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("enough", [0.85, 1.0], ids=["nearly full", "after a preemption"])
-def test_a_newcomer_starts_at_once_and_runs_through_though_the_cache_is_full(
+def test_newcomer_runs_at_once_in_full_cache(
     tiny: TinyModel, assert_exact: AssertExact, family: str, enough: float
 ) -> None:
     """The library lets nobody in then, before one of the others finishes."""
@@ -381,7 +373,7 @@ def test_a_newcomer_starts_at_once_and_runs_through_though_the_cache_is_full(
     engine.assert_nothing_is_held()
 
 
-def test_ever_more_newcomers_in_a_full_cache_leave_the_oldest_of_the_others_running(tiny: TinyModel) -> None:
+def test_newcomers_in_full_cache_spare_oldest_other(tiny: TinyModel) -> None:
     engine = Engine(tiny(), kv_cache_tokens=256)
     for id in range(4):
         engine.submit(id, random_prompt(32, seed=id), max_new_tokens=60)
@@ -392,7 +384,7 @@ def test_ever_more_newcomers_in_a_full_cache_leave_the_oldest_of_the_others_runn
     assert 0 in engine.finished and engine.preemptions > 0
 
 
-def test_nobody_is_preempted_for_a_newcomer_that_does_not_fit_all_the_same(tiny: TinyModel) -> None:
+def test_newcomer_without_room_preempts_none(tiny: TinyModel) -> None:
     """Be it that the others hold little, or that what they hold is shared with the one that is not preempted."""
     for shared_pages in (0, 4):
         engine = Engine(tiny(), kv_cache_tokens=(10 + shared_pages) * PAGE_TOKENS)
@@ -407,7 +399,7 @@ def test_nobody_is_preempted_for_a_newcomer_that_does_not_fit_all_the_same(tiny:
         engine.finish([0, 1, 2, 3])
 
 
-def test_pages_of_a_newcomer_that_are_to_be_preempted_are_not_its_room_as_well(tiny: TinyModel) -> None:
+def test_preemptible_pages_shared_by_newcomer_counted_once(tiny: TinyModel) -> None:
     """It and the one that holds them would preempt each other for as long as the first one runs."""
     engine, document = Engine(tiny(), kv_cache_tokens=20 * PAGE_TOKENS, max_batch_tokens=256), PREFIX[: 2 * PAGE_TOKENS]
     document = document + random_prompt(7 * PAGE_TOKENS, seed=8)
@@ -423,7 +415,7 @@ def test_pages_of_a_newcomer_that_are_to_be_preempted_are_not_its_room_as_well(t
     engine.finish([3])
 
 
-def test_a_prompt_that_waits_does_not_cost_others_the_prefix_that_they_share(tiny: TinyModel) -> None:
+def test_waiting_prompt_costs_no_shared_prefix(tiny: TinyModel) -> None:
     engine, document = Engine(tiny(), kv_cache_tokens=20 * PAGE_TOKENS), random_prompt(8 * PAGE_TOKENS)
     engine.submit(0, random_prompt(5), max_new_tokens=100)
     engine.submit(1, document + random_prompt(5), newcomer=True, max_new_tokens=2)
@@ -437,7 +429,7 @@ def test_a_prompt_that_waits_does_not_cost_others_the_prefix_that_they_share(tin
     engine.finish([0, 2])
 
 
-def test_prompts_in_a_full_cache_do_not_get_stuck_half_done(tiny: TinyModel, assert_exact: AssertExact) -> None:
+def test_prompts_in_full_cache_are_not_stuck(tiny: TinyModel, assert_exact: AssertExact) -> None:
     """Each that does keeps pages from those that decode: the library's way takes three times the steps."""
     engine, prompts = Engine(tiny(), kv_cache_tokens=1024), [random_prompt(40, seed=seed) for seed in range(60)]
     for id, prompt in enumerate(prompts):
@@ -450,7 +442,7 @@ def test_prompts_in_a_full_cache_do_not_get_stuck_half_done(tiny: TinyModel, ass
     assert_exact(reference, prompts[:8], [engine.output[id] for id in range(8)], expected)
 
 
-def test_ever_more_newcomers_in_a_full_cache_do_not_keep_a_long_prompt_from_being_read(tiny: TinyModel) -> None:
+def test_newcomers_in_full_cache_admit_long_prompt(tiny: TinyModel) -> None:
     engine, submitted, long = Engine(tiny(), kv_cache_tokens=1024), 0, 100
     for _ in range(300):
         while submitted - len(engine.finished) < 30:
@@ -463,7 +455,7 @@ def test_ever_more_newcomers_in_a_full_cache_do_not_keep_a_long_prompt_from_bein
     assert long in engine.finished and any(step.cache_use > 0.8 for step in engine.steps)
 
 
-def test_a_prompt_needs_no_room_for_what_the_cache_has_already(tiny: TinyModel) -> None:
+def test_prompt_needs_no_room_for_cached_prefix(tiny: TinyModel) -> None:
     engine, document = Engine(tiny(), kv_cache_tokens=16 * PAGE_TOKENS), random_prompt(8 * PAGE_TOKENS)
     for id in range(5):
         engine.submit(id, document + random_prompt(5, seed=id), max_new_tokens=20)
@@ -471,7 +463,7 @@ def test_a_prompt_needs_no_room_for_what_the_cache_has_already(tiny: TinyModel) 
     assert max(running for running, _ in engine.loads) == 5 and engine.preemptions == 0
 
 
-def test_who_is_preempted_goes_on_before_those_that_came_later(tiny: TinyModel) -> None:
+def test_preempted_sequence_precedes_later_ones(tiny: TinyModel) -> None:
     engine = Engine(tiny(), kv_cache_tokens=8 * PAGE_TOKENS)
     for id in range(12):
         engine.submit(id, random_prompt(30, seed=id), newcomer=id % 3 == 0, max_new_tokens=60)
@@ -481,7 +473,7 @@ def test_who_is_preempted_goes_on_before_those_that_came_later(tiny: TinyModel) 
         assert [id for id in engine.finished if id in kind] == kind
 
 
-def test_a_long_newcomer_keeps_no_short_one_waiting(tiny: TinyModel) -> None:
+def test_long_newcomer_delays_no_short_one(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=32)
     engine.submit(0, random_prompt(300), newcomer=True)
     engine.turn()
@@ -491,7 +483,7 @@ def test_a_long_newcomer_keeps_no_short_one_waiting(tiny: TinyModel) -> None:
     assert list(engine.output) == [1]
 
 
-def test_a_long_newcomer_is_not_kept_waiting_by_ever_more_short_ones(tiny: TinyModel) -> None:
+def test_short_newcomers_do_not_starve_long_one(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=32)
     engine.submit(0, random_prompt(300), newcomer=True)
     for id in range(1, 48):
@@ -506,7 +498,7 @@ def test_an_idle_turn_reports_nothing(tiny: TinyModel) -> None:
     assert engine.steps == []
 
 
-def test_cancelling_frees_the_cache_and_lets_those_that_wait_run(tiny: TinyModel, assert_exact: AssertExact) -> None:
+def test_cancelling_frees_cache_for_waiting_sequences(tiny: TinyModel, assert_exact: AssertExact) -> None:
     engine, waiting = Engine(tiny(), kv_cache_tokens=64), random_prompt(48)
     engine.submit(0, random_prompt(40), max_new_tokens=20)
     engine.submit(1, waiting, max_new_tokens=16)
@@ -520,9 +512,7 @@ def test_cancelling_frees_the_cache_and_lets_those_that_wait_run(tiny: TinyModel
     engine.assert_nothing_is_held()
 
 
-def test_cancelling_the_one_that_has_the_cache_for_itself_lets_those_that_wait_run(
-    tiny: TinyModel, assert_exact: AssertExact
-) -> None:
+def test_cancelling_sole_cache_holder_lets_others_run(tiny: TinyModel, assert_exact: AssertExact) -> None:
     engine = Engine(stuck_model(tiny), kv_cache_tokens=96)
     engine.submit(0, random_prompt(5), max_new_tokens=12)
     engine.submit(1, random_prompt(30), max_new_tokens=98)
@@ -535,7 +525,7 @@ def test_cancelling_the_one_that_has_the_cache_for_itself_lets_those_that_wait_r
     )
 
 
-def test_a_sequence_cancelled_while_it_waits_never_runs(tiny: TinyModel) -> None:
+def test_sequence_cancelled_while_waiting_never_runs(tiny: TinyModel) -> None:
     engine = Engine(tiny(), kv_cache_tokens=64)
     engine.submit(0, random_prompt(60), max_new_tokens=4)
     engine.submit(1, random_prompt(60, seed=1), max_new_tokens=4)
@@ -547,7 +537,7 @@ def test_a_sequence_cancelled_while_it_waits_never_runs(tiny: TinyModel) -> None
     engine.assert_nothing_is_held()
 
 
-def test_a_sequence_cancelled_in_the_turn_that_submits_it_never_runs(tiny: TinyModel) -> None:
+def test_sequence_cancelled_in_submitting_turn_never_runs(tiny: TinyModel) -> None:
     engine = Engine(tiny())
     engine.submit(0, random_prompt(5))
     engine.cancel(0)
@@ -585,7 +575,7 @@ def test_a_cancellation_never_overtakes_its_sequence(tiny: TinyModel) -> None:
     engine.assert_nothing_is_held()
 
 
-def test_cancelling_what_has_ended_or_never_was_does_nothing(tiny: TinyModel, assert_exact: AssertExact) -> None:
+def test_cancelling_ended_or_unknown_sequence_does_nothing(tiny: TinyModel, assert_exact: AssertExact) -> None:
     engine = Engine(tiny())
     expected = engine.generate([PREFIX])
     engine.cancel(0)
@@ -594,7 +584,7 @@ def test_cancelling_what_has_ended_or_never_was_does_nothing(tiny: TinyModel, as
 
 
 @pytest.mark.parametrize(("family", "seed"), [("llama", 1), ("gemma2", 2)])
-def test_random_arrivals_and_cancellations_in_a_tiny_cache_change_no_token(
+def test_random_arrivals_in_tiny_cache_change_nothing(
     tiny: TinyModel, assert_exact: AssertExact, family: str, seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -619,7 +609,7 @@ def test_random_arrivals_and_cancellations_in_a_tiny_cache_change_no_token(
     engine.assert_nothing_is_held()
 
 
-def test_the_library_is_configured_as_we_say(tiny: TinyModel) -> None:
+def test_library_keeps_our_configuration(tiny: TinyModel) -> None:
     engine = Engine(tiny(), kv_cache_tokens=1000, max_batch_tokens=40)
     config, processor = engine.batch.continuous_batching_config, engine.batch.processor
     ios = processor.inputs_and_outputs
@@ -633,7 +623,7 @@ def test_the_library_is_configured_as_we_say(tiny: TinyModel) -> None:
     assert engine.batch.model.config._attn_implementation == "longhaul_varlen"
 
 
-def test_the_engines_limits_are_those_of_its_cache_and_model(tiny: TinyModel) -> None:
+def test_limits_come_from_cache_and_model(tiny: TinyModel) -> None:
     small, large = Engine(tiny(), kv_cache_tokens=100).info, Engine(tiny(), kv_cache_tokens=5000).info
     assert (small.kv_cache_tokens, small.max_sequence_tokens, small.max_model_len) == (96, 96, 512)
     assert (large.kv_cache_tokens, large.max_sequence_tokens) == (4992, 512)
@@ -641,7 +631,7 @@ def test_the_engines_limits_are_those_of_its_cache_and_model(tiny: TinyModel) ->
     assert (small.model_type, small.device, small.dtype) == ("llama", "cpu", "float32")
 
 
-def test_the_loop_runs_on_a_thread_of_its_own_and_says_why_it_died(tiny: TinyModel) -> None:
+def test_loop_thread_reports_why_it_died(tiny: TinyModel) -> None:
     engine = Engine(tiny())
     died = threading.Event()
     engine.batch._on_crash = lambda error: (engine.crashes.append(error), died.set())
@@ -756,7 +746,7 @@ DIGESTS = {
 
 
 @pytest.mark.parametrize("owner", RELIED_ON, ids=lambda owner: owner.__name__)
-def test_the_library_is_the_one_that_was_read(owner: type) -> None:
+def test_library_methods_are_unchanged(owner: type) -> None:
     digests = {
         f"{owner.__name__}.{name}": hashlib.sha256(inspect.getsource(getattr(owner, name)).encode()).hexdigest()[:16]
         for name in RELIED_ON[owner]
@@ -769,9 +759,7 @@ def test_the_library_is_the_one_that_was_read(owner: type) -> None:
     )
 
 
-def test_a_repetition_penalty_gives_what_generate_gives_even_under_preemption(
-    tiny: TinyModel, assert_exact: AssertExact
-) -> None:
+def test_repetition_penalty_equals_generate_under_preemption(tiny: TinyModel, assert_exact: AssertExact) -> None:
     prompts = [random_prompt(20 + n, seed=n) for n in range(8)]
     engine = Engine(tiny(), kv_cache_tokens=128)
     outputs = engine.generate(prompts, max_new_tokens=40, repetition_penalty=1.5)
@@ -781,7 +769,7 @@ def test_a_repetition_penalty_gives_what_generate_gives_even_under_preemption(
     assert engine.preemptions > 0
 
 
-def test_log_probabilities_are_the_models_own_whatever_changes_the_scores(tiny: TinyModel) -> None:
+def test_log_probabilities_ignore_changes_to_scores(tiny: TinyModel) -> None:
     prompt = random_prompt(12)
     engine = Engine(tiny())
     engine.submit(1, random_prompt(30, seed=9))

@@ -42,7 +42,7 @@ def test_what_is_equal_passes(reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.5 * TIE])
-def test_a_token_that_ties_passes_and_is_told(reference: Reference, apart: float) -> None:
+def test_tied_token_passes_and_is_counted(reference: Reference, apart: float) -> None:
     (expected,) = reference.generate([PROMPT])
     got, other = with_another_token(expected)
     bring_together(reference, expected, other, apart)
@@ -67,32 +67,30 @@ def test_any_other_token_fails(reference: Reference) -> None:
         Exactness().check(reference, [PROMPT], [got], [expected])
 
 
-def test_a_row_that_ends_too_early_or_too_late_fails(reference: Reference) -> None:
+def test_row_of_wrong_length_fails(reference: Reference) -> None:
     (expected,) = reference.generate([PROMPT])
     for got in (expected[:-1], [*expected, 1]):
         with pytest.raises(AssertionError, match=f"{len(got)} tokens instead of 16"):
             Exactness().check(reference, [PROMPT], [got], [expected])
 
 
-def test_a_row_too_many_or_too_few_fails(reference: Reference) -> None:
+def test_wrong_number_of_rows_fails(reference: Reference) -> None:
     with pytest.raises(ValueError, match="zip"):
         Exactness().check(reference, [PROMPT], [[1], [1]], [[1]])
 
 
-def test_a_row_that_repeats_itself_shows_nothing_and_fails(reference: Reference) -> None:
+def test_row_that_repeats_itself_fails(reference: Reference) -> None:
     row = [*range(7), *[6] * 9]
     with pytest.raises(AssertionError, match="repeats itself"):
         Exactness().check(reference, [PROMPT], [row], [row])
 
 
-def test_the_scores_are_those_that_generates_options_leave(tmp_path: Path) -> None:
+def test_scores_follow_options_of_generate(tmp_path: Path) -> None:
     reference = Reference(save_tiny_family(tmp_path, "llama"), suppress_tokens=[7])
     assert torch.isneginf(reference.scores(PROMPT)).nonzero().tolist() == [[7]]
 
 
-def test_what_two_processes_count_is_counted_together(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_of_two_processes_are_added(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeconftest(
         """
@@ -118,9 +116,7 @@ def test_what_two_processes_count_is_counted_together(
 
 
 @pytest.mark.parametrize(("rows", "ties", "fails"), [(12, 1, False), (12, 2, True), (200, 4, False), (200, 5, True)])
-def test_a_run_with_more_ties_than_one_in_fifty_fails_and_names_them(
-    pytester: pytest.Pytester, rows: int, ties: int, fails: bool
-) -> None:
+def test_more_ties_than_two_percent_fail_run(pytester: pytest.Pytester, rows: int, ties: int, fails: bool) -> None:
     exactness = Exactness()
     exactness.rows, exactness.ties = rows, [f"test_that row {n}" for n in range(ties)]
     pytester.makepyfile("def test_nothing(): pass")

@@ -26,16 +26,16 @@ V1 = {
 
 
 @pytest.mark.parametrize("files", [V2, V1], ids=["v2", "v1"])
-def test_what_a_control_group_leaves_counts_files_read_once_as_free(tmp_path: Path, files: dict[str, str]) -> None:
+def test_inactive_files_count_as_free_memory(tmp_path: Path, files: dict[str, str]) -> None:
     assert memory.cgroup_available_bytes(write(tmp_path, files)) == 500
 
 
 @pytest.mark.parametrize("files", [{}, V2 | {"memory.max": "max\n"}], ids=["no group", "no limit"])
-def test_without_a_limit_the_group_leaves_everything(tmp_path: Path, files: dict[str, str]) -> None:
+def test_group_without_limit_leaves_everything(tmp_path: Path, files: dict[str, str]) -> None:
     assert memory.cgroup_available_bytes(write(tmp_path, files)) is None
 
 
-def test_a_limit_counts_where_the_statistics_are_missing(tmp_path: Path) -> None:
+def test_limit_counts_without_statistics(tmp_path: Path) -> None:
     group = {name: text for name, text in V2.items() if name != "memory.stat"}
     assert memory.cgroup_available_bytes(write(tmp_path, group)) == 400
 
@@ -64,11 +64,11 @@ def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
     assert memory.cpu_count(write(tmp_path / "v1", v1)) == unlimited
 
 
-def test_a_host_gives_room_for_four_of_the_longest_sequences_and_not_all_its_memory() -> None:
+def test_host_cache_holds_four_longest_sequences() -> None:
     tokens = memory.cache_tokens(CPU, bytes_per_token=1 << 10, layers=8, copies=2, step_bytes=0, max_model_len=100)
     assert 400 <= tokens <= memory.available_bytes(CPU) * 0.5 / (1 << 10)
 
 
-def test_a_step_that_needs_all_memory_leaves_none_for_the_cache() -> None:
+def test_huge_step_leaves_no_cache() -> None:
     huge = memory.available_bytes(CPU) * 2
     assert memory.cache_tokens(CPU, bytes_per_token=1, layers=1, copies=2, step_bytes=huge, max_model_len=10) == 0

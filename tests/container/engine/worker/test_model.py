@@ -63,7 +63,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_model_that_can_not_be_served_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+def test_unservable_model_is_refused_with_reason(tmp_path: Path, name: str) -> None:
     spoil, reason = REFUSALS[name]
     spoil(llama(tmp_path))
     with pytest.raises(ModelRefused, match=reason):
@@ -79,7 +79,7 @@ def test_a_model_that_can_not_be_served_is_refused_with_the_reason(tmp_path: Pat
         ({"device": "gpu"}, "expected cpu, cuda or cuda:N"),
     ],
 )
-def test_a_setting_that_can_not_be_met_is_refused(tmp_path: Path, settings: dict[str, object], reason: str) -> None:
+def test_impossible_setting_is_refused(tmp_path: Path, settings: dict[str, object], reason: str) -> None:
     if "device" in settings and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ModelRefused, match=reason):
@@ -91,7 +91,7 @@ def test_pickle_weights_load_where_allowed(tmp_path: Path) -> None:
     assert load(EngineConfig(model_dir=str(tmp_path), threads=1, allow_pickle=True)).model is not None
 
 
-def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_named(tmp_path: Path) -> None:
     llama(tmp_path, shard_size="100KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -101,7 +101,7 @@ def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
         load(EngineConfig(model_dir=str(tmp_path), threads=1))
 
 
-def test_on_a_cpu_the_type_is_float32_and_the_length_is_the_models(tmp_path: Path) -> None:
+def test_cpu_loads_float32_with_models_own_length(tmp_path: Path) -> None:
     loaded = load(EngineConfig(model_dir=str(llama(tmp_path)), threads=1, device="cpu"))
     assert (loaded.dtype, loaded.max_model_len) == (torch.float32, 512)
     assert loaded.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, dimension, bytes
@@ -116,14 +116,14 @@ LONGROPE = {
 }
 
 
-def test_a_model_whose_scaling_depends_on_the_batch_is_held_to_the_length_without_it(tmp_path: Path) -> None:
+def test_longrope_model_is_limited_to_original_length(tmp_path: Path) -> None:
     save_tiny_family(tmp_path, "phi3", rope_parameters=LONGROPE, original_max_position_embeddings=128)
     assert load(EngineConfig(model_dir=str(tmp_path), threads=1)).max_model_len == 128
     with pytest.raises(ModelRefused, match="holds 128 tokens in batches: beyond that, its longrope scaling"):
         load(EngineConfig(model_dir=str(tmp_path), threads=1, max_model_len=129))
 
 
-def test_code_for_a_type_that_transformers_knows_is_left_alone(tmp_path: Path) -> None:
+def test_code_for_known_type_is_ignored(tmp_path: Path) -> None:
     """As in microsoft/Phi-3-mini-4k-instruct."""
     change_config(llama(tmp_path), auto_map={"AutoModelForCausalLM": "no_such_file.Model"})
     for trust in (False, True):
@@ -131,7 +131,7 @@ def test_code_for_a_type_that_transformers_knows_is_left_alone(tmp_path: Path) -
         assert type(loaded.model).__module__.startswith("transformers.models.llama")
 
 
-def test_an_index_that_lies_beside_whole_weights_is_not_looked_at(tmp_path: Path) -> None:
+def test_index_beside_whole_weights_is_ignored(tmp_path: Path) -> None:
     (llama(tmp_path) / "model.safetensors.index.json").write_text('{"weight_map": {"x": "lost.safetensors"}}')
     assert load(EngineConfig(model_dir=str(tmp_path), threads=1)).model is not None
 
@@ -164,7 +164,7 @@ def test_trusted_code_runs_with_a_warning(
     assert "its results have not been compared" in caplog.text
 
 
-def test_trusted_code_that_brings_its_own_attention_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_code_with_own_attention_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     with pytest.raises(ModelRefused, match="fixes its attention function"):
         load(own_model(tmp_path / "stubborn_own", attention=False))

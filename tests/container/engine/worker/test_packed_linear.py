@@ -12,7 +12,7 @@ needs_packing = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="no 
 @needs_packing
 @pytest.mark.parametrize("shape", [(1, 24), (7, 24), (1, 33, 24), (300, 24)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_gives_what_the_plain_one_gives(shape: tuple[int, ...], bias: bool) -> None:
+def test_packed_layer_equals_plain_one(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(24, 40, bias=bias)
     inputs = torch.randn(shape)
@@ -21,7 +21,7 @@ def test_a_packed_layer_gives_what_the_plain_one_gives(shape: tuple[int, ...], b
 
 
 @needs_packing
-def test_every_linear_layer_of_a_model_is_packed_and_tied_weights_stay_where_they_are_shared() -> None:
+def test_linear_layers_packed_and_tied_weights_kept() -> None:
     model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(40, 24), "head": torch.nn.Linear(24, 40, bias=False)})
     model["head"].weight = model["embedding"].weight
     pack_linears(model)

@@ -31,13 +31,13 @@ def scores() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
-def test_the_repetition_penalty_is_transformers_over_prompt_and_output(penalty: float) -> None:
+def test_repetition_penalty_equals_transformers(penalty: float) -> None:
     before = scores()
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([PROMPT + OUTPUT]), before[:1].clone())
     torch.testing.assert_close(changed(before, repetition_penalty=penalty)[:1], expected)
 
 
-def test_the_frequency_penalty_counts_the_output_and_the_presence_penalty_notes_it() -> None:
+def test_frequency_penalty_counts_and_presence_penalty_notes() -> None:
     before = scores()
     after = changed(before, frequency_penalty=0.5, presence_penalty=0.25)
     expected = before[0].clone()
@@ -52,7 +52,7 @@ def test_other_rows_are_left_bit_for_bit() -> None:
     assert torch.equal(after[1], before[1])
 
 
-def test_a_bias_is_added_to_its_tokens_of_its_row() -> None:
+def test_bias_changes_own_row_and_tokens_only() -> None:
     before = scores()
     after = before.clone()
     bias(after, [(0, 9, 100.0), (1, 2, -100.0)])

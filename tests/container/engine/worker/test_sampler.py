@@ -42,7 +42,7 @@ def noise(seeds: list[int], positions: list[int], ids: list[int]) -> torch.Tenso
     return gumbel(keys, torch.tensor(ids).expand(len(keys), -1))
 
 
-def test_the_noise_is_standard_gumbel_over_seeds_positions_and_tokens() -> None:
+def test_noise_is_standard_gumbel() -> None:
     numbers = torch.exp(-torch.exp(-noise(list(range(20)), list(range(20)), list(range(25))))).flatten().tolist()
     assert 0 <= min(numbers) < 0.001 and 0.999 < max(numbers) < 1
     assert len(set(numbers)) == len(numbers)
@@ -83,13 +83,13 @@ def test_the_tokens_of_a_seed_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 13, 31])
-def test_a_seed_and_a_position_give_the_same_token_alone_and_among_31_others(place: int) -> None:
+def test_seeded_token_same_alone_and_in_batch(place: int) -> None:
     logits = scores(32)
     rows = [row(seed=seed, position=seed * 3, temperature=0.5 + seed / 20, top_k=seed, top_p=0.9) for seed in range(32)]
     assert tokens(logits[place : place + 1], [rows[place]]) == [tokens(logits, rows)[place]]
 
 
-def test_another_seed_and_another_position_give_other_tokens() -> None:
+def test_seed_and_position_each_change_token() -> None:
     flat = torch.zeros(VOCABULARY)
     by_seed = draw_tokens(flat, 50, temperature=1.0)
     by_position = tokens(flat.expand(50, -1), [row(position=n, temperature=1.0) for n in range(50)])
@@ -97,21 +97,21 @@ def test_another_seed_and_another_position_give_other_tokens() -> None:
     assert len(set(by_position)) > 40
 
 
-def test_greedy_rows_are_left_bit_for_bit_among_rows_that_sample() -> None:
+def test_greedy_rows_stay_unchanged_among_sampled_ones() -> None:
     before = scores(6)
     after = choose(before.clone(), [row(temperature=n % 2, seed=n) for n in range(6)])
     assert torch.equal(after[::2], before[::2])
     assert not torch.equal(after[1::2], before[1::2])
 
 
-def test_rows_that_get_no_token_are_left_alone() -> None:
+def test_rows_without_token_stay_unchanged() -> None:
     before = scores(4)
     after = choose(before.clone(), [row(temperature=1.0, stop_token_ids=(1,), min_new_tokens=9)])
     assert torch.equal(after[1:], before[1:])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_stop_tokens_are_held_back_until_the_minimum_is_generated(temperature: float) -> None:
+def test_stop_tokens_wait_for_the_minimum(temperature: float) -> None:
     sure = torch.zeros(1, VOCABULARY)
     sure[0, 7] = 50.0
     held = {"stop_token_ids": (7, 9), "min_new_tokens": 3, "temperature": temperature}
@@ -119,7 +119,7 @@ def test_stop_tokens_are_held_back_until_the_minimum_is_generated(temperature: f
     assert tokens(sure, [row(generated=3, **held)]) == [7]
 
 
-def test_holding_back_touches_the_stop_tokens_of_its_own_row_only() -> None:
+def test_minimum_holds_back_own_stop_tokens_only() -> None:
     before = scores(2)
     after = choose(before.clone(), [row(generated=0, stop_token_ids=(7,), min_new_tokens=1), row()])
     assert after[0, 7] == float("-inf")
@@ -142,7 +142,7 @@ def test_holding_back_touches_the_stop_tokens_of_its_own_row_only() -> None:
     ],
     ids=str,
 )
-def test_what_is_drawn_is_what_transformers_warpers_leave(parameters: dict[str, Any]) -> None:
+def test_draws_follow_transformers_warpers(parameters: dict[str, Any]) -> None:
     logits = scores(spread=1.5)[0]
     kept = support(logits, **parameters)
     drawn = set(draw_tokens(logits, 4000, **({"temperature": 1.0} | parameters)))
@@ -154,7 +154,7 @@ def test_what_is_drawn_is_what_transformers_warpers_leave(parameters: dict[str, 
 @pytest.mark.parametrize(
     "parameters", [{"top_k": 600}, {"top_p": 0.6}, {"top_k": 800, "top_p": 0.75}, {"min_p": 0.99403}], ids=str
 )
-def test_a_choice_wider_than_the_first_candidates_is_not_cut_to_them(parameters: dict[str, Any]) -> None:
+def test_wide_choice_is_not_cut_to_candidates(parameters: dict[str, Any]) -> None:
     logits = -torch.arange(VOCABULARY) / 1e5
     drawn = draw_tokens(logits, 2000, temperature=1.0, **parameters)
     kept = support(logits, **parameters)
@@ -162,18 +162,18 @@ def test_a_choice_wider_than_the_first_candidates_is_not_cut_to_them(parameters:
 
 
 @pytest.mark.parametrize("top_k", [VOCABULARY, VOCABULARY + 1, 2**31 - 1])
-def test_a_top_k_of_the_whole_vocabulary_is_off(top_k: int) -> None:
+def test_top_k_of_whole_vocabulary_is_off(top_k: int) -> None:
     logits = scores()[0]
     assert draw_tokens(logits, 200, temperature=1.0, top_k=top_k) == draw_tokens(logits, 200, temperature=1.0)
 
 
 @pytest.mark.parametrize("spread", [0.5, 3.0], ids=["most draws fall back", "none does"])
-def test_draws_from_more_tokens_than_the_first_candidates_follow_the_softmax(spread: float) -> None:
+def test_draws_beyond_first_candidates_follow_softmax(spread: float) -> None:
     logits = scores(vocabulary=400, spread=spread)[0]
     assert p_value(draw_tokens(logits, 10_000, temperature=1.0), torch.softmax(logits, 0)) > 1e-4
 
 
-def test_tokens_beyond_the_first_and_the_second_candidates_are_drawn_too() -> None:
+def test_tokens_beyond_all_candidates_are_drawn() -> None:
     """Of a flat distribution, most draws need the whole vocabulary."""
     vocabulary = 2 * CANDIDATES[1]
     drawn = draw_tokens(torch.zeros(vocabulary), 64, temperature=1.0)
@@ -183,7 +183,7 @@ def test_tokens_beyond_the_first_and_the_second_candidates_are_drawn_too() -> No
     assert ranks[0] < CANDIDATES[0] * 8 and ranks[-1] > CANDIDATES[1]
 
 
-def test_the_first_candidates_the_second_and_the_rest_each_have_their_share() -> None:
+def test_candidates_and_rest_each_have_their_share() -> None:
     vocabulary, ends = 20_000, torch.tensor([*CANDIDATES, 20_000])
     logits = -torch.arange(vocabulary) / 5000
     drawn = torch.bucketize(torch.tensor(draw_tokens(logits, 600, temperature=1.0)), ends, right=True).tolist()
@@ -216,7 +216,7 @@ def test_extreme_temperatures_are_greedy_or_flat(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_broken_models_scores_break_no_other_row(value: float) -> None:
+def test_broken_scores_break_no_other_row(value: float) -> None:
     logits = scores(2)
     good = tokens(logits, [row(), row(temperature=1.0, top_k=5, top_p=0.9)])[1]
     logits[0, 3] = value

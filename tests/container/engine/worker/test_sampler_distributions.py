@@ -122,13 +122,13 @@ def p_of(case: str, sampler: Sampler = choose) -> float:
     return p_value(tokens_of_one(LOGITS, rows_of(case), sampler), expected(**CASES[case]))
 
 
-def test_every_parameter_that_changes_a_distribution_has_a_case() -> None:
+def test_every_parameter_has_a_case() -> None:
     others = {"max_new_tokens", "seed", "logprobs"}
     assert {name for parameters in CASES.values() for name in parameters} == {*Sampling.__struct_fields__} - others
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_fifty_thousand_draws_follow_transformers_and_openais_rules(case: str) -> None:
+def test_draws_follow_transformers_and_openai_rules(case: str) -> None:
     assert p_of(case) > ALPHA
 
 
@@ -253,7 +253,7 @@ MUTANTS: dict[str, tuple[str, Sampler]] = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_sampler_that_is_a_little_off_is_caught(mutant: str) -> None:
+def test_slightly_wrong_sampler_is_caught(mutant: str) -> None:
     assert p_of(*MUTANTS[mutant]) < ALPHA
 
 
