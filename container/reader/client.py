@@ -83,29 +83,12 @@ class Readers:
     ) -> AsyncIterator[Reader]:
         """Yield a reader that has read the document in `body`, and end it with the context. Raises RequestError."""
         async with self._limits.open:
-            replies: asyncio.Queue[bytes | None] = asyncio.Queue()
-            child = await self._start_process(body, answer, replies)
-            reader = Reader(child, replies, answer, self._limits)
+            reader = await Reader.start(body, answer, self._limits)
             try:
                 await reader.open(self._config, Open(source, seeds, line))
                 yield reader
             finally:
                 await reader.close()
-
-    async def _start_process(self, body: Spool, answer: Spool, replies: asyncio.Queue[bytes | None]) -> ChildProcess:
-        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | _ENVIRONMENT
-        try:
-            return await ChildProcess.start(
-                _COMMAND,
-                replies.put_nowait,
-                environment=environment,
-                files=(body.fileno(), answer.fileno()),
-                stderr=subprocess.DEVNULL,  # what native code says there is no log line, and could quote the document
-            )
-        except OSError as error:
-            full = RequestError("no process can be started to read the document; try again", code="out_of_processes")
-            full.status = 503
-            raise full from error
 
 
 class Reader:
@@ -124,6 +107,25 @@ class Reader:
         """What the document turned out to be."""
         limits.pids.add(child.pid)
         child.closed.add_done_callback(lambda _: replies.put_nowait(None))
+
+    @classmethod
+    async def start(cls, body: Spool, answer: Spool, limits: ReaderLimits) -> Reader:
+        """Start the process. Raises RequestError."""
+        replies: asyncio.Queue[bytes | None] = asyncio.Queue()
+        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | _ENVIRONMENT
+        try:
+            child = await ChildProcess.start(
+                _COMMAND,
+                replies.put_nowait,
+                environment=environment,
+                files=(body.fileno(), answer.fileno()),
+                stderr=subprocess.DEVNULL,  # output of native code would be no log line, and could quote the document
+            )
+        except OSError as cause:
+            error = RequestError("no process can be started to read the document; try again", code="out_of_processes")
+            error.status = 503
+            raise error from cause
+        return cls(child, replies, answer, limits)
 
     async def open(self, config: ReaderConfig, question: Open) -> None:
         """Have the document read; `opened` says what it is. Raises RequestError."""

@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,20 +112,10 @@ class Reader:
         self._line: Line | None = None
 
     def reply_to(self, message: ToReader) -> ToServer:
-        """Carry out a question and return its answer, which is Broken after an unexpected error."""
-        try:
-            return self._reply(message)
-        except RequestError as error:
-            return Failure.of(error)
-        except MemoryError:
-            return Failure.of(too_much_memory())
-        except BaseException as error:  # Rust's panics are no Exceptions
-            return Broken(_location(error))
-
-    def _reply(self, message: ToReader) -> ToServer:
+        """Carry out a question and return its answer. Raises RequestError, MemoryError."""
         match message:
-            case Load():
-                self._config, self._preparer = message.config, _load_preparer(message.config)
+            case Load(config):
+                self._load(config)
                 return Done()
             case Open():
                 return self._open(message)
@@ -141,6 +132,18 @@ class Reader:
                 assert self._line is not None, "only a line's answer says why it failed"
                 return self._write(self._line.failure(message.error.error()), "")
 
+    def _load(self, config: ReaderConfig) -> None:
+        defaults = ModelDefaults.load(config.model_dir)
+        self._config = config
+        self._preparer = Preparer(
+            tokenizer=Tokenizer.load(
+                config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
+            ),
+            defaults=defaults,
+            max_sequence_tokens=config.max_sequence_tokens,
+            default_max_new_tokens=config.default_max_new_tokens,
+        )
+
     @property
     def _opened(self) -> Document:
         assert self._document is not None, "it is opened first"
@@ -156,11 +159,10 @@ class Reader:
                     self._prepare(read_call(source.head, body), message)
                     return Opened(len(self._opened))
                 case ReadLine():
-                    self._line = read_line(self._read(source.offset, size), source.number)
-                    return self._open_line(self._line, message)
+                    return self._open_line(read_line(self._read(source.offset, size), source.number), message)
 
     def _open_line(self, line: Line, message: Open) -> Opened:
-        error = line.error
+        self._line, error = line, line.error
         try:
             if line.call is not None:
                 self._prepare(line.call, message)
@@ -189,19 +191,6 @@ class Reader:
         return Rendered(len(answer), content_type)
 
 
-def _load_preparer(config: ReaderConfig) -> Preparer:
-    defaults = ModelDefaults.load(config.model_dir)
-    tokenizer = Tokenizer.load(
-        config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
-    )
-    return Preparer(
-        tokenizer=tokenizer,
-        defaults=defaults,
-        max_sequence_tokens=config.max_sequence_tokens,
-        default_max_new_tokens=config.default_max_new_tokens,
-    )
-
-
 @contextlib.contextmanager
 def _memory_limit(more: int) -> Iterator[None]:
     """Let the process take `more` bytes at most beyond what it has by now, the model's tokenizer included."""
@@ -213,13 +202,17 @@ def _memory_limit(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def _location(error: BaseException) -> str:
-    """Return an error's type and where it was raised. Its own message could quote the document."""
-    location, traceback = "", error.__traceback__
-    while traceback is not None:
-        location = f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return f"{type(error).__name__} at {location}"
+def answer(reader: Reader, message: ToReader) -> ToServer:
+    """Return the reader's answer, which is Broken after an unexpected error."""
+    try:
+        return reader.reply_to(message)
+    except RequestError as error:
+        return Failure.of(error)
+    except MemoryError:
+        return Failure.of(too_much_memory())
+    except BaseException as error:  # a panic of Rust's is not an Exception, and its message could quote the document
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        return Broken(f"{type(error).__name__} at {Path(frame.f_code.co_filename).name}:{line}")
 
 
 def main() -> None:
@@ -229,11 +222,11 @@ def main() -> None:
     # If the container runs out of memory, this is the process to go first (proc(5), oom_score_adj).
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    link, body, answer = (int(number) for number in sys.argv[1:])
-    reader = Reader(body, answer)
+    link, body_file, answer_file = map(int, sys.argv[1:])
+    reader = Reader(body_file, answer_file)
     with socket.socket(fileno=link) as sock, sock.makefile("rb") as stream:
         for frame in read_frames(stream):
-            reply = reader.reply_to(to_reader.decode(frame))
+            reply = answer(reader, to_reader.decode(frame))
             sock.sendall(encode(reply))
             if isinstance(reply, Broken):
                 sys.exit(1)

@@ -76,20 +76,15 @@ class Admission:
             owner = next((owner for owner in self._queues if takes_all or not running[owner]), None)
             if owner is None:
                 return
-            sequence = self._take(owner)
+            queue = self._queues[owner]
+            sequence, _ = queue.popitem(last=False)
+            if queue:
+                self._queues.move_to_end(owner)
+            else:
+                del self._queues[owner]
             if sequence.max_tokens > info.max_sequence_tokens:  # it did fit when it was checked
                 sequence.on_error(no_longer_fits(info))
                 continue
             self._engine.submit(sequence, newcomer=not running[owner])
             running[owner] += 1
             places, open_places, ahead = places - 1, open_places - 1, ahead + len(sequence.prompt_ids)
-
-    def _take(self, owner: Hashable) -> Sequence:
-        """Take the owner's first sequence; its next one goes behind those of all others."""
-        queue = self._queues[owner]
-        sequence, _ = queue.popitem(last=False)
-        if queue:
-            self._queues.move_to_end(owner)
-        else:
-            del self._queues[owner]
-        return sequence

@@ -132,7 +132,6 @@ class EngineClient:
     def start(self) -> None:
         """Start the engine process and keep one running until `stop`."""
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
-        self._supervisor.add_done_callback(self._fail_with_supervisor)
 
     def submit(self, sequence: Sequence, *, newcomer: bool = False) -> None:
         """Send a sequence to the engine, which takes them in this order, newcomers first. Requires `can_take_work`."""
@@ -162,31 +161,31 @@ class EngineClient:
         self._fail_all("engine_stopped", "the server is shutting down")
 
     async def _supervise(self) -> None:
-        while self.state not in ("failed", "stopped"):
-            kills = oom_kills()
-            try:
-                await self._run_process()
-            except Exception as error:
-                # No memory for a process, or a message that can't be handled: that engine is as good as dead.
-                logger.exception("the engine is given up")
-                self._engine.last_words = f"{type(error).__name__}: {error}"
-            status = await self._end_process(exit_timeout_s=_EXIT_TIMEOUT_S)
-            if self.state != "failed":
-                engine, self._engine = self._engine, _Engine()
-                await self._recover(
-                    Death(
-                        exit_status=status,
-                        last_words=engine.last_words,
-                        is_shortage=is_shortage(engine.last_words, status, kills, oom_kills()),
-                        sequence_ids=engine.sequence_ids,
-                        has_generated=engine.has_generated,
-                    )
-                )
-
-    def _fail_with_supervisor(self, supervisor: asyncio.Task[None]) -> None:
-        """Fail if the supervision ends by an error: without it, sequences would wait for an engine forever."""
-        if not supervisor.cancelled() and (error := supervisor.exception()) is not None:
+        try:
+            while self.state not in ("failed", "stopped"):
+                death = await self._run_until_death()
+                if self.state != "failed":
+                    await self._recover(death)
+        except Exception as error:  # without supervision, sequences would wait for an engine forever
             self._fail(f"the engine's supervision failed: {type(error).__name__}: {error}")
+
+    async def _run_until_death(self) -> Death:
+        kills = oom_kills()
+        try:
+            await self._run_process()
+        except Exception as error:
+            # No memory for a process, or a message that can't be handled: that engine is as good as dead.
+            logger.exception("the engine is given up")
+            self._engine.last_words = f"{type(error).__name__}: {error}"
+        status = await self._end_process(exit_timeout_s=_EXIT_TIMEOUT_S)
+        engine, self._engine = self._engine, _Engine()
+        return Death(
+            exit_status=status,
+            last_words=engine.last_words,
+            is_shortage=is_shortage(engine.last_words, status, kills, oom_kills()),
+            sequence_ids=engine.sequence_ids,
+            has_generated=engine.has_generated,
+        )
 
     async def _run_process(self) -> None:
         """Start the engine and handle its messages until its death."""

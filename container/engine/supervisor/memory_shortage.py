@@ -26,11 +26,11 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     """
     for file in _counters(root):
         try:
-            found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+            counter = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
         except OSError:
             continue
-        if found:
-            return int(found[1])
+        if counter:
+            return int(counter[1])
     return None
 
 

@@ -51,16 +51,12 @@ class Suspects:
         if in_engine:
             before, self._deaths = self._deaths, {}
             for id in sorted(in_engine & unfinished.keys()):
-                self._note_death(unfinished[id], before.get(id))
+                tokens, last = len(unfinished[id].output_ids), before.get(id, _Deaths(0, 0))
+                count = last.count + 1 if tokens < last.tokens + ISOLATED_TOKENS else 1
+                self._deaths[id] = _Deaths(count, tokens)
+                if count >= _MIN_DEATHS:
+                    self.ids[id] = None
         return None
-
-    def _note_death(self, sequence: Sequence, last: _Deaths | None) -> None:
-        tokens = len(sequence.output_ids)
-        is_same_place = last is not None and tokens < last.tokens + ISOLATED_TOKENS
-        count = last.count + 1 if last is not None and is_same_place else 1
-        self._deaths[sequence.id] = _Deaths(count, tokens)
-        if count >= _MIN_DEATHS:
-            self.ids[sequence.id] = None
 
     def drop(self, sequence_id: int) -> None:
         """Forget a sequence that is cleared, was found to be the cause, or has ended otherwise."""

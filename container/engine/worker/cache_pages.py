@@ -79,8 +79,8 @@ class CachePages:
 
 def total(counts: Iterable[BlockCounts]) -> BlockCounts:
     summed: Counter[str] = Counter()
-    for each in counts:
-        summed.update(each)
+    for numbers in counts:
+        summed.update(numbers)
     return summed
 
 

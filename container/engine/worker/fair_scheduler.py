@@ -174,7 +174,12 @@ class FairScheduler(FIFOScheduler):
         while len(running) > 1 and not self._pages.have_room(in_all):
             last = running.pop()
             was_prompt = last.status != RequestStatus.DECODING
-            self._preempt(last)
+            # Put it back into the queue, as the library does with one that it has no room for.
+            again = last.create_equivalent_initial_request()
+            self.cache.free_blocks(last.request_id, no_cache=True)
+            last._status = RequestStatus.FINISHED
+            self.finish_request(last.request_id)
+            self.add_waiting_request(again)
             in_all = minus(in_all, needed[last.request_id])
             if was_prompt:  # the next prompt has its share of the step
                 needed = self._next_step(token_budget)
@@ -193,17 +198,9 @@ class FairScheduler(FIFOScheduler):
             needed[state.request_id] = self._pages.needed(state, tokens)
         return needed
 
-    def _preempt(self, state: RequestState) -> None:
-        """Put a sequence back into the queue, as the library does with one that it has no room for."""
-        again = state.create_equivalent_initial_request()
-        self.cache.free_blocks(state.request_id, no_cache=True)
-        state._status = RequestStatus.FINISHED
-        self.finish_request(state.request_id)
-        self.add_waiting_request(again)
-
 
 def _age(state: RequestState) -> int:
-    """Ids are given in the order of submission."""
+    """Return the sort key for age: ids are given in the order of submission."""
     return int(state.request_id)
 
 

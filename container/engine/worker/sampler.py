@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
 from container.engine.sequence import Sampling, TokenLogprobs
 from container.engine.worker.logprobs import TopLogprobs
@@ -80,19 +81,6 @@ class Row:
     """Tokens that the sequence holds, if a penalty needs them."""
 
 
-class _State(Protocol):
-    request_id: str
-    initial_tokens: list[int]
-    generated_tokens: list[int]
-    position_offset: int
-    logit_processor_kwargs: dict[str, Any]
-
-
-class _FutureState(Protocol):
-    state: _State
-    has_new_token: bool
-
-
 @dataclass(frozen=True, slots=True)
 class _SampledRows:
     """The parameters of the rows that sample, as tensors [R] each."""
@@ -116,7 +104,7 @@ class Sampler:
     tensors_required = 0
 
     def __init__(self) -> None:
-        self._states: list[_State] = []
+        self._states: list[RequestState] = []
         self._counts: dict[str, TokenCounts] = {}
         self.logprobs: dict[int, TokenLogprobs] = {}
         """Log probabilities of the last step, by the row that asked for them."""
@@ -127,7 +115,9 @@ class Sampler:
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
         """Do nothing: the server has checked the values."""
 
-    def prepare_tensor_args(self, requests_in_batch: Sequence[_FutureState], arg_storage: torch.Tensor) -> torch.Tensor:
+    def prepare_tensor_args(
+        self, requests_in_batch: Sequence[FutureRequestState], arg_storage: torch.Tensor
+    ) -> torch.Tensor:
         """Note the parameters of the rows that get a token. They come first in the scores, in this order."""
         self._states = [future.state for future in requests_in_batch if future.has_new_token]
         return arg_storage
@@ -147,12 +137,12 @@ class Sampler:
         self.logprobs = top.of_choice(scores.argmax(dim=-1)) if top is not None else {}
         return scores
 
-    def _row(self, state: _State, before: dict[str, TokenCounts], scores: torch.Tensor) -> Row:
+    def _row(self, state: RequestState, before: dict[str, TokenCounts], scores: torch.Tensor) -> Row:
         # Preemption and the death of an engine move generated tokens into `initial_tokens`.
         prompt_tokens: int = state.logit_processor_kwargs["prompt_tokens"]
         sampling: Sampling = state.logit_processor_kwargs["sampling"]
         counts = None
-        if _is_penalized(sampling):
+        if (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1.0, 0.0, 0.0):
             counts = before.get(state.request_id) or TokenCounts.of_prompt(
                 state.initial_tokens[:prompt_tokens], scores.shape[1], scores.device
             )
@@ -161,33 +151,25 @@ class Sampler:
         return Row(sampling, state.position_offset, state.position_offset - prompt_tokens, counts)
 
 
-def _is_penalized(sampling: Sampling) -> bool:
-    return (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1.0, 0.0, 0.0)
-
-
 def choose(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Change scores [N, V] in place, so that each of the first `len(rows)` rows has its next token as argmax."""
     penalize(scores, [Penalized(i, row.sampling, row.counts) for i, row in enumerate(rows) if row.counts is not None])
     bias(scores, [(i, token_id, amount) for i, row in enumerate(rows) for token_id, amount in row.sampling.logit_bias])
-    _hold_back_stop_tokens(scores, rows)
+    held_back = [
+        (index, token_id)
+        for index, row in enumerate(rows)
+        if row.generated < row.sampling.min_new_tokens
+        for token_id in row.sampling.stop_token_ids
+    ]
+    if held_back:
+        indices, token_ids = torch.tensor(held_back, device=scores.device).unbind(1)
+        scores[indices, token_ids] = float("-inf")
     sampled = _sampled_rows(rows, scores.shape[1], scores.device)
     if sampled is None:
         return scores
     tokens = _sample(scores.index_select(0, sampled.rows), sampled)
     scores[sampled.rows, tokens] = float("inf")
     return scores
-
-
-def _hold_back_stop_tokens(scores: torch.Tensor, rows: Sequence[Row]) -> None:
-    held = [
-        (index, token_id)
-        for index, row in enumerate(rows)
-        if row.generated < row.sampling.min_new_tokens
-        for token_id in row.sampling.stop_token_ids
-    ]
-    if held:
-        index, token_ids = torch.tensor(held, device=scores.device).unbind(1)
-        scores[index, token_ids] = float("-inf")
 
 
 def _sampled_rows(rows: Sequence[Row], vocabulary: int, device: torch.device) -> _SampledRows | None:

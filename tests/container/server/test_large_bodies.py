@@ -1,4 +1,4 @@
-"""Documents and lines too large for the edge process, which readers read: the answers are those of small ones."""
+"""Documents and lines too large for the server process, which readers read: the answers are those of small ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue before the engine, whatever comes, goes, ends or dies in whatever order."""
+"""The queue before the engine, while sequences and engines come and go in random order."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from testing.fuzzing import fuzz_settings
 
 OWNERS = st.sampled_from(["a", "b", "c", "d"])
 ANY = st.integers(0, 10**6)
-"""Which one of those that there are by then."""
+"""Chooses one of the sequences that there are by then."""
 NOW = st.booleans()
-"""Whether the event loop turns after it, or more happens in the same turn."""
+"""Tells whether the event loop turns after an act, or more happens in the same turn."""
 DIED = EngineError("engine_failed", "the engine died")
 
 
@@ -40,7 +40,7 @@ class WatchedEngine(FakeEngine):
 
 
 class Turns(RuleBasedStateMachine):
-    """An Admission beside plain lists of who should wait, and what each sequence has been told."""
+    """An Admission, beside plain lists of the sequences that should wait and of what each has been told."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Turns(RuleBasedStateMachine):
         self.told: Counter[Sequence] = Counter()
         self.withdrawn: set[Sequence] = set()
         self.overtaken: dict[str, Counter[str]] = {}
-        """Of an owner that waits and has nothing running: the places that others got meanwhile."""
+        """Places that others got while an owner with nothing running waited, by that owner."""
         self.due: list[Callable[[], None]] = []
 
     # What happens
@@ -87,12 +87,12 @@ class Turns(RuleBasedStateMachine):
 
     @rule(which=ANY, now=NOW)
     def withdraw(self, which: int, now: bool) -> None:
-        """Any, as an invocation withdraws those that have ended, too."""
+        """Withdraw any sequence, as an invocation withdraws those that have ended, too."""
         self.do(lambda: self.take_back(self.sequences[-1 - which % 50 :][:1]), now)
 
     @rule(owner=OWNERS, now=NOW)
     def close(self, owner: str, now: bool) -> None:
-        """All of one owner, as an invocation does that ends."""
+        """Withdraw all sequences of one owner, as an invocation does that ends."""
         self.do(lambda: self.take_back([s for s in self.sequences if s.owner == owner and not self.told[s]]), now)
 
     def take_back(self, sequences: list[Sequence]) -> None:
@@ -105,7 +105,7 @@ class Turns(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), now=NOW)
     def step(self, count: int, now: bool) -> None:
-        """The first prompts are done, and what had a token before has ended."""
+        """Give the first sequences a token, and end those that had one before."""
 
         def act() -> None:
             if self.engine.can_take_work:
@@ -124,8 +124,8 @@ class Turns(RuleBasedStateMachine):
             sequence.on_tokens(1)
 
     @rule(now=NOW)
-    def hang_up(self, now: bool) -> None:
-        """The engine is dead, but its exit status is still waited for."""
+    def close_connection(self, now: bool) -> None:
+        """Let the engine be dead while its exit status is still waited for."""
 
         def act() -> None:
             self.engine.can_take_work = False
@@ -144,7 +144,7 @@ class Turns(RuleBasedStateMachine):
 
     @rule(max_running=st.sampled_from([1, 2, 7, 8, 16, 40]), longest=st.sampled_from([20, 200, 10_000]), now=NOW)
     def restart(self, max_running: int, longest: int, now: bool) -> None:
-        """It may find less memory than before."""
+        """Start an engine, which may find less memory than the one before."""
 
         def act() -> None:
             self.fail_running()
@@ -179,7 +179,7 @@ class Turns(RuleBasedStateMachine):
         self.waiting[owner].pop(0)
 
     def idle_owners(self) -> set[str]:
-        """Those that wait and have nothing running."""
+        """Return the owners that wait and have nothing running."""
         return {owner for owner, queue in self.waiting.items() if queue} - set(map(str, self.engine.owners))
 
     def prompt_tokens_ahead(self) -> int:
@@ -198,10 +198,10 @@ class Turns(RuleBasedStateMachine):
                 act()
 
         self.loop.run_until_complete(all_at_once())  # with what it left for the turn's end
-        self.check_everybody()
+        self.check_every_sequence()
         self.check_no_place_is_wasted()
 
-    def check_everybody(self) -> None:
+    def check_every_sequence(self) -> None:
         queues = {owner: list(queue) for owner, queue in self.admission._queues.items()}
         assert queues == {owner: queue for owner, queue in self.waiting.items() if queue}
         assert len(self.admission) == sum(map(len, queues.values()))

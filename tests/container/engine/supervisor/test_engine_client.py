@@ -1,4 +1,4 @@
-"""The edge's side of an engine, with engines that behave as no real one should."""
+"""The server's side of an engine, with engines that behave as a real one never should."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from container.engine.messages import Crashed, EngineInfo, NewTokens, Ready, Ste
 from container.processes.framing import encode
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-edge = socket.socket(fileno=int(sys.argv[1]))
-stream = edge.makefile("rb", buffering=0)
+server = socket.socket(fileno=int(sys.argv[1]))
+stream = server.makefile("rb", buffering=0)
 
 def receive():
     header = stream.read(4)
@@ -44,7 +44,7 @@ info = EngineInfo(
     kv_cache_tokens=config.kv_cache_tokens or 4096, max_sequence_tokens=min(999, config.kv_cache_tokens or 4096),
     max_batch_tokens=config.max_batch_tokens or 256, max_running=9, load_seconds=0,
 )
-edge.sendall(encode(Ready(info)))
+server.sendall(encode(Ready(info)))
 """
 # Each step gives each sequence the number of tokens that it has.
 WORKS = (
@@ -52,7 +52,7 @@ WORKS = (
     + """
 outputs, wanted, steps = {}, {}, 0
 while True:
-    while not outputs or select.select([edge], [], [], 0)[0]:
+    while not outputs or select.select([server], [], [], 0)[0]:
         message = receive()
         if isinstance(message, Submit):
             DIES
@@ -66,28 +66,28 @@ while True:
     ended = [id for id in outputs if len(outputs[id]) == wanted[id]]
     steps += 1
     new = [NewTokens(id, outputs[id][-1:], "length" if id in ended else None) for id in outputs]
-    edge.sendall(encode(Step(steps=steps, tokens=new)))
+    server.sendall(encode(Step(steps=steps, tokens=new)))
     for id in ended:
         del outputs[id]
 """
 )
-# Of the kernel no fake can be killed: its last words tell, or a poisonous prompt [13].
+# No fake can be killed by the kernel: it dies with last words, or of a poisonous prompt [13].
 RUNS_OUT_AT_WORK = WORKS.replace(
-    "DIES", "config.max_batch_tokens == 64 or [edge.sendall(encode(Crashed('OutOfMemoryError: CUDA'))), os._exit(1)]"
+    "DIES", "config.max_batch_tokens == 64 or [server.sendall(encode(Crashed('OutOfMemoryError: CUDA'))), os._exit(1)]"
 )
 RUNS_OUT_AT_ITS_START = RUNS_OUT_AT_WORK.replace(
-    "edge.sendall(encode(Ready(info)))",
+    "server.sendall(encode(Ready(info)))",
     """
 if config.kv_cache_tokens > 1024:
-    edge.sendall(encode(Crashed("RuntimeError: DefaultCPUAllocator: can't allocate memory"))), os._exit(1)
-edge.sendall(encode(Ready(info)))
+    server.sendall(encode(Crashed("RuntimeError: DefaultCPUAllocator: can't allocate memory"))), os._exit(1)
+server.sendall(encode(Ready(info)))
 """,
 ).replace("max_batch_tokens == 64", "kv_cache_tokens == 1024")
 DIES_OF_13 = WORKS.replace("DIES", "13 in message.prompt_ids and os.abort()")
-DIES_WITHOUT_DYING = ENGINE + "receive(); edge.shutdown(socket.SHUT_RDWR); signal.pause()"
-TALKS_NONSENSE = ENGINE + "edge.sendall(b'\\x01\\0\\0\\0?'); signal.pause()"
+CLOSES_AND_LIVES_ON = ENGINE + "receive(); server.shutdown(socket.SHUT_RDWR); signal.pause()"
+TALKS_NONSENSE = ENGINE + "server.sendall(b'\\x01\\0\\0\\0?'); signal.pause()"
 ANSWERS = (
-    ENGINE + "receive(); edge.sendall(encode(Step(steps=1, tokens=[NewTokens(0, [7], 'length')]))); signal.pause()"
+    ENGINE + "receive(); server.sendall(encode(Step(steps=1, tokens=[NewTokens(0, [7], 'length')]))); signal.pause()"
 )
 FALLS_SILENT = ENGINE + "receive(); signal.pause()"
 TELLS_ITS_PATH = ENGINE.replace("Ready(info)", "Refused(repr(os.environ.get('LD_LIBRARY_PATH')))").replace(
@@ -98,7 +98,7 @@ SOON = CrashBudget(crashes=1, within_s=600, first_delay_s=0.01)
 
 
 class Life:
-    """A client and what it told its owner."""
+    """A client, and what it told the owner of its sequences."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ def test_tokens_reach_their_sequence(tmp_path: Path) -> None:
 
 def test_failing_listener_ends_own_sequence_only(tmp_path: Path) -> None:
     class Panic(BaseException):
-        """As native code's to Python."""
+        """A panic as native code raises it in Python."""
 
     def fail(new: int) -> None:
         raise Panic("with a text in it")
@@ -194,7 +194,7 @@ def test_failing_listener_ends_own_sequence_only(tmp_path: Path) -> None:
 
 def test_engine_without_connection_gets_no_work(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with life(tmp_path, DIES_WITHOUT_DYING) as engine:
+        async with life(tmp_path, CLOSES_AND_LIVES_ON) as engine:
             await engine.until(lambda: engine.client.can_take_work)
             engine.submit()
             await engine.until(lambda: not engine.client.can_take_work)
@@ -236,7 +236,7 @@ def test_silent_engine_with_work_is_killed(tmp_path: Path) -> None:
 
 def test_a_cancelled_sequence_hears_nothing_more(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with life(tmp_path, DIES_WITHOUT_DYING) as engine:
+        async with life(tmp_path, CLOSES_AND_LIVES_ON) as engine:
             await engine.until(lambda: engine.client.can_take_work)
             engine.client.cancel(engine.submit())
             await engine.until(lambda: engine.client.state == "recovering")
@@ -347,12 +347,12 @@ def test_suspect_cancelled_in_isolation_delays_none(tmp_path: Path) -> None:
             engine.submit(1)
             cancelled: list[Sequence] = []
 
-            def cancel_on_trial() -> None:
+            def cancel_in_isolation() -> None:
                 if engine.client.state == "ready" and not engine.client.can_take_work and not cancelled:
                     cancelled.append(poison)
                     engine.client.cancel(poison)
 
-            engine.when_changed = cancel_on_trial
+            engine.when_changed = cancel_in_isolation
             await engine.until(lambda: engine.ended)
             assert cancelled and engine.ended == [[0]] and not engine.client.sequences
             await engine.until(lambda: engine.client.can_take_work)

@@ -1,4 +1,4 @@
-"""What an engine's death costs those who wait: a pause. With real engines, a real model, and real kills."""
+"""Recovery from an engine's death, which costs a pause: with real engines, a real model, and real kills."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 
 async def generate(model_dir: str, kill_at: list[int]) -> list[Sequence]:
-    """Two sequences of each sampling in one batch, the engine killed when so many tokens have come in all."""
+    """Run two sequences of each sampling in one batch. Kill the engine each time that so many tokens have come."""
     ready, ended, kills, tokens = asyncio.Event(), asyncio.Event(), list(kill_at), 0
     failed: list[EngineError] = []
 
@@ -120,7 +120,7 @@ def lines() -> list[dict[str, Any]]:
 
 
 def without_names(answers: list[Any]) -> list[Any]:
-    """As any run gives them: an answer's id and time are its own."""
+    """Return what is the same in every run: an answer's id and time are its own."""
     return [[choice | {"logprobs": _tokens(choice)} for choice in answer["choices"]] for answer in answers]
 
 

@@ -84,7 +84,7 @@ def starts(lengths: Iterable[int]) -> torch.Tensor:
 def run(
     step: list[tuple[int, int]], *, heads: int = 4, key_heads: int = 2, window: int | None = None, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `padded_attention` gives, and what a plain loop over sequences and queries gives, both [T, heads, DIM]."""
+    """Return what `padded_attention` and a plain loop over sequences and queries give, both [T, heads, DIM]."""
     torch.manual_seed(0)
     new_lengths = [new for _, new in step]
     old = [(torch.randn(n, key_heads, DIM), torch.randn(n, key_heads, DIM)) for n, _ in step]
@@ -107,7 +107,7 @@ def plain(
     scaling: float = DIM**-0.5,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """One sequence: each query with the keys up to its own, at most `window` of them, a head at a time."""
+    """Attend one sequence: each query to the keys up to its own, at most `window` of them, a head at a time."""
     query, key, value = query.double(), key.double(), value.double()
     group = query.shape[1] // key.shape[1]
     out = torch.empty_like(query)

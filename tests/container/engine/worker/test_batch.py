@@ -82,7 +82,7 @@ class Engine:
             reports = len(self.steps)
             self.turn()
             idle_turns = idle_turns + 1 if len(self.steps) == reports else 0
-            assert idle_turns < 20 and len(self.steps) < 5000, "there is no end to it"
+            assert idle_turns < 20 and len(self.steps) < 5000, "it does not end"
 
     def finish(self, ids: Iterable[int]) -> list[list[int]]:
         wanted = list(ids)
@@ -90,7 +90,7 @@ class Engine:
         return [self.output[id] for id in wanted]
 
     def generate(self, prompts: list[list[int]], **sampling: Any) -> list[list[int]]:
-        """All in one batch."""
+        """Generate from all prompts in one batch."""
         first = len(self.output)
         for id, prompt in enumerate(prompts, first):
             self.submit(id, prompt, **sampling)
@@ -105,8 +105,8 @@ class Engine:
 
 
 BATCH_TOKENS = 48
-# Around the window of the sliding layers, the pages of the cache and the tokens of a step, and two that share a prefix
-# of two pages.
+# Their lengths lie around the window of the sliding layers, the pages of the cache and the tokens of a step. The last
+# two share a prefix of two pages.
 PREFIX = random_prompt(2 * PAGE_TOKENS + 5)
 PROMPTS = [
     *(random_prompt(n) for n in (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1)),
@@ -354,7 +354,7 @@ def test_newcomer_starts_before_half_done_and_queued(tiny: TinyModel, assert_exa
 def test_newcomer_runs_at_once_in_full_cache(
     tiny: TinyModel, assert_exact: AssertExact, family: str, enough: float
 ) -> None:
-    """The library lets nobody in then, before one of the others finishes."""
+    """The library admits none then before one of the others finishes."""
     engine = Engine(tiny(family), kv_cache_tokens=512)
     prompts = [random_prompt(32, seed=seed) for seed in range(13)]
     for id in range(12):
@@ -385,7 +385,7 @@ def test_newcomers_in_full_cache_spare_oldest_other(tiny: TinyModel) -> None:
 
 
 def test_newcomer_without_room_preempts_none(tiny: TinyModel) -> None:
-    """Be it that the others hold little, or that what they hold is shared with the one that is not preempted."""
+    """The others hold little, or what they hold is shared with the one that is not preempted."""
     for shared_pages in (0, 4):
         engine = Engine(tiny(), kv_cache_tokens=(10 + shared_pages) * PAGE_TOKENS)
         engine.submit(0, random_prompt(5 * PAGE_TOKENS), newcomer=True, max_new_tokens=30)
@@ -400,7 +400,7 @@ def test_newcomer_without_room_preempts_none(tiny: TinyModel) -> None:
 
 
 def test_preemptible_pages_shared_by_newcomer_counted_once(tiny: TinyModel) -> None:
-    """It and the one that holds them would preempt each other for as long as the first one runs."""
+    """Otherwise it and the one that holds them would preempt each other for as long as the first one runs."""
     engine, document = Engine(tiny(), kv_cache_tokens=20 * PAGE_TOKENS, max_batch_tokens=256), PREFIX[: 2 * PAGE_TOKENS]
     document = document + random_prompt(7 * PAGE_TOKENS, seed=8)
     engine.submit(0, random_prompt(161), newcomer=True, max_new_tokens=60)
@@ -430,7 +430,7 @@ def test_waiting_prompt_costs_no_shared_prefix(tiny: TinyModel) -> None:
 
 
 def test_prompts_in_full_cache_are_not_stuck(tiny: TinyModel, assert_exact: AssertExact) -> None:
-    """Each that does keeps pages from those that decode: the library's way takes three times the steps."""
+    """Each stuck prompt keeps pages from those that decode: the library's way takes three times the steps."""
     engine, prompts = Engine(tiny(), kv_cache_tokens=1024), [random_prompt(40, seed=seed) for seed in range(60)]
     for id, prompt in enumerate(prompts):
         engine.submit(id, prompt, newcomer=True, max_new_tokens=30 + id)
@@ -547,7 +547,7 @@ def test_sequence_cancelled_in_submitting_turn_never_runs(tiny: TinyModel) -> No
 
 
 class LateQueue(queue.Queue[Any]):
-    """Something happens just after it was found empty."""
+    """A queue in which something happens just after it was found empty."""
 
     late: Callable[[], None] | None = None
 
@@ -636,14 +636,14 @@ def test_loop_thread_reports_why_it_died(tiny: TinyModel) -> None:
     died = threading.Event()
     engine.batch._on_crash = lambda error: (engine.crashes.append(error), died.set())
     engine.batch.start()
-    engine.submit(0, [VOCABULARY + 5])  # the edge never sends such an id
+    engine.submit(0, [VOCABULARY + 5])  # the server never sends such an id
     assert died.wait(timeout=60)
     engine.batch.join(0.0)
     assert [type(error) for error in engine.crashes] == [IndexError]
     assert engine.output == {}
 
 
-# Of the library, what we override and what we rely on beyond its signatures.
+# The library's methods that we override, and those that we rely on beyond their signatures.
 RELIED_ON = {
     continuous_api.ContinuousBatchingManager: [
         "__init__",

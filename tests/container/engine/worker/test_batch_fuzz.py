@@ -15,7 +15,7 @@ from testing.tiny_models import WINDOW, TinyModel
 from tests.container.engine.worker.test_batch import PREFIX, Engine, random_prompt
 
 CACHE = 6 * PAGE_TOKENS
-MOST_TOKENS = 40
+MAX_TOKENS = 40
 # A few values each, at the edges of pages and of the window, so that what each gives alone is found out only once.
 LENGTHS = st.sampled_from([1, WINDOW, PAGE_TOKENS - 1, PAGE_TOKENS + 1, 2 * PAGE_TOKENS, 70])
 SHARED = st.sampled_from([0, 0, PAGE_TOKENS, 2 * PAGE_TOKENS])
@@ -30,7 +30,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 
 class Alone:
-    """What a prompt gives in an engine of its own."""
+    """Generates from a prompt in an engine of its own."""
 
     def __init__(self, model_dir: str) -> None:
         self._engine = Engine(model_dir)
@@ -39,7 +39,7 @@ class Alone:
     def __call__(self, prompt: list[int], limit: int, sampling: dict[str, Any]) -> list[int]:
         key = f"{prompt} {sampling}"
         if key not in self._known:
-            (self._known[key],) = self._engine.generate([prompt], max_new_tokens=MOST_TOKENS, **sampling)
+            (self._known[key],) = self._engine.generate([prompt], max_new_tokens=MAX_TOKENS, **sampling)
         return self._known[key][:limit]
 
 
@@ -55,7 +55,7 @@ class Arrivals(RuleBasedStateMachine):
     @rule(
         length=LENGTHS,
         shared=SHARED,
-        limit=st.integers(1, MOST_TOKENS),
+        limit=st.integers(1, MAX_TOKENS),
         sampling=st.sampled_from(SAMPLINGS),
         copies=st.integers(1, 2),
         newcomer=st.booleans(),
@@ -63,17 +63,17 @@ class Arrivals(RuleBasedStateMachine):
     def submit(
         self, length: int, shared: int, limit: int, sampling: dict[str, Any], copies: int, newcomer: bool
     ) -> None:
-        """The first a newcomer or not, the rest the others of its request."""
+        """Submit a prompt as a newcomer or not; its copies are the others of its request."""
         prompt = PREFIX[:shared] + random_prompt(length)
-        least = min(limit, sampling.get("min_new_tokens", 0))
-        limits = {"max_new_tokens": limit, "min_new_tokens": least}
+        minimum = min(limit, sampling.get("min_new_tokens", 0))
+        limits = {"max_new_tokens": limit, "min_new_tokens": minimum}
         for copy in range(copies):
             self.engine.submit(len(self.submitted), prompt, newcomer=newcomer and not copy, **(sampling | limits))
             self.submitted.append((prompt, limit, sampling))
 
     @rule(which=st.integers(0, 10**6))
     def cancel(self, which: int) -> None:
-        """Any, ended or cancelled before or not."""
+        """Cancel any sequence, ended or cancelled before or not."""
         if self.submitted:
             id = which % len(self.submitted)
             self.engine.cancel(id)

@@ -21,13 +21,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 def with_another_token(row: list[int]) -> tuple[list[int], int]:
-    """The row with a token at PLACE that it does not hold, and others behind it, and that token."""
+    """Return the row with another token at PLACE and others behind it, and that token."""
     other = next(token for token in range(VOCABULARY) if token not in row)
     return [*row[:PLACE], other, *row[PLACE + 1 :][::-1]], other
 
 
 def bring_together(reference: Reference, row: list[int], other: int, apart: float) -> None:
-    """Let the other token's score at PLACE be so far from that of the row's own, as a share of the spread."""
+    """Set the other token's score at PLACE so far from that of the row's own, as a share of the spread."""
     scores = reference.scores(PROMPT + row[:PLACE])
     share = 1 - apart * (scores.max() - scores.min()) / scores[row[PLACE]]
     weight = reference.model.lm_head.weight

@@ -124,7 +124,7 @@ def test_longrope_model_is_limited_to_original_length(tmp_path: Path) -> None:
 
 
 def test_code_for_known_type_is_ignored(tmp_path: Path) -> None:
-    """As in microsoft/Phi-3-mini-4k-instruct."""
+    """microsoft/Phi-3-mini-4k-instruct is such a model."""
     change_config(llama(tmp_path), auto_map={"AutoModelForCausalLM": "no_such_file.Model"})
     for trust in (False, True):
         loaded = load(EngineConfig(model_dir=str(tmp_path), threads=1, trust_remote_code=trust))

@@ -26,7 +26,7 @@ def scores(rows: int = 1, vocabulary: int = VOCABULARY, *, spread: float = 3.0) 
 def support(
     logits: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> set[int]:
-    """What transformers' warpers leave of scores [V], in the order in which it applies them."""
+    """Return what transformers' warpers leave of scores [V], in the order in which it applies them."""
     kept = TemperatureLogitsWarper(temperature)(None, logits[None])
     if top_k:
         kept = TopKLogitsWarper(top_k)(None, kept)
@@ -69,7 +69,7 @@ def test_the_noise_is_frozen(seed: int, position: int, token_id: int, number: fl
 
 
 def test_the_tokens_of_a_seed_are_frozen() -> None:
-    """Whoever changes them changes what a seed gives: don't, or say so in the changelog."""
+    """A change to them changes what a seed gives: don't, or say so in the changelog."""
     logits = (torch.arange(VOCABULARY) * 7919 % VOCABULARY) / 100
     rows = [
         row(seed=1, temperature=1.0),
@@ -174,7 +174,7 @@ def test_draws_beyond_first_candidates_follow_softmax(spread: float) -> None:
 
 
 def test_tokens_beyond_all_candidates_are_drawn() -> None:
-    """Of a flat distribution, most draws need the whole vocabulary."""
+    """Most draws from a flat distribution need the whole vocabulary."""
     vocabulary = 2 * CANDIDATES[1]
     drawn = draw_tokens(torch.zeros(vocabulary), 64, temperature=1.0)
     assert len(set(drawn)) > 60
@@ -193,7 +193,7 @@ def test_candidates_and_rest_each_have_their_share() -> None:
 
 @pytest.mark.parametrize("spread", [0.1, 3.0], ids=["flat", "peaked"])
 def test_rounding_in_the_scores_changes_no_token(spread: float) -> None:
-    """What another batch does to the logits (5e-5 at most) must not show, even where hundreds of tokens nearly tie."""
+    """Another batch changes the logits by 5e-5 at most. It must not show, even where hundreds of tokens nearly tie."""
     logits = scores(vocabulary=20_000, spread=spread).expand(300, -1)
     rounding = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)) * 1e-5
     rows = [row(seed=seed, temperature=1.0) for seed in range(300)]

@@ -33,9 +33,9 @@ DRAWS = 50_000
 ALPHA = 1e-4
 VOCABULARY = 50
 LOGITS = 2.5 - (torch.arange(VOCABULARY) * 7 % VOCABULARY) / 10
-"""Evenly spaced from 2.5, token 0's, to -2.4, in no order; token 43 is the second."""
+"""Scores evenly spaced from 2.5, token 0's, to -2.4, in random order; token 43 is the second."""
 
-# Of both, tokens with scores above and below 0; 4 is in both.
+# Both hold tokens with scores above and below 0; 4 is in both.
 PROMPT = [15, 4, 4, 2]
 OUTPUT = [1, 1, 1, 4, 5]
 
@@ -149,13 +149,13 @@ def with_counts(prompt: list[int], output: list[int]) -> Sampler:
 
 
 def after(change: Callable[[Any, Sampling], torch.Tensor], **neutral: Any) -> Sampler:
-    """The scores are changed first, by the rows' common parameters, of which `neutral` turns some off."""
+    """Change the scores first, by the rows' common parameters, of which `neutral` turns some off."""
     rest = with_parameters(lambda _: neutral)
     return lambda scores, rows: rest(change(scores, rows[0].sampling), rows)
 
 
 def with_part(name: str, part: Callable[..., Any]) -> Sampler:
-    """The sampler with another part of that name."""
+    """Return the sampler with another part of that name."""
 
     def sampler(scores: torch.Tensor, rows: Any) -> torch.Tensor:
         with patch.object(sampler_module, name, part):
@@ -175,7 +175,7 @@ def noise_in_256_steps(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def normal_noise(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Of Gumbel noise's variance."""
+    """Noise that has the variance of Gumbel noise."""
     uniform = torch.exp(-torch.exp(-gumbel(keys, ids)))
     return torch.special.ndtri(uniform) * torch.pi / 6**0.5
 
@@ -260,17 +260,17 @@ def test_slightly_wrong_sampler_is_caught(mutant: str) -> None:
 # Independence
 
 FEW = torch.linspace(1.0, -1.0, 12)
-"""Of so few tokens that every pair is drawn often enough."""
+"""Scores of so few tokens that every pair is drawn often enough."""
 
 
 def few(cells: list[tuple[int, int]], sampler: Sampler = choose) -> list[int]:
-    """Tokens for pairs of seed and position."""
+    """Return the tokens for pairs of seed and position."""
     rows = [Row(Sampling(max_new_tokens=99, temperature=1.0, seed=seed), position, 0) for seed, position in cells]
     return tokens_of_one(FEW, rows, sampler)
 
 
 def p_of_pairs(first: list[int], second: list[int]) -> float:
-    """Whether each of both follows the softmax whatever the other is."""
+    """Tell whether each of both follows the softmax, independently of the other."""
     probabilities = torch.softmax(FEW.double(), 0)
     pairs = [a * len(FEW) + b for a, b in zip(first, second, strict=True)]
     return p_value(pairs, torch.outer(probabilities, probabilities).flatten())
