@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Set
 
 from container.core import Seeds
 from container.jobs.generation import Generation, Waiter
 from container.jobs.generator import Generator
 from container.jobs.job_journal import JobJournal, JournalContext
-from container.jobs.slots import NAMED, SHARED, Slots
-from container.journal.segment import GenerationKey
+from container.journal.segment import SHARED, GenerationKey
 from container.tokenization.preparer import Prepared
 
 logger = logging.getLogger(__name__)
+
+NAMED = SHARED + 1
+"""Slot of outputs with random seeds, in a job with a name."""
 
 
 class Job:
@@ -127,3 +130,37 @@ class Attachment:
         if not generation.waiters and not generation.has_ended:
             generation.withdraw()
             self.job.end(generation)
+
+
+class Slots:
+    """Numbers that tell a job's requests apart where outputs have random seeds, and are not the same for all.
+
+    A job with a name needs none but NAMED. Without a name each request has a slot of its own, until its answer has
+    arrived: the first that another one left unfinished, else a new one.
+    """
+
+    def __init__(self) -> None:
+        self._left: set[int] = set()
+        self._next = SHARED + 1
+
+    def __len__(self) -> int:
+        """Slots left unfinished."""
+        return len(self._left)
+
+    def take(self) -> int:
+        if self._left:
+            slot = min(self._left)
+            self._left.remove(slot)
+            return slot
+        self._next += 1
+        return self._next - 1
+
+    def leave(self, slot: int) -> None:
+        """Leave the slot unfinished, for a later request."""
+        self._left.add(slot)
+
+    def adopt(self, begun: Set[int], closed: Set[int]) -> None:
+        """Take over the slots that earlier servers began and closed."""
+        known = (begun | closed) - {SHARED}
+        self._left |= {slot for slot in known - closed if slot >= self._next}
+        self._next = max(self._next, *(slot + 1 for slot in known)) if known else self._next

@@ -21,9 +21,9 @@ from container.core import Seeds
 from container.errors import OutOfSpace
 from container.jobs.generation import Generation
 from container.jobs.journal_health import JournalHealth
-from container.jobs.journal_state import JournalState
+from container.jobs.journal_state import TRANSITIONS, JournalState
 from container.jobs.known_outputs import KnownOutputs
-from container.jobs.slots import SHARED
+from container.journal.segment import SHARED
 from container.journal.job_log import EpochLost, JobLog, JournalFull, JournalGone
 from container.journal.job_reader import DigestConflict, JobReader
 from container.journal.output_table import Counts, OutputTable
@@ -142,10 +142,11 @@ class JobJournal:
         try:
             past = await self._open_in_time()
         except (StoreError, OutOfSpace) as error:
-            self.state = self.state.to(JournalState.OPEN)
+            self.become(JournalState.OPEN)
             context.health.report_failure("reading", error)
             return None
-        context.health.report_success("reading")
+        if context.health.is_broken:
+            context.health.report_success("reading")
         return past
 
     async def _open_in_time(self) -> Past | None:
@@ -178,10 +179,10 @@ class JobJournal:
                     past.table.close()
                 return None
             if past is None:
-                self.state = self.state.to(JournalState.OPEN)
+                self.become(JournalState.OPEN)
                 return None
             self._log, self.secret, self.outputs.table = past.log, past.secret, past.table
-            self.state = self.state.to(JournalState.TAKEN)
+            self.become(JournalState.TAKEN)
             self.is_stored = self._has_finished_work = True
             return past
 
@@ -261,7 +262,8 @@ class JobJournal:
         self._unsaved = [entry for entry in self._unsaved if entry.slot != slot]
         self._context.backlog.add(self, -sum(map(_size, dropped)))
         self._add(SlotClosed(slot))
-        self.outputs.forget_slot(slot)
+        if self.outputs.table is not None:
+            self.outputs.forget_slot(slot)
 
     def _add(self, entry: Entry) -> None:
         if self.outputs.table is not None:
@@ -294,7 +296,7 @@ class JobJournal:
                 self.give_up(str(error))
             except JournalGone:
                 if self.state is not JournalState.GIVEN_UP:
-                    self.state = self.state.to(JournalState.OPEN)
+                    self.become(JournalState.OPEN)
                     self._has_lost_work |= self._has_finished_work
                     for generation in at_work:
                         generation.recorded_tokens = 0
@@ -308,7 +310,7 @@ class JobJournal:
                 return 0
             self._log = log
             is_own = secret == self.secret
-            self.state = self.state.to(JournalState.TAKEN if is_own else JournalState.TAKEN_WITHOUT_RANDOM)
+            self.become(JournalState.TAKEN if is_own else JournalState.TAKEN_WITHOUT_RANDOM)
             dropped = [e for e in self._handed_over + self._unsaved if not self._is_wanted(e)]
             self._handed_over = list(filter(self._is_wanted, self._handed_over))
             self._unsaved = list(filter(self._is_wanted, self._unsaved))
@@ -342,7 +344,7 @@ class JobJournal:
         """Go on without a journal."""
         if self.state is JournalState.GIVEN_UP:
             return
-        self.state = self.state.to(JournalState.GIVEN_UP)
+        self.become(JournalState.GIVEN_UP)
         self._forget_entries()
         logger.warning("a job is no longer journalled: %s", reason, extra={"action": "job_lost", "job": self._label})
 
@@ -357,6 +359,12 @@ class JobJournal:
         self._context.backlog.add(self, -self._context.backlog.size_of(self))
 
     # How
+
+    def become(self, state: JournalState) -> None:
+        """Take the step to `state`. Raises AssertionError if it can't follow the present one."""
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"a journal in state {self.state.name} can't become {state.name}")
+        self.state = state
 
     def _new_reader(self) -> JobReader:
         context = self._context

@@ -22,14 +22,8 @@ class JournalState(Enum):
     GIVEN_UP = auto()
     """The job goes on without a journal: another server has taken it, or it has grown too large."""
 
-    def to(self, state: JournalState) -> JournalState:
-        """Return the next state. Raises AssertionError if it can't follow this one."""
-        if state not in _NEXT[self]:
-            raise AssertionError(f"a journal in state {self.name} can't become {state.name}")
-        return state
 
-
-_NEXT: dict[JournalState, tuple[JournalState, ...]] = {
+TRANSITIONS: dict[JournalState, tuple[JournalState, ...]] = {
     # Nothing was found, or the store gave no answer; or there is a past, with which the job is taken at once.
     JournalState.UNOPENED: (JournalState.OPEN, JournalState.TAKEN),
     # The first entries are written; or they need too much memory while the store fails.
@@ -39,3 +33,4 @@ _NEXT: dict[JournalState, tuple[JournalState, ...]] = {
     JournalState.TAKEN_WITHOUT_RANDOM: (JournalState.OPEN, JournalState.GIVEN_UP),
     JournalState.GIVEN_UP: (),
 }
+"""For each state those that may follow it: `JobJournal` takes no other step."""

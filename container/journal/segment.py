@@ -23,6 +23,8 @@ _PREFIX = len(_MAGIC) + 2
 _SUM = hashlib.sha256().digest_size
 
 End = Literal["stop", "length", "stop_string"]
+SHARED = 0
+"""Slot of greedy and seeded outputs, which are the same for all requests of a job."""
 
 _Int = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 _Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]

@@ -16,7 +16,7 @@ from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.jobs.generation import Waiter
 from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
-from container.jobs.slots import SHARED
+from container.journal.segment import SHARED
 from container.journal.merged_output import MergedOutput
 from container.journal.segment import GenerationKey, pack
 from container.journal.stores.directory import DirectoryStore

@@ -20,7 +20,7 @@ from container.jobs.generator import Generator
 from container.jobs.job import Attachment
 from container.jobs.journal_state import JournalState
 from container.jobs.registry import JobRegistry, job_id
-from container.jobs.slots import SHARED
+from container.journal.segment import SHARED
 from container.journal import output_table
 from container.journal.job_log import JobLog
 from container.journal.job_reader import JobReader
