@@ -23,11 +23,10 @@ from container.jobs.generation import Generation
 from container.jobs.journal_health import JournalHealth
 from container.jobs.journal_state import TRANSITIONS, JournalState
 from container.jobs.known_outputs import KnownOutputs
-from container.journal.segment import SHARED
 from container.journal.job_log import EpochLost, JobLog, JournalFull, JournalGone
 from container.journal.job_reader import DigestConflict, JobReader
 from container.journal.output_table import Counts, OutputTable
-from container.journal.segment import Entry, SlotClosed
+from container.journal.segment import SHARED, Entry, SlotClosed
 from container.journal.stores.store import Store, StoreError
 
 logger = logging.getLogger(__name__)

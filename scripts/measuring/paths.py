@@ -86,7 +86,8 @@ def split(events: Sequence[Event]) -> dict[str, Way]:
 def _submit_written(events: Sequence[Event]) -> int:
     """Finds the first write, in the same thread, after a function was given the Submit.
 
-    In a tree that gives it to no function of its own, a function named `submit` stands for it.
+    In a tree that gives it to no function of its own, a function named `submit` stands for it. A write by native code
+    that the interpreter doesn't report has happened when the function that was given the Submit returns.
     """
     at = _first_marked(events, "submit")
     if at is None:
@@ -94,7 +95,15 @@ def _submit_written(events: Sequence[Event]) -> int:
     if at is None:
         raise NotFound("no Submit, and no function named submit")
     thread = events[at].thread
-    return _first(events, at, lambda event: event.kind == "write" and event.thread == thread, "write of the Submit")
+    depth = 0
+    for index in range(at, len(events)):
+        event = events[index]
+        if event.thread != thread:
+            continue
+        depth += {"call": 1, "return": -1}.get(event.kind, 0)
+        if event.kind == "write" or depth == 0:
+            return index
+    raise NotFound("no write of the Submit")
 
 
 def _first_marked(events: Sequence[Event], mark: str) -> int | None:

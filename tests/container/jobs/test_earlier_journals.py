@@ -16,9 +16,8 @@ from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.jobs.generation import Waiter
 from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
-from container.journal.segment import SHARED
 from container.journal.merged_output import MergedOutput
-from container.journal.segment import GenerationKey, pack
+from container.journal.segment import SHARED, GenerationKey, pack
 from container.journal.stores.directory import DirectoryStore
 from container.telemetry.metrics import Metrics
 from container.tokenization.preparer import Prepared

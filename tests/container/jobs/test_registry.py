@@ -20,12 +20,11 @@ from container.jobs.generator import Generator
 from container.jobs.job import Attachment
 from container.jobs.journal_state import JournalState
 from container.jobs.registry import JobRegistry, job_id
-from container.journal.segment import SHARED
 from container.journal import output_table
 from container.journal.job_log import JobLog
 from container.journal.job_reader import JobReader
 from container.journal.output_table import OutputTable
-from container.journal.segment import GenerationKey, Record, pack
+from container.journal.segment import SHARED, GenerationKey, Record, pack
 from container.journal.stores.directory import DirectoryStore
 from container.journal.stores.store import StoreError
 from container.server.bootstrap import open_journal, start_jobs
