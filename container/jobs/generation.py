@@ -17,7 +17,7 @@ from container.engine.sequence import EngineError
 from container.errors import EngineFailure, RequestError, SequenceFailure, Unavailable
 from container.jobs.generator import Generator
 from container.journal.merged_output import MergedOutput
-from container.journal.segment import End, GenerationKey, Record, pack, unpack
+from container.journal.segment import End, GenerationKey, Record, unpack
 from container.tokenization.logprobs import token_logprobs
 from container.tokenization.preparer import Prepared
 from container.tokenization.stop_strings import UNFINISHED, StopStrings
@@ -27,7 +27,7 @@ class Generation:
     """Owns a sequence, and knows why it ended: `end`, or `error`.
 
     Given a `saved` output from the journal, it continues behind that, or has ended already. The sequence gets to the
-    engine by `start`. When it ends by itself, `on_end` is called before those who wait.
+    engine by `start`. When it ends by itself, `on_end` gets it with its last record, before those who wait hear of it.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Generation:
         generator: Generator,
         *,
         owner: Hashable,
-        on_end: Callable[[Generation], None],
+        on_end: Callable[[Generation, Record | None], None],
         saved: MergedOutput | None = None,
     ) -> None:
         self.key = key
@@ -95,15 +95,9 @@ class Generation:
         if last <= first and self.end is None:
             return None
         self.recorded_tokens = last
-        return Record(
-            *self.key,
-            prompt_crc=self._prompt_crc,
-            start=first,
-            token_ids=pack(self.sequence.output_ids[first:last]),
-            logprobs=self.sequence.logprobs[first:last],
-            end=self.end,
-            stop_chars=self.stop_chars,
-        )
+        sequence = self.sequence
+        token_ids, logprobs = sequence.output_ids[first:last], sequence.logprobs[first:last]
+        return Record.of(self.key, self._prompt_crc, first, token_ids, logprobs, self.end, self.stop_chars)
 
     def _on_tokens(self, new: int) -> None:
         if self.has_ended:
@@ -132,7 +126,7 @@ class Generation:
         self.has_ended = True
         self.generator.metrics.sequences.labels(outcome).inc()
         try:
-            self._on_end(self)
+            self._on_end(self, self.new_record())
         finally:  # whatever becomes of the journal
             waiters, self.waiters = self.waiters, set()
             for waiter in waiters:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Set
+from dataclasses import dataclass, field
 
 from container.core import Seeds
 from container.jobs.generation import Generation, Waiter
 from container.jobs.generator import Generator
 from container.jobs.job_journal import JobJournal, JournalContext
-from container.journal.segment import SHARED, GenerationKey
+from container.journal.segment import SHARED, GenerationKey, Record
 from container.tokenization.preparer import Prepared
 
 logger = logging.getLogger(__name__)
@@ -52,28 +53,32 @@ class Job:
         extra = {"action": "job_resumed", "job": self.label, **counts._asdict()}
         logger.info("a job goes on: %d sequences finished, %d begun", counts.finished, counts.unfinished, extra=extra)
 
-    def release(self, attachment: Attachment, *, is_complete: bool) -> None:
-        """Let a request go. `is_complete`: its client has all of its answer."""
+    def release(self, attachment: Attachment, *, is_complete: bool) -> bool:
+        """Let a request go; True if the job can be forgotten. `is_complete`: its client has all of its answer."""
         self.attachments.discard(attachment)
         self.was_left |= not is_complete
-        if self.name is not None or attachment.slot == SHARED:
-            return
-        if is_complete and attachment.has_random_seeds:
-            self.journal.close_slot(attachment.slot)
-        else:
-            self.slots.leave(attachment.slot)
+        if not self.attachments and not self.is_worth_saving and self.opening.done():
+            return True
+        if self.name is None and attachment.slot != SHARED:
+            if is_complete and attachment.has_random_seeds:
+                self.journal.close_slot(attachment.slot)
+            else:
+                self.slots.leave(attachment.slot)
+        return False
 
-    def end(self, generation: Generation) -> None:
-        """Take leave of a generation that has ended, or that no one waits for."""
+    def end(self, generation: Generation, record: Record | None) -> None:
+        """Take leave of a generation that has ended, or that no one waits for. `record` is its last."""
         if self.generations.get(generation.key) is generation:
             del self.generations[generation.key]
-            self.journal.finish(generation)
+            self.journal.has_finished_work = True
+            if record is not None:
+                self.journal.add(record)
 
     def freeze(self) -> None:
         """End all generations, even those that requests wait for."""
         for generation in list(self.generations.values()):
             generation.withdraw()
-            self.end(generation)
+            self.end(generation, generation.new_record())
 
     @property
     def is_worth_saving(self) -> bool:
@@ -129,9 +134,10 @@ class Attachment:
         generation.waiters.discard(waiter)
         if not generation.waiters and not generation.has_ended:
             generation.withdraw()
-            self.job.end(generation)
+            self.job.end(generation, generation.new_record())
 
 
+@dataclass(slots=True)
 class Slots:
     """Numbers that tell a job's requests apart where outputs have random seeds, and are not the same for all.
 
@@ -139,9 +145,8 @@ class Slots:
     arrived: the first that another one left unfinished, else a new one.
     """
 
-    def __init__(self) -> None:
-        self._left: set[int] = set()
-        self._next = SHARED + 1
+    _left: set[int] = field(default_factory=set)
+    _next: int = SHARED + 1
 
     def __len__(self) -> int:
         """Slots left unfinished."""

@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from container.core import Seeds
 from container.errors import OutOfSpace
 from container.jobs.generation import Generation
 from container.jobs.journal_health import JournalHealth
@@ -53,21 +54,19 @@ class Backlog:
         self.bytes = 0
         self.is_due = asyncio.Event()
         """Set when there is so much that it is to be written at once."""
-        self._sizes: dict[JobJournal, int] = {}
-
-    def size_of(self, journal: JobJournal) -> int:
-        return self._sizes.get(journal, 0)
+        self.sizes: Counter[JobJournal] = Counter()
+        """Bytes of each journal that has any."""
 
     def add(self, journal: JobJournal, size: int) -> None:
         """Count a new entry, or, with a negative size, entries that wait no longer."""
         self.bytes += size
-        self._sizes[journal] = self.size_of(journal) + size
-        if not self._sizes[journal]:
-            del self._sizes[journal]
+        self.sizes[journal] += size
+        if not self.sizes[journal]:
+            del self.sizes[journal]
         if size > 0 and self.bytes >= _SOON_BYTES:
             self.is_due.set()
         if size > 0 and self.bytes > _MAX_UNSAVED_BYTES:
-            largest = max(self._sizes, key=self.size_of)
+            largest = max(self.sizes, key=self.sizes.__getitem__)
             largest.give_up("the store has failed for too long, and there is no memory for more")
 
 
@@ -113,10 +112,12 @@ class JobJournal:
     def __init__(self, job_id: str, digest: str, label: str, context: JournalContext) -> None:
         """`label` names the job in the log."""
         self.state = JournalState.UNOPENED
-        self.secret = Seeds.random().secret
+        self.secret = secrets.token_bytes(16)
         """Secret that the job's random seeds are made of. The journal keeps it."""
-        self.is_stored = False
-        """True once the store has something of the job."""
+        self.is_begun = False
+        """True once the store has something of the job, or was given something."""
+        self.has_finished_work = False
+        """True if there are or were outputs that no generation at work could write again."""
         self.outputs = KnownOutputs()
         self._job_id = job_id
         self._digest = digest
@@ -126,9 +127,13 @@ class JobJournal:
         self._unsaved: list[Entry] = []
         self._handed_over: list[Entry] = []
         """Entries that the log was given and has not confirmed yet, older than the unsaved ones."""
-        self._has_finished_work = False
-        """True if there are or were outputs that no generation at work could write again."""
         self._has_lost_work = False
+
+    def become(self, state: JournalState) -> None:
+        """Take the step to `state`. Raises AssertionError if it can't follow the present one."""
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"a journal in state {self.state.name} can't become {state.name}")
+        self.state = state
 
     # What there is
 
@@ -182,7 +187,7 @@ class JobJournal:
                 return None
             self._log, self.secret, self.outputs.table = past.log, past.secret, past.table
             self.become(JournalState.TAKEN)
-            self.is_stored = self._has_finished_work = True
+            self.is_begun = self.has_finished_work = True
             return past
 
     def _take_past(self) -> Past | None:
@@ -226,7 +231,7 @@ class JobJournal:
             reader.read(table)
             return secret
 
-        return not self.is_stored or await self._read(read) in (None, self.secret)
+        return self.state is JournalState.OPEN or await self._read(read) in (None, self.secret)
 
     # What is new
 
@@ -234,37 +239,23 @@ class JobJournal:
     def has_unsaved(self) -> bool:
         return bool(self._unsaved or self._handed_over)
 
-    @property
-    def is_begun(self) -> bool:
-        """True if the store has something of the job, or may have because it was given something."""
-        return self.is_stored or bool(self._handed_over)
-
     def has_all(self, *, with_random: bool) -> bool:
         """Whether the store has all that was generated; `with_random`: also what has random seeds."""
         state = self.state
         is_whole = state is JournalState.TAKEN or (state is JournalState.TAKEN_WITHOUT_RANDOM and not with_random)
-        return is_whole and self.is_stored and not self._has_lost_work and not self.has_unsaved
-
-    def record(self, generation: Generation) -> None:
-        """Add what is new of a generation."""
-        if (record := generation.new_record()) is not None:
-            self._add(record)
-
-    def finish(self, generation: Generation) -> None:
-        """Add the last of a generation that has ended or that no one waits for."""
-        self._has_finished_work = True
-        self.record(generation)
+        return is_whole and not self._has_lost_work and not self.has_unsaved
 
     def close_slot(self, slot: int) -> None:
         """Forget a slot's outputs and say that it is not to be used again."""
         dropped = [entry for entry in self._unsaved if entry.slot == slot]
         self._unsaved = [entry for entry in self._unsaved if entry.slot != slot]
         self._context.backlog.add(self, -sum(map(_size, dropped)))
-        self._add(SlotClosed(slot))
+        self.add(SlotClosed(slot))
         if self.outputs.table is not None:
             self.outputs.forget_slot(slot)
 
-    def _add(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> None:
+        """Add an entry that is to be written, and known to later requests."""
         if self.outputs.table is not None:
             self.outputs.add([entry])
         if self.state is not JournalState.GIVEN_UP and self._is_wanted(entry):
@@ -281,10 +272,12 @@ class JobJournal:
         """
         async with self._lock:
             for generation in at_work:
-                self.record(generation)
+                if (record := generation.new_record()) is not None:
+                    self.add(record)
             if not self.has_unsaved:
                 return 0
             self._handed_over, self._unsaved = self._handed_over + self._unsaved, []
+            self.is_begun = True
             try:
                 return await self._write()
             except EpochLost:
@@ -296,7 +289,7 @@ class JobJournal:
             except JournalGone:
                 if self.state is not JournalState.GIVEN_UP:
                     self.become(JournalState.OPEN)
-                    self._has_lost_work |= self._has_finished_work
+                    self._has_lost_work |= self.has_finished_work
                     for generation in at_work:
                         generation.recorded_tokens = 0
                 raise
@@ -319,7 +312,6 @@ class JobJournal:
         if self.state is not JournalState.GIVEN_UP:
             self._context.backlog.add(self, -sum(map(_size, entries)))
             self._handed_over = []
-            self.is_stored = True
         return written
 
     def _take(self) -> tuple[JobLog, bytes]:
@@ -344,26 +336,15 @@ class JobJournal:
         if self.state is JournalState.GIVEN_UP:
             return
         self.become(JournalState.GIVEN_UP)
-        self._forget_entries()
+        self.forget_entries()
         logger.warning("a job is no longer journalled: %s", reason, extra={"action": "job_lost", "job": self._label})
 
-    async def close(self) -> None:
-        """Free the memory of entries and past."""
-        self._forget_entries()
-        if self.outputs.table is not None:
-            await self._read(self.outputs.table.close)
-
-    def _forget_entries(self) -> None:
+    def forget_entries(self) -> None:
+        """Free the memory of entries that are not to be written."""
         self._unsaved, self._handed_over = [], []
-        self._context.backlog.add(self, -self._context.backlog.size_of(self))
+        self._context.backlog.add(self, -self._context.backlog.sizes[self])
 
     # How
-
-    def become(self, state: JournalState) -> None:
-        """Take the step to `state`. Raises AssertionError if it can't follow the present one."""
-        if state not in TRANSITIONS[self.state]:
-            raise AssertionError(f"a journal in state {self.state.name} can't become {state.name}")
-        self.state = state
 
     def _new_reader(self) -> JobReader:
         context = self._context

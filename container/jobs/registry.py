@@ -123,8 +123,10 @@ class JobRegistry:
     def release(self, attachment: Attachment, *, is_complete: bool) -> None:
         """Let a request go. `is_complete`: its client has all of its answer."""
         job = attachment.job
-        job.release(attachment, is_complete=is_complete)
-        self._retire_if_left(job)
+        if job.release(attachment, is_complete=is_complete) and self._jobs.get(job.id) is job:
+            self._forget(job)
+        else:
+            self._retire_if_left(job)
 
     def save_soon(self, attachment: Attachment) -> None:
         """Write what a request leaves unfinished, even while its answer is still on its way."""
@@ -187,7 +189,7 @@ class JobRegistry:
             try:
                 await self.save_all()
                 for job in list(self._jobs.values()):
-                    await self._forget(job)
+                    self._forget_if_done(job)
             except Exception:
                 logger.exception("the journal was not written; it will be tried again")
 
@@ -210,14 +212,19 @@ class JobRegistry:
     async def _retire(self, job: Job) -> None:
         if job.is_worth_saving and not self._health.is_broken:
             await self._save(job)
-        await self._forget(job)
+        self._forget_if_done(job)
 
-    async def _forget(self, job: Job) -> None:
+    def _forget_if_done(self, job: Job) -> None:
         """Forget a job with which there is nothing left to do. Else a later turn comes to it."""
         is_due = job.is_worth_saving and job.journal.has_unsaved
         if not job.attachments and not is_due and job.opening.done() and self._jobs.get(job.id) is job:
-            del self._jobs[job.id]
-            await job.journal.close()
+            self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        del self._jobs[job.id]
+        job.journal.forget_entries()
+        if job.journal.outputs.table is not None:  # in a thread, as freeing a large file takes a while
+            self._run(asyncio.to_thread(job.journal.outputs.table.close))
 
     async def _sweep_forever(self) -> None:
         context = self._context

@@ -71,6 +71,19 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):
         if self.logprobs and len(self.logprobs) != self.tokens:
             raise ValueError(f"{len(self.logprobs)} log probabilities of {self.tokens} tokens")
 
+    @classmethod
+    def of(
+        cls,
+        key: GenerationKey,
+        prompt_crc: int,
+        start: int,
+        token_ids: Iterable[int],
+        logprobs: list[TokenLogprobs],
+        end: End | None,
+        stop_chars: int | None,
+    ) -> Record:
+        return cls(*key, prompt_crc, start, pack(token_ids), logprobs, end, stop_chars)
+
     @property
     def key(self) -> GenerationKey:
         return GenerationKey(self.slot, self.line, self.item, self.choice)

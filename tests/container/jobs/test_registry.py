@@ -294,7 +294,7 @@ def test_a_job_whose_journal_was_deleted_is_not_told_to_be_saved(
         store.delete(f"jobs/{attachment.job.id}/")
         for _ in range(3):
             await jobs.save_all()
-        assert attachment.job.journal.is_stored and not attachment.job.journal.has_unsaved
+        assert attachment.job.journal.is_begun and not attachment.job.journal.has_unsaved
         assert not jobs.is_saved(attachment)
         assert await finished_items(new_jobs(), 1) == 0
 
@@ -662,7 +662,7 @@ def test_to_put_the_next_tokens_of_a_resumed_output_does_not_read_all_of_it(
 def test_who_waits_is_told_of_the_end_whatever_becomes_of_the_journal(engine: Engine) -> None:
     """A spool that fails (EIO is no full disk) would leave the request waiting until its deadline."""
 
-    def on_end(generation: Generation) -> None:
+    def on_end(generation: Generation, record: Record | None) -> None:
         raise OSError("the spool's disk is gone")
 
     async def test() -> None:
