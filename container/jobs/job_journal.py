@@ -370,4 +370,5 @@ def _size(entry: Entry) -> int:
     """Return about how many bytes an entry takes in memory."""
     if isinstance(entry, SlotClosed):
         return 64
-    return 256 + len(entry.token_ids) + sum(160 + 116 * len(score.top) for score in entry.logprobs)
+    scores = len(entry.logprobs) and sum(160 + 116 * len(score.top) for score in entry.logprobs)
+    return 256 + len(entry.token_ids) + scores

@@ -63,7 +63,7 @@ def test_an_empty_spool_has_no_lines(spool: Spool) -> None:
     assert lines(spool) == []
 
 
-def test_a_long_line_stays_in_the_file_and_the_next_is_whole(spool: Spool) -> None:
+def test_line_after_long_one_is_whole(spool: Spool) -> None:
     assert lines(spool, b"a" * 3_000_000 + b"\nnext\n") == [None, b"next\n"]
     assert [(line.number, line.offset, line.size) for line in spool.lines(10)] == [(1, 0, 3_000_001), (2, 3_000_001, 5)]
 
@@ -72,7 +72,7 @@ def test_a_last_line_may_be_long(spool: Spool) -> None:
     assert lines(spool, b"first\n" + b"a" * 3_000_000) == [b"first\n", None]
 
 
-def test_a_line_of_just_the_length_is_not_long(spool: Spool) -> None:
+def test_line_of_limit_is_not_long(spool: Spool) -> None:
     assert lines(spool, b"a" * 10 + b"\n", longest=11) == [b"a" * 10 + b"\n"]
 
 
@@ -86,7 +86,7 @@ def test_nothing_shows_in_the_directory(spool: Spool, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_are_read_in_the_order_of_their_numbers(ordered: OrderedSpool) -> None:
+def test_records_are_read_in_order(ordered: OrderedSpool) -> None:
     numbers = list(range(1000))
     random.Random(0).shuffle(numbers)
     for number in numbers:
@@ -102,13 +102,13 @@ def test_many_threads_may_put_at_once(ordered: OrderedSpool) -> None:
     assert ordered.size == len(whole)
 
 
-def test_records_are_read_in_pieces_of_moderate_size(ordered: OrderedSpool) -> None:
+def test_records_are_read_in_moderate_pieces(ordered: OrderedSpool) -> None:
     for number in range(50):
         ordered.put(number, b"a" * 100_000)
     assert [len(piece) for piece in read(ordered)] == [1_100_000] * 4 + [600_000]
 
 
-def test_a_body_without_room_is_refused_before_it_is_written(spool: Spool) -> None:
+def test_body_without_room_is_refused_early(spool: Spool) -> None:
     with pytest.raises(OutOfSpace, match="bytes free") as caught:
         spool.reserve(1 << 60)
     assert (caught.value.status, caught.value.code) == (507, "disk_full")
@@ -152,7 +152,7 @@ def test_a_full_disk_is_named(program: str) -> None:
     assert on_a_full_disk(program) == "507 disk_full\n"
 
 
-def test_closing_on_a_full_disk_hides_no_other_error() -> None:
+def test_closing_on_full_disk_hides_nothing() -> None:
     program = (
         "spool = Spool(tempfile.gettempdir()); spool.append(bytes(5000)); spool.append(bytes(5001)); spool.close()"
     )
@@ -175,18 +175,18 @@ def post_lines_to_a_full_disk(server: Server, lines: int, room: int) -> httpx.Re
 
 
 @pytest.mark.parametrize("room", [10_000, 3_000_000])
-def test_a_body_that_finds_no_room_is_a_507(server: Server, room: int) -> None:
+def test_body_without_room_is_507(server: Server, room: int) -> None:
     response = post_lines_to_a_full_disk(server, 1000, room)
     assert (response.status_code, response.json()["error"]["code"]) == (507, "disk_full")
 
 
 @pytest.mark.parametrize("lines", [1, 10, 100])
-def test_answers_that_find_no_room_are_a_507_and_no_broken_answer(server: Server, lines: int) -> None:
+def test_answers_without_room_are_507(server: Server, lines: int) -> None:
     response = post_lines_to_a_full_disk(server, lines, room=len(BAD_LINE) * lines + 10)
     assert (response.status_code, response.json()["error"]["code"]) == (507, "disk_full")
 
 
-def test_a_disk_that_has_room_again_is_used_again(server: Server) -> None:
+def test_disk_with_room_is_used_again(server: Server) -> None:
     post_lines_to_a_full_disk(server, 10, room=100)
     response = server.post(content=BAD_LINE * 10, headers={"content-type": "application/jsonlines"})
     assert (response.status_code, len(response.text.splitlines())) == (200, 10)

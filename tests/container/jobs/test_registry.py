@@ -161,7 +161,7 @@ async def finished_items(jobs: JobRegistry, items: int = 3) -> int:
 
 
 @pytest.mark.parametrize("way", ["fails", "is late"])
-def test_a_past_that_could_not_be_read_for_a_moment_is_not_deleted(
+def test_past_unreadable_for_moment_is_kept(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Hours of work would go because one LIST took 5 s (0.5 s while another job's write has failed)."""
@@ -186,9 +186,7 @@ def test_a_past_that_could_not_be_read_for_a_moment_is_not_deleted(
     run(test())
 
 
-def test_a_job_with_nothing_to_write_does_not_keep_a_healed_store_from_the_others(
-    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
-) -> None:
+def test_idle_job_does_not_hide_healed_store(new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store) -> None:
     """Such as one that is given up, waits for the engine, or whose client is slow to take its answer."""
 
     async def test() -> None:
@@ -208,7 +206,7 @@ def test_a_job_with_nothing_to_write_does_not_keep_a_healed_store_from_the_other
     run(test())
 
 
-def test_a_job_that_can_not_be_written_does_not_keep_the_others_from_it(
+def test_unwritable_job_does_not_stop_others(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one whose folder is unreadable."""
@@ -235,7 +233,7 @@ def test_a_job_that_can_not_be_written_does_not_keep_the_others_from_it(
     run(test())
 
 
-def test_where_there_is_no_memory_for_more_the_job_that_has_most_of_it_is_given_up(
+def test_largest_job_is_given_up_without_memory(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
@@ -253,7 +251,7 @@ def test_where_there_is_no_memory_for_more_the_job_that_has_most_of_it_is_given_
     run(test())
 
 
-def test_a_job_that_is_given_up_while_it_is_written_leaves_nothing_behind(
+def test_job_given_up_during_write_leaves_nothing(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     async def test() -> None:
@@ -277,9 +275,7 @@ def test_a_job_that_is_given_up_while_it_is_written_leaves_nothing_behind(
     run(test())
 
 
-def test_a_job_whose_journal_was_deleted_is_not_told_to_be_saved(
-    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
-) -> None:
+def test_deleted_journal_is_not_called_saved(new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store) -> None:
     """What had ended went with it."""
 
     async def test() -> None:
@@ -301,7 +297,7 @@ def test_a_job_whose_journal_was_deleted_is_not_told_to_be_saved(
     run(test())
 
 
-def test_who_joins_a_running_job_does_not_wait_for_a_store_that_hangs(
+def test_joining_request_ignores_hanging_store(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first request goes on; the second would wait until its deadline, and be a 504 without a token."""
@@ -327,9 +323,7 @@ def test_who_joins_a_running_job_does_not_wait_for_a_store_that_hangs(
 
 
 @pytest.mark.parametrize("is_same", [True, False], ids=["the same server", "its successor"])
-def test_a_lane_whose_answer_has_arrived_is_not_taken_again(
-    new_jobs: Callable[[], JobRegistry], engine: Engine, is_same: bool
-) -> None:
+def test_answered_slot_is_not_taken_again(new_jobs: Callable[[], JobRegistry], engine: Engine, is_same: bool) -> None:
     """The next unseeded request would have the same seeds and the same text, out of the journal, for a week."""
 
     async def test() -> None:
@@ -350,7 +344,7 @@ def test_a_lane_whose_answer_has_arrived_is_not_taken_again(
     run(test())
 
 
-def test_a_lane_that_is_closed_while_another_server_takes_the_job_is_not_taken_again(
+def test_slot_closed_during_takeover_stays_closed(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """The first one's answer arrives between the second one's look and its claim."""
@@ -375,7 +369,7 @@ def test_a_lane_that_is_closed_while_another_server_takes_the_job_is_not_taken_a
     run(test())
 
 
-def test_a_lane_that_is_closed_while_the_job_is_first_written_is_not_taken_again(
+def test_slot_closed_during_first_write_stays_closed(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     async def test() -> None:
@@ -398,9 +392,7 @@ def test_a_lane_that_is_closed_while_the_job_is_first_written_is_not_taken_again
     run(test())
 
 
-def test_identical_requests_that_overlap_for_months_leave_nothing_behind(
-    new_jobs: Callable[[], JobRegistry], engine: Engine
-) -> None:
+def test_overlapping_identical_requests_leave_nothing(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
     """Each has all of its answer before it leaves; at any moment one is attached, so that the job never ends."""
 
     async def test() -> None:
@@ -445,9 +437,7 @@ def test_slot_answered_before_first_write_is_closed(new_jobs: Callable[[], JobRe
 # Opening
 
 
-def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_before(
-    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
-) -> None:
+def test_later_requests_wait_for_past(new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store) -> None:
     """Its late answer is of a job that is forgotten. Else they begin anew, and their seeds change under them."""
 
     async def test() -> None:
@@ -469,7 +459,7 @@ def test_all_wait_for_their_jobs_past_also_when_one_has_left_that_asked_for_it_b
     run(test())
 
 
-def test_output_that_ends_during_loading_is_known_after_it(
+def test_output_ended_during_loading_is_known(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """What is loaded is older: it must not take the place of what came meanwhile."""
@@ -511,7 +501,7 @@ def test_late_answer_changes_nothing(
     run(test())
 
 
-def test_a_wrong_request_that_is_looked_up_is_no_conflict_to_the_right_one(
+def test_wrong_request_does_not_refuse_right_one(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """SageMaker never tries a 409 again."""
@@ -535,7 +525,7 @@ def test_a_wrong_request_that_is_looked_up_is_no_conflict_to_the_right_one(
 # Two servers
 
 
-def test_what_was_told_to_be_durable_counts_for_the_successor(store: Store, tmp_path: Path) -> None:
+def test_durable_record_counts_for_successor(store: Store, tmp_path: Path) -> None:
     """The successor lists, the writer appends (and answers `resumable: true`), the successor takes."""
 
     def reader() -> JobReader:
@@ -560,7 +550,7 @@ def test_what_was_told_to_be_durable_counts_for_the_successor(store: Store, tmp_
     assert table.get(GenerationKey(0, 0, 1, 0)) is not None
 
 
-def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
+def test_simultaneous_takers_do_not_both_lose(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
     """Neither could read the journal when it began. The second one looks at it before the first one's head is there,
@@ -588,9 +578,7 @@ def test_two_servers_that_take_the_same_job_at_once_do_not_both_lose_it(
     run(test())
 
 
-def test_a_request_sent_again_to_another_server_has_the_journal_though_the_first_one_writes_its_last_words(
-    new_jobs: Callable[[], JobRegistry], engine: Engine
-) -> None:
+def test_next_server_resumes_while_first_still_writes(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
     """It has come before the first one had written anything, and before that noticed that its client is gone."""
 
     async def test() -> None:
@@ -614,7 +602,7 @@ def test_a_request_sent_again_to_another_server_has_the_journal_though_the_first
 # What is said
 
 
-def test_on_sagemaker_a_journal_that_ends_with_the_container_is_not_resumable(
+def test_local_journal_on_sagemaker_is_not_resumable(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default setting there: the server warns of it at its start, and must not promise otherwise at its end."""
@@ -633,7 +621,7 @@ def test_on_sagemaker_a_journal_that_ends_with_the_container_is_not_resumable(
     run(test())
 
 
-def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
+def test_job_id_hides_name() -> None:
     ids = {job_id("a", "b"), job_id(None, "b"), job_id("b", "c"), job_id(None, "a")}
     assert len(ids) == 4 and all(len(one) == 64 and set(one) <= set("0123456789abcdef") for one in ids)
     assert job_id("a", "b") == job_id("a", "c")
@@ -642,9 +630,7 @@ def test_a_jobs_id_tells_nothing_of_its_name_and_names_are_no_digests() -> None:
 # Costs
 
 
-def test_to_put_the_next_tokens_of_a_resumed_output_does_not_read_all_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_added_tokens_read_no_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done on the event loop, for each sequence at work, every interval."""
 
     def record(start: int) -> Record:
@@ -659,7 +645,7 @@ def test_to_put_the_next_tokens_of_a_resumed_output_does_not_read_all_of_it(
     assert not read
 
 
-def test_who_waits_is_told_of_the_end_whatever_becomes_of_the_journal(engine: Engine) -> None:
+def test_waiter_hears_of_end_without_journal(engine: Engine) -> None:
     """A spool that fails (EIO is no full disk) would leave the request waiting until its deadline."""
 
     def on_end(generation: Generation, record: Record | None) -> None:

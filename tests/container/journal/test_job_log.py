@@ -145,7 +145,7 @@ def test_where_nothing_is_nothing_is_found(store: Store, tables: Tables) -> None
     assert job_log(store).open(tables()) is None
 
 
-def test_what_was_appended_is_found_with_the_secret_and_the_closed_lanes(store: Store, tables: Tables) -> None:
+def test_appended_entries_are_found(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     written = log.append([record(1, 0, 5, 6), SlotClosed(3)]) + log.append([record(1, 2, 7), SlotClosed(4)])
     late, table = job_log(store), tables()
@@ -162,7 +162,7 @@ def test_nothing_appended_is_nothing_written(store: Store, tables: Tables) -> No
     assert store.keys("") == before
 
 
-def test_a_takeover_keeps_what_there_was_the_secret_and_the_age(store: Store, tables: Tables) -> None:
+def test_takeover_keeps_records_secret_and_age(store: Store, tables: Tables) -> None:
     taken(store, tables()).append([record(1, 0, 5)])
     clock = Clock()
     for item in (2, 3):
@@ -175,7 +175,7 @@ def test_a_takeover_keeps_what_there_was_the_secret_and_the_age(store: Store, ta
     assert read(store, tables()) == {1: [5], 2: [2], 3: [3]}
 
 
-def test_an_earlier_writer_stops_and_what_it_added_does_not_count(store: Store, tables: Tables) -> None:
+def test_former_writers_late_segment_does_not_count(store: Store, tables: Tables) -> None:
     old = taken(store, tables())
     old.append([record(1, 0, 5)])
     new = taken(store, tables())
@@ -197,7 +197,7 @@ def overtaking(store: Store, tables: Tables) -> tuple[Writer, Writer, OutputTabl
     return old, new, seen
 
 
-def test_what_an_earlier_writer_adds_until_the_takeover_counts_and_nothing_later(store: Store, tables: Tables) -> None:
+def test_segments_count_until_takeover(store: Store, tables: Tables) -> None:
     """It was told that the former is durable, and is told that the latter is not."""
     old, new, seen = overtaking(store, tables)
     new.take(SECRET, seen)
@@ -239,9 +239,7 @@ def take_often(store: Store, tables: Tables) -> Writer:
     return log
 
 
-def test_a_job_that_is_asked_for_again_and_again_keeps_few_epochs_and_all_its_segments(
-    store: Store, tables: Tables
-) -> None:
+def test_repeated_takeovers_keep_few_epochs(store: Store, tables: Tables) -> None:
     for item in range(3):
         taken(store, tables()).append([record(item, 0, item)])
         take_often(store, tables)
@@ -251,9 +249,7 @@ def test_a_job_that_is_asked_for_again_and_again_keeps_few_epochs_and_all_its_se
 
 
 @pytest.mark.parametrize("segments", [0, 1])
-def test_an_earlier_writer_stops_though_its_successors_epoch_is_deleted(
-    local: Store, tables: Tables, segments: int
-) -> None:
+def test_former_writer_stops_after_epoch_deletion(local: Store, tables: Tables, segments: int) -> None:
     old = taken(local, tables())
     for start in range(segments):
         old.append([record(1, start, 5)])
@@ -266,9 +262,7 @@ def test_an_earlier_writer_stops_though_its_successors_epoch_is_deleted(
     assert read(local, tables()) == {1: [5] * segments + [7]}
 
 
-def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_on(
-    local: Store, tables: Tables
-) -> None:
+def test_writer_stops_when_checked_epoch_disappears(local: Store, tables: Tables) -> None:
     old = taken(local, tables())
     old.append([record(1, 0, 5)])
     claim = claim_key(JOB, taken(local, tables()).epoch)
@@ -277,7 +271,7 @@ def test_an_epoch_that_is_deleted_while_a_writer_looks_at_it_is_no_reason_to_go_
         old.append([record(1, 1, 66)])
 
 
-def test_who_opened_long_ago_takes_nothing_though_the_next_epoch_is_free_again(local: Store, tables: Tables) -> None:
+def test_late_taker_loses_despite_free_epoch(local: Store, tables: Tables) -> None:
     taken(local, tables())
     late = job_log(local)
     late.open(tables())
@@ -289,7 +283,7 @@ def test_who_opened_long_ago_takes_nothing_though_the_next_epoch_is_free_again(l
     assert read(local, tables()) == {1: [7]}
 
 
-def test_a_new_job_that_was_begun_by_another_meanwhile_is_not_begun_again(store: Store, tables: Tables) -> None:
+def test_job_begun_meanwhile_is_not_begun_again(store: Store, tables: Tables) -> None:
     late = job_log(store)
     late.open()
     taken(store, tables()).append([record(1, 0, 7)])
@@ -298,18 +292,14 @@ def test_a_new_job_that_was_begun_by_another_meanwhile_is_not_begun_again(store:
     assert read(store, tables()) == {1: [7]}
 
 
-def test_an_epoch_whose_writer_was_killed_before_it_wrote_anything_takes_nothing_away(
-    local: Store, tables: Tables, tmp_path: Path
-) -> None:
+def test_empty_epoch_takes_nothing_away(local: Store, tables: Tables, tmp_path: Path) -> None:
     log = taken(local, tables())
     (tmp_path / "journal" / folder(log.epoch + 1)).mkdir()
     log.append([record(1, 0, 5)])
     assert read(local, tables()) == {1: [5]}
 
 
-def test_that_nothing_can_be_deleted_is_told_and_takes_the_job_from_nobody(
-    local: Store, tables: Tables, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_deletion_is_logged_and_harmless(local: Store, tables: Tables, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(log_module._MAX_UNUSED_EPOCHS + 1):
         taken(local, tables())
     log = job_log(Between(local, lambda call, key: call == "delete", failing))
@@ -321,9 +311,7 @@ def test_that_nothing_can_be_deleted_is_told_and_takes_the_job_from_nobody(
 
 
 @pytest.mark.parametrize("call", ["keys", "get", "create"], ids=["the list", "a segment", "the head"])
-def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_told_is_durable(
-    store: Store, tables: Tables, call: str
-) -> None:
+def test_broken_takeover_loses_nothing_durable(store: Store, tables: Tables, call: str) -> None:
     """It comes between the claim and the head."""
     old, new, table = overtaking(store, tables)
     new.go_through(Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
@@ -339,7 +327,7 @@ def test_a_takeover_that_is_broken_off_loses_nothing_that_its_former_writer_was_
     assert read(store, tables())[1][-1] == 7
 
 
-def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable(store: Store, tables: Tables) -> None:
+def test_takeover_during_takeover_has_all_durable(store: Store, tables: Tables) -> None:
     _, new, _ = overtaking(store, tables)
     rivals: list[Writer] = []
     new.go_through(
@@ -356,9 +344,7 @@ def test_who_takes_it_in_the_middle_of_anothers_takeover_has_all_that_is_durable
     assert read(store, tables()) == {1: [5, 6, 7]}
 
 
-def test_a_segment_that_could_not_be_checked_is_checked_again_and_not_written_again(
-    store: Store, tables: Tables
-) -> None:
+def test_unchecked_segment_is_not_written_again(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     entries: list[Any] = [record(1, 0, 5)]
     for _ in range(2):
@@ -371,9 +357,7 @@ def test_a_segment_that_could_not_be_checked_is_checked_again_and_not_written_ag
     assert read(store, tables()) == {1: [5], 2: [6]}
 
 
-def test_a_segment_that_could_not_be_checked_before_another_took_the_job_is_not_durable(
-    store: Store, tables: Tables
-) -> None:
+def test_unchecked_segment_before_takeover_is_lost(store: Store, tables: Tables) -> None:
     old = taken(store, tables())
     old.go_through(Between(store, lambda call, key: call == "folders", failing))
     entries: list[Any] = [record(1, 0, 5)]
@@ -384,7 +368,7 @@ def test_a_segment_that_could_not_be_checked_before_another_took_the_job_is_not_
         old.append(entries)
 
 
-def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, tables: Tables) -> None:
+def test_ever_changing_epochs_are_failure(local: Store, tables: Tables) -> None:
     log = taken(local, tables())
     numbers = itertools.count(log.epoch + 1)
 
@@ -400,9 +384,7 @@ def test_epochs_that_come_and_go_for_ever_are_a_failure(local: Store, tables: Ta
         log.append([record(1, 0, 5)])
 
 
-def test_who_saw_a_head_half_written_takes_nothing_from_its_writer(
-    local: Store, tables: Tables, tmp_path: Path
-) -> None:
+def test_half_written_head_keeps_its_writer(local: Store, tables: Tables, tmp_path: Path) -> None:
     """Where files have no second name."""
     taken(local, tables()).append([record(1, 0, 5)])
     other = taken(local, tables())
@@ -420,9 +402,7 @@ def test_who_saw_a_head_half_written_takes_nothing_from_its_writer(
 
 
 @pytest.mark.parametrize("segments", [0, 1])
-def test_a_job_whose_epochs_are_deleted_while_it_is_opened_is_found(
-    local: Store, tables: Tables, segments: int
-) -> None:
+def test_job_is_found_during_epoch_deletion(local: Store, tables: Tables, segments: int) -> None:
     old = taken(local, tables())
     for start in range(segments):
         old.append([record(1, start, 5)])
@@ -436,7 +416,7 @@ def test_a_job_whose_epochs_are_deleted_while_it_is_opened_is_found(
     assert read(local, tables()) == {1: [5] * segments + [7]}
 
 
-def test_of_two_who_saw_the_same_the_later_one_looks_again(store: Store, tables: Tables) -> None:
+def test_second_taker_must_look_again(store: Store, tables: Tables) -> None:
     first, second = job_log(store), job_log(store)
     for log in (first, second):
         log.open()
@@ -450,7 +430,7 @@ def test_of_two_who_saw_the_same_the_later_one_looks_again(store: Store, tables:
         first.append([record(1, 0, 66)])
 
 
-def test_a_lane_that_is_closed_between_the_look_and_the_claim_is_closed(store: Store, tables: Tables) -> None:
+def test_slot_closed_before_claim_is_closed(store: Store, tables: Tables) -> None:
     old = taken(store, tables())
     old.append([SlotClosed(1)])
     new = job_log(store)
@@ -460,7 +440,7 @@ def test_a_lane_that_is_closed_between_the_look_and_the_claim_is_closed(store: S
     assert new.reader.closed_slots == {1, 2}
 
 
-def test_threads_that_take_it_from_each_other_come_all_to_write(store: Store, tables: Tables) -> None:
+def test_competing_threads_all_write(store: Store, tables: Tables) -> None:
     barrier = threading.Barrier(3)
 
     def write(item: int) -> None:
@@ -512,7 +492,7 @@ for turn in range(6):
 """
 
 
-def test_processes_that_take_it_from_each_other_mix_no_outputs(uri: str, tables: Tables) -> None:
+def test_competing_processes_mix_no_outputs(uri: str, tables: Tables) -> None:
     """Each epoch's pieces lie in one stretch, no epoch has two writers, and all that was told is there."""
     racers = [
         subprocess.Popen(
@@ -550,7 +530,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_torn_or_changed_segment_is_dropped_with_a_warning(
+def test_damaged_segment_is_dropped_with_warning(
     local: Store, tables: Tables, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
     log = taken(local, tables())
@@ -576,7 +556,7 @@ def test_segments_under_each_others_names_are_dropped(local: Store, tables: Tabl
     assert read(local, tables()) == {0: [0]}
 
 
-def test_a_torn_head_gives_way_to_the_epoch_before_and_its_epoch_is_not_used_again(
+def test_torn_head_gives_way_to_former(
     local: Store, tables: Tables, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken(local, tables()).append([record(1, 0, 5)])
@@ -589,7 +569,7 @@ def test_a_torn_head_gives_way_to_the_epoch_before_and_its_epoch_is_not_used_aga
     assert read(local, tables()) == {1: [5], 3: [7]}
 
 
-def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, tables: Tables, tmp_path: Path) -> None:
+def test_headless_segments_are_ignored(local: Store, tables: Tables, tmp_path: Path) -> None:
     headless = taken(local, tables())
     headless.append([record(1, 0, 5)])
     (tmp_path / "journal" / head_key(JOB, headless.epoch)).unlink()
@@ -600,7 +580,7 @@ def test_segments_without_a_head_are_not_taken_for_ones_own(local: Store, tables
     assert read(local, tables()) == {2: [6]}
 
 
-def test_other_objects_beside_the_journal_do_not_disturb_it(store: Store, tables: Tables) -> None:
+def test_foreign_objects_do_not_disturb_journal(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     log.append([record(1, 0, 5)])
     store.put(f"jobs/{JOB}/progress", b"{}")
@@ -611,14 +591,14 @@ def test_other_objects_beside_the_journal_do_not_disturb_it(store: Store, tables
 # Whose it is, how old and how large
 
 
-def test_a_name_with_another_digest_is_a_conflict(store: Store, tables: Tables) -> None:
+def test_other_digest_is_conflict(store: Store, tables: Tables) -> None:
     taken(store, tables()).append([record(1, 0, 5)])
     with pytest.raises(DigestConflict):
         job_log(store, "another").open(tables())
     assert read(store, tables()) == {1: [5]}
 
 
-def test_an_expired_job_is_deleted_and_begins_anew_in_a_later_epoch(store: Store, tables: Tables) -> None:
+def test_expired_job_begins_anew_in_later_epoch(store: Store, tables: Tables) -> None:
     expired = taken(store, tables())
     expired.append([record(1, 0, 5)])
     clock = Clock()
@@ -632,7 +612,7 @@ def test_an_expired_job_is_deleted_and_begins_anew_in_a_later_epoch(store: Store
     assert log.epoch > expired.epoch
 
 
-def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(store: Store, tables: Tables) -> None:
+def test_late_deletion_spares_new_job(store: Store, tables: Tables) -> None:
     taken(store, tables())
     clock = Clock()
     clock.now += 101
@@ -647,7 +627,7 @@ def test_who_deletes_an_expired_job_late_takes_nothing_from_who_has_begun_anew(s
     assert read(store, tables()) == {1: [5]}
 
 
-def test_who_deleted_an_expired_job_takes_nothing_from_who_has_begun_anew_since(store: Store, tables: Tables) -> None:
+def test_deleter_of_expired_job_loses_to_newer(store: Store, tables: Tables) -> None:
     taken(store, tables())
     clock = Clock()
     clock.now += 101
@@ -659,7 +639,7 @@ def test_who_deleted_an_expired_job_takes_nothing_from_who_has_begun_anew_since(
     assert read(store, tables()) == {1: [5]}
 
 
-def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, tables: Tables) -> None:
+def test_full_job_stays_full_after_takeover(store: Store, tables: Tables) -> None:
     log = taken(store, tables(), max_bytes=500)
     with pytest.raises(JournalFull, match="limit of 500"):
         for item in range(20):
@@ -669,7 +649,7 @@ def test_a_job_over_its_limit_is_full_also_after_a_takeover(store: Store, tables
         taken(store, tables(), max_bytes=500).append([record(1, 0, *range(100))])
 
 
-def test_a_deleted_job_is_gone_for_its_writer_who_can_begin_again(store: Store, tables: Tables) -> None:
+def test_writer_of_deleted_job_begins_again(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     store.delete(f"jobs/{JOB}/")
     with pytest.raises(JournalGone):
@@ -686,7 +666,7 @@ class Ticking(Clock):
         return self.now
 
 
-def test_a_job_that_is_deleted_under_its_writer_and_begun_anew_is_the_others(store: Store, tables: Tables) -> None:
+def test_job_begun_anew_is_lost_to_writer(store: Store, tables: Tables) -> None:
     clock = Ticking()
     old = taken(store, tables(), clock=clock)
     old.append([record(1, 0, 66)])
@@ -699,9 +679,7 @@ def test_a_job_that_is_deleted_under_its_writer_and_begun_anew_is_the_others(sto
 
 
 @pytest.mark.parametrize("call", ["claim", "list", "head"])
-def test_a_job_that_is_deleted_while_it_is_taken_and_begun_anew_is_the_others(
-    store: Store, tables: Tables, call: str
-) -> None:
+def test_job_begun_anew_during_take_is_lost(store: Store, tables: Tables, call: str) -> None:
     """Whatever is put late takes nothing of it away, and nothing is durable that builds on what is gone."""
     clock = Ticking()
     taken(store, tables(), clock=clock).append([record(1, 0, 66)])
@@ -725,9 +703,7 @@ def test_a_job_that_is_deleted_while_it_is_taken_and_begun_anew_is_the_others(
 
 
 @pytest.mark.parametrize("call", ["list", "head"])
-def test_a_job_that_is_deleted_while_it_is_taken_has_nothing_that_builds_on_what_is_gone(
-    store: Store, tables: Tables, call: str
-) -> None:
+def test_job_deleted_during_take_keeps_nothing(store: Store, tables: Tables, call: str) -> None:
     taken(store, tables()).append([record(1, 0, 66)])
     late = job_log(store)
     late.open()
@@ -742,7 +718,7 @@ def test_a_job_that_is_deleted_while_it_is_taken_has_nothing_that_builds_on_what
     assert job_log(store).open() is None
 
 
-def test_what_a_deleted_jobs_writer_puts_late_stops_nobody(store: Store, tables: Tables) -> None:
+def test_late_objects_stop_no_writer(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     store.put(segment_key(JOB, log.epoch + 5, 3), b"late")
     store.put(head_key(JOB, log.epoch + 6), store.get(head_key(JOB, log.epoch)) or b"")
@@ -758,14 +734,14 @@ def test_much_at_once_becomes_several_segments(store: Store, tables: Tables, mon
     assert read(store, tables()) == {item: list(range(100)) for item in range(9)}
 
 
-def test_more_segments_than_are_read_at_once_keep_their_order(store: Store, tables: Tables) -> None:
+def test_many_segments_keep_their_order(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     for at in range(20):
         log.append([record(1, at, at)])
     assert read(store, tables()) == {1: list(range(20))}
 
 
-def test_no_log_line_and_no_file_tells_names(
+def test_logs_and_files_hide_names(
     local: Store, tables: Tables, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -792,7 +768,7 @@ def faulty(s3: FaultyS3, emulator: Emulator) -> Iterator[Store]:
         yield store
 
 
-def test_an_append_that_failed_comes_again_and_is_whole(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
+def test_failed_append_succeeds_again(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
     log = taken(faulty, tables())
     log.append([record(1, 0, 1)])
     s3.will(["503"] * 3)
@@ -802,7 +778,7 @@ def test_an_append_that_failed_comes_again_and_is_whole(faulty: Store, s3: Fault
     assert read(faulty, tables()) == {1: [1, 2, 3]}
 
 
-def test_an_append_that_happened_though_it_failed_does_no_harm(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
+def test_append_with_lost_answer_is_harmless(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
     log = taken(faulty, tables())
     s3.will(["lost", "503", "503"])
     with pytest.raises(StoreError):
@@ -813,7 +789,7 @@ def test_an_append_that_happened_though_it_failed_does_no_harm(faulty: Store, s3
     assert read(faulty, tables()) == {1: [1, 2, 3]}
 
 
-def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
+def test_take_with_lost_answer_is_own(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
     log = job_log(faulty)
     log.open(tables())
     s3.will(["lost", "503", "503"])
@@ -823,9 +799,7 @@ def test_a_take_that_happened_though_it_failed_is_ones_own(faulty: Store, s3: Fa
     assert log.append([record(1, 0, 1)])
 
 
-def test_a_job_that_can_not_be_read_is_a_failure_and_not_an_empty_one(
-    faulty: Store, s3: FaultyS3, tables: Tables
-) -> None:
+def test_unreadable_job_is_not_empty(faulty: Store, s3: FaultyS3, tables: Tables) -> None:
     taken(faulty, tables()).append([record(1, 0, 1)])
     for answered in range(3):  # the list, the head, the segment
         s3.will(["none"] * answered)
@@ -858,7 +832,7 @@ while True:
 """
 
 
-def test_a_writer_killed_anywhere_has_what_it_called_durable(uri: str, tables: Tables) -> None:
+def test_killed_writer_keeps_what_is_durable(uri: str, tables: Tables) -> None:
     """Again and again on one job, each going on where the last one was killed."""
     rng = random.Random(7)
     for _ in range(4):

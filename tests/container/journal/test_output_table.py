@@ -47,7 +47,7 @@ def ids(table: OutputTable, key: GenerationKey = KEY) -> list[int] | None:
     return output and unpack(output.token_ids)
 
 
-def test_nothing_is_known_of_what_was_not_put(table: OutputTable) -> None:
+def test_unknown_output_is_none(table: OutputTable) -> None:
     table.add([record(0, [1, 2])])
     assert table.get(GenerationKey(0, 0, 0, 1)) is None
 
@@ -86,23 +86,23 @@ def test_nothing_follows_an_end(table: OutputTable) -> None:
     assert output and (unpack(output.token_ids), output.end) == ([1, 2], "stop")
 
 
-def test_an_end_cuts_what_was_generated_behind_it(table: OutputTable) -> None:
+def test_end_cuts_later_tokens(table: OutputTable) -> None:
     table.add([record(0, [1, 2, 3, 4]), record(2, [], "stop_string")])
     assert ids(table) == [1, 2]
 
 
-def test_a_newer_writer_that_disagrees_is_followed_from_there_on(table: OutputTable) -> None:
+def test_newer_writers_tokens_replace_older(table: OutputTable) -> None:
     table.add([record(0, [1, 2, 3, 4]), record(2, [9])])
     assert ids(table) == [1, 2, 9]
 
 
-def test_another_prompt_takes_the_place_of_the_first(table: OutputTable) -> None:
+def test_other_prompt_replaces_output(table: OutputTable) -> None:
     table.add([record(0, [1, 2], "stop"), record(1, [5], crc=2), record(0, [7], crc=2)])
     output = table.get(KEY)
     assert output and (unpack(output.token_ids), output.end, output.prompt_crc) == ([7], None, 2)
 
 
-def test_a_part_without_log_probabilities_joins_none_that_has_them(table: OutputTable) -> None:
+def test_part_without_logprobs_is_ignored(table: OutputTable) -> None:
     table.add([record(0, [1], with_logprobs=True), record(1, [2])])
     assert ids(table) == [1]
     table.add([record(1, [2], with_logprobs=True), record(2, [], "stop")])
@@ -110,7 +110,7 @@ def test_a_part_without_log_probabilities_joins_none_that_has_them(table: Output
     assert output and (unpack(output.token_ids), len(output.logprobs), output.end) == ([1, 2], 2, "stop")
 
 
-def test_the_counts_are_of_sequences_and_their_tokens(table: OutputTable) -> None:
+def test_counts_are_outputs_and_tokens(table: OutputTable) -> None:
     keys = [GenerationKey(0, 0, item, choice) for item in range(100) for choice in range(2)]
     table.add([record(0, [1, 2], key=key) for key in keys])
     table.add([record(2, [3], "stop", key=key) for key in keys[:50]])
@@ -143,7 +143,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown_kib < 8 << 10  # of the 48 MB that were added
 
 
-def test_a_full_disk_is_named_and_nothing_is_told_from_then_on(tmp_path: Path) -> None:
+def test_full_disk_ends_the_table(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from container.errors import OutOfSpace
@@ -166,7 +166,7 @@ table.close()
     assert answer.stdout == "disk_full\n" * 4
 
 
-def test_who_waits_has_its_turn_before_who_had_the_last_one(table: OutputTable) -> None:
+def test_waiting_reader_has_next_turn(table: OutputTable) -> None:
     """A load that takes turn after turn would otherwise keep readers out for half a second."""
     turns = []
 
@@ -184,7 +184,7 @@ def test_who_waits_has_its_turn_before_who_had_the_last_one(table: OutputTable) 
     assert turns == ["reader", "load"]
 
 
-def test_reading_beside_a_load_sees_what_is_there_so_far(table: OutputTable) -> None:
+def test_reader_sees_outputs_added_so_far(table: OutputTable) -> None:
     much: list[Entry] = [record(0, [1], "stop", key=GenerationKey(0, 0, item, 0)) for item in range(20_000)]
     loading = threading.Thread(target=table.add, args=(much,))
     loading.start()

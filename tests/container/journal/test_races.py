@@ -242,7 +242,7 @@ def kept(world: World) -> int:
 
 
 @pytest.mark.parametrize("disturber", [nothing, delete, let_it_expire])
-def test_all_that_is_durable_counts_and_nothing_without_what_it_builds_on(
+def test_durable_records_count_with_their_basis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturber: Disturber
 ) -> None:
     """But for what was deleted after its writer was told that it is durable."""

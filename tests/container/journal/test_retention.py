@@ -51,13 +51,13 @@ def test_an_empty_directory_has_nothing_to_sweep(store: DirectoryStore) -> None:
     assert swept(store) == []
 
 
-def test_expired_jobs_go_but_for_those_in_use(store: DirectoryStore) -> None:
+def test_expired_jobs_go_unless_in_use(store: DirectoryStore) -> None:
     for job, created in {"a": 899.0, "b": 900.0, "c": 800.0}.items():
         make(store, job, created)
     assert swept(store, keep=frozenset("c")) == ["b", "c"]
 
 
-def test_the_oldest_go_until_all_are_under_the_limit_but_for_those_in_use(store: DirectoryStore) -> None:
+def test_oldest_jobs_go_over_limit(store: DirectoryStore) -> None:
     sizes = {
         job: make(store, job, created) for job, created in {"d": 910.0, "a": 920.0, "c": 930.0, "b": 940.0}.items()
     }
@@ -65,7 +65,7 @@ def test_the_oldest_go_until_all_are_under_the_limit_but_for_those_in_use(store:
     assert swept(store, limit, frozenset("d")) == ["b", "d"]
 
 
-def test_a_job_whose_head_is_torn_has_its_folders_age(store: DirectoryStore, tmp_path: Path) -> None:
+def test_torn_head_has_folders_age(store: DirectoryStore, tmp_path: Path) -> None:
     for job, changed in {"old": 899.0, "young": 950.0}.items():
         make(store, job, 0)
         folder = tmp_path / "journal" / "jobs" / job
@@ -74,7 +74,7 @@ def test_a_job_whose_head_is_torn_has_its_folders_age(store: DirectoryStore, tmp
     assert swept(store) == ["young"]
 
 
-def test_a_job_whose_newest_head_is_torn_has_the_age_of_the_one_before(store: DirectoryStore, tmp_path: Path) -> None:
+def test_torn_newest_head_has_formers_age(store: DirectoryStore, tmp_path: Path) -> None:
     make(store, "a", 950.0)
     make(store, "a", 960.0)
     (tmp_path / "journal" / head_key("a", newest(store, "a"))).write_bytes(b"LHJL")
@@ -83,7 +83,7 @@ def test_a_job_whose_newest_head_is_torn_has_the_age_of_the_one_before(store: Di
     assert store.folders("jobs/") == []
 
 
-def test_a_head_without_a_claim_says_nothing_of_a_jobs_age(store: DirectoryStore) -> None:
+def test_unclaimed_head_does_not_tell_age(store: DirectoryStore) -> None:
     """It was put late, by a writer of one of the same name that was deleted before."""
     make(store, "a", 800.0)
     late = store.get(head_key("a", newest(store, "a"))) or b""
@@ -94,7 +94,7 @@ def test_a_head_without_a_claim_says_nothing_of_a_jobs_age(store: DirectoryStore
     assert swept(store) == ["a"]
 
 
-def test_a_job_that_is_begun_anew_while_others_are_looked_at_stays(store: DirectoryStore) -> None:
+def test_job_begun_anew_during_sweep_stays(store: DirectoryStore) -> None:
     make(store, "a", 800.0)
 
     class Keep(frozenset[str]):
@@ -108,7 +108,7 @@ def test_a_job_that_is_begun_anew_while_others_are_looked_at_stays(store: Direct
     assert swept(store, keep=Keep()) == ["a"]
 
 
-def test_a_job_that_can_not_be_looked_at_keeps_no_other(
+def test_unreadable_job_keeps_no_other(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for job in ("a", "b"):
@@ -125,7 +125,7 @@ def test_a_job_that_can_not_be_looked_at_keeps_no_other(
     assert "stays: told to" in caplog.text
 
 
-def test_what_killed_writers_left_is_swept_with_them(store: DirectoryStore, tmp_path: Path) -> None:
+def test_killed_writers_files_are_swept(store: DirectoryStore, tmp_path: Path) -> None:
     make(store, "a", 950.0)
     left = tmp_path / "journal" / "jobs" / "a" / ".new-0"
     left.touch()

@@ -44,7 +44,7 @@ def test_a_segment_comes_back() -> None:
 
 
 @given(st.lists(st.integers(0, (1 << 32) - 1)))
-def test_token_ids_come_back_and_take_four_bytes_each(token_ids: list[int]) -> None:
+def test_token_ids_take_four_bytes_each(token_ids: list[int]) -> None:
     assert unpack(pack(token_ids)) == token_ids
     assert len(pack(token_ids)) == 4 * len(token_ids)
 
@@ -54,14 +54,14 @@ def test_token_ids_are_little_endian() -> None:
 
 
 @pytest.mark.parametrize("data", [encode_head(HEAD), segment(1, ENTRIES)], ids=["head", "segment"])
-def test_a_torn_one_is_told_wherever_it_is_torn(data: bytes) -> None:
+def test_torn_object_is_corrupt(data: bytes) -> None:
     kind = Head if data == encode_head(HEAD) else Segment
     for size in range(len(data)):
         with pytest.raises(CorruptFile):
             decode(kind, data[:size])
 
 
-def test_a_changed_one_is_told_whichever_bit_it_is() -> None:
+def test_changed_bit_is_corrupt() -> None:
     data = segment(1, ENTRIES)
     for bit in range(8 * len(data)):
         changed = bytearray(data)
@@ -100,12 +100,12 @@ def test_one_of_another_version_is_told() -> None:
         [],
     ],
 )
-def test_one_that_no_writer_of_ours_made_is_told(body: object) -> None:
+def test_foreign_body_is_corrupt(body: object) -> None:
     with pytest.raises(CorruptFile, match="whole, but not"):
         decode(Segment, with_checksum(b"LHJL\x01S" + msgspec.msgpack.encode(body)))
 
 
-def test_a_record_that_contradicts_itself_is_not_made() -> None:
+def test_contradictory_record_is_refused() -> None:
     with pytest.raises(ValueError, match="3 bytes"):
         Record(0, 0, 0, 0, 0, 0, b"abc")
     with pytest.raises(ValueError, match="2 log probabilities of 1 tokens"):

@@ -36,7 +36,7 @@ def everything(path: Path) -> list[Path]:
     return [path, *path.rglob("*")]
 
 
-def test_all_that_is_made_is_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_are_private_with_any_umask(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         store = DirectoryStore(str(tmp_path / "above" / "journal"))
@@ -59,7 +59,7 @@ def test_nothing_but_the_keys_is_left_lying(store: DirectoryStore, tmp_path: Pat
     assert sorted(files) == ["journal/jobs/a/1", "journal/jobs/a/2"]
 
 
-def test_a_root_that_went_away_is_made_again(store: DirectoryStore, tmp_path: Path) -> None:
+def test_deleted_root_is_made_again(store: DirectoryStore, tmp_path: Path) -> None:
     (tmp_path / "journal").rmdir()
     assert store.keys("") == []
     assert store.create("jobs/a/1", b"one")
@@ -83,7 +83,7 @@ def test_ones_own_symbolic_link_is_followed(tmp_path: Path) -> None:
 
 
 @as_root
-def test_a_symbolic_link_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_other_users_symbolic_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
     os.lchown(tmp_path / "link", OTHER, OTHER)
@@ -93,7 +93,7 @@ def test_a_symbolic_link_of_another_user_is_refused(tmp_path: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
-def test_a_directory_of_another_user_that_others_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+def test_other_users_shared_directory_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal").chmod(mode)
     os.chown(tmp_path / "journal", OTHER, OTHER)
@@ -102,7 +102,7 @@ def test_a_directory_of_another_user_that_others_write_to_is_refused(tmp_path: P
 
 
 @as_root
-def test_a_directory_that_another_user_put_where_all_may_is_refused(tmp_path: Path) -> None:
+def test_other_users_directory_in_tmp_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     (tmp_path / "journal").mkdir(mode=0o700)
     os.chown(tmp_path / "journal", OTHER, OTHER)
@@ -111,7 +111,7 @@ def test_a_directory_that_another_user_put_where_all_may_is_refused(tmp_path: Pa
 
 
 @as_root
-def test_a_directory_that_becomes_another_users_is_written_to_no_more(store: DirectoryStore, tmp_path: Path) -> None:
+def test_directory_given_away_is_not_written(store: DirectoryStore, tmp_path: Path) -> None:
     os.chown(tmp_path / "journal", OTHER, OTHER)
     (tmp_path / "journal").chmod(0o777)
     with pytest.raises(StoreError, match="belongs to another user"):
@@ -120,7 +120,7 @@ def test_a_directory_that_becomes_another_users_is_written_to_no_more(store: Dir
 
 
 @as_root
-def test_a_directory_of_another_user_that_only_it_writes_to_is_taken(tmp_path: Path) -> None:
+def test_other_users_private_directory_is_taken(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir(mode=0o755)
     os.chown(tmp_path / "journal", OTHER, OTHER)
     assert DirectoryStore(str(tmp_path / "journal")).create("a", b"one")
@@ -169,7 +169,7 @@ assert store.create("jobs/a/1", b"one")
 """
 
 
-def test_a_full_disk_is_named_leaves_nothing_behind_and_heals(tmp_path: Path) -> None:
+def test_full_disk_leaves_nothing_and_heals(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     answer = run(FULL, path, within=mounted(path))
     assert answer == f"directory {path}: could not write: No space left on device\n" * 3
@@ -201,7 +201,7 @@ except ValueError as error:
 """
 
 
-def test_a_directory_that_can_not_be_written_to_is_named(tmp_path: Path) -> None:
+def test_unwritable_directory_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     lines = run(READ_ONLY, path, within=mounted(path)).splitlines()
     assert lines[:4] == [
@@ -288,7 +288,7 @@ if __name__ == "__main__":
 )
 
 
-def test_whenever_a_writer_is_killed_what_it_called_durable_is_there_and_the_rest_whole_or_absent(
+def test_killed_writer_keeps_durable_objects_whole(
     tmp_path: Path,
 ) -> None:
     calls, swept = map(int, run(KILLED, tmp_path).split())
@@ -315,9 +315,7 @@ print(*calls)
         ("put", "open write fsync rename unlink close open fsync close"),
     ],
 )
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_return(
-    tmp_path: Path, method: str, calls: str
-) -> None:
+def test_file_is_synced_before_it_is_named(tmp_path: Path, method: str, calls: str) -> None:
     assert run(ORDER, tmp_path, method).strip() == calls
 
 
@@ -350,7 +348,7 @@ assert not any(name[0] == "." for _, _, files in os.walk(sys.argv[1]) for name i
 """
 
 
-def test_where_files_have_no_second_name_a_key_is_still_created_once(tmp_path: Path) -> None:
+def test_key_is_created_once_without_links(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     run(NO_LINKS, path, within=mounted(path))
 
@@ -379,9 +377,7 @@ def test_a_deletion_that_was_killed_is_completed(store: DirectoryStore, tmp_path
     assert list((tmp_path / "journal").iterdir()) == [tmp_path / "journal" / "jobs"]
 
 
-def test_a_directory_that_is_listed_and_never_there_is_a_failure(
-    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listed_directory_never_there_is_failure(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """As network file systems tell of one that was deleted elsewhere."""
     store.create("jobs/a/b", b"")
     scandir = os.scandir

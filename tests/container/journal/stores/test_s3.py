@@ -56,16 +56,14 @@ def test_one_fault_is_not_noticed(store: S3Store, s3: FaultyS3, fault: Fault) ->
 @pytest.mark.parametrize(
     ("fault", "cause"), [("503", "SlowDown"), ("cut", "ConnectionClosedError"), ("slow", "ReadTimeoutError")]
 )
-def test_a_store_that_keeps_failing_is_named_with_the_cause(
-    store: S3Store, s3: FaultyS3, fault: Fault, cause: str
-) -> None:
+def test_lasting_failure_names_store_and_cause(store: S3Store, s3: FaultyS3, fault: Fault, cause: str) -> None:
     s3.will([fault] * 3)
     with pytest.raises(StoreError, match=f"^{store.describe}: could not write it: {cause}$"):
         store.create("a", b"one")
     assert not s3.faults and s3.forwarded == []
 
 
-def test_a_missing_bucket_is_named_by_every_call_with_what_to_do(s3: FaultyS3) -> None:
+def test_missing_bucket_error_says_what_to_do(s3: FaultyS3) -> None:
     with impatient("s3://no-such-bucket/a") as store:
         for call in (
             lambda: store.create("a", b"one"),
@@ -79,7 +77,7 @@ def test_a_missing_bucket_is_named_by_every_call_with_what_to_do(s3: FaultyS3) -
                 call()
 
 
-def test_a_create_whose_answer_is_lost_says_so_or_that_the_key_exists(store: S3Store, s3: FaultyS3) -> None:
+def test_create_with_lost_answer_fails_or_exists(store: S3Store, s3: FaultyS3) -> None:
     s3.will(["lost"])
     assert not store.create("a", b"one")  # the second attempt finds the first's
     s3.will(["lost", "503", "503"])
@@ -88,7 +86,7 @@ def test_a_create_whose_answer_is_lost_says_so_or_that_the_key_exists(store: S3S
     assert (store.get("a"), store.get("b")) == (b"one", b"two")
 
 
-def test_a_body_that_ends_early_is_read_again(store: S3Store, s3: FaultyS3) -> None:
+def test_truncated_body_is_read_again(store: S3Store, s3: FaultyS3) -> None:
     store.create("a", bytes(100_000))
     s3.will(["short"])
     assert store.get("a") == bytes(100_000)
@@ -97,7 +95,7 @@ def test_a_body_that_ends_early_is_read_again(store: S3Store, s3: FaultyS3) -> N
         store.get("a")
 
 
-def test_a_conflict_with_a_write_under_way_is_tried_again(store: S3Store, s3: FaultyS3) -> None:
+def test_conflicting_write_is_tried_again(store: S3Store, s3: FaultyS3) -> None:
     s3.will(["conflict", "conflict"])
     assert store.create("a", b"one")
     s3.will(["conflict"] * 3)
@@ -105,9 +103,7 @@ def test_a_conflict_with_a_write_under_way_is_tried_again(store: S3Store, s3: Fa
         store.create("b", b"one")
 
 
-def test_buckets_are_in_the_path_at_an_endpoint_of_ones_own(
-    s3: FaultyS3, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_endpoint_gets_buckets_in_path(s3: FaultyS3, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch, s3.url.replace("127.0.0.1", "localhost"))
     bucket = new_bucket(emulator)
     with impatient(f"s3://{bucket}/a") as store:
@@ -115,13 +111,13 @@ def test_buckets_are_in_the_path_at_an_endpoint_of_ones_own(
     assert s3.forwarded == [f"PUT /{bucket}/a/b"]
 
 
-def test_an_endpoint_that_is_not_there_is_a_failure(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_endpoint_is_failure(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch, f"http://127.0.0.1:{free_port()}")
     with impatient("s3://bucket/a") as store, pytest.raises(StoreError, match="EndpointConnectionError"):
         store.get("a")
 
 
-def test_missing_credentials_are_named_with_what_to_do(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_error_says_what_to_do(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with impatient("s3://bucket/a") as store, pytest.raises(StoreError, match="give the container a role"):
@@ -156,7 +152,7 @@ def test_amazons_own_s3_needs_a_region(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store("s3://bucket/a")
 
 
-def test_a_profile_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_profile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch, "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(ValueError, match=r"s3://bucket: .*nobody"):

@@ -41,7 +41,7 @@ def test_what_exists_is_not_created_again(store: Store) -> None:
     assert store.get("jobs/a/1") == b"one"
 
 
-def test_a_put_takes_the_place_of_what_was_there(store: Store) -> None:
+def test_put_replaces_object(store: Store) -> None:
     for data in (b"one", b"two"):
         store.put("jobs/a/progress", data)
     assert store.get("jobs/a/progress") == b"two"
@@ -53,7 +53,7 @@ def test_any_bytes_come_back(store: Store, data: bytes) -> None:
     assert store.get("a") == data
 
 
-def test_keys_are_those_that_begin_with_the_prefix_and_sorted(store: Store) -> None:
+def test_keys_begin_with_prefix_and_are_sorted(store: Store) -> None:
     for key in ("jobs/b/2", "jobs/b/10", "jobs/b/1/head", "jobs/bc/1", "other"):
         store.create(key, b"x")
     assert store.keys("jobs/b/") == ["jobs/b/1/head", "jobs/b/10", "jobs/b/2"]
@@ -61,7 +61,7 @@ def test_keys_are_those_that_begin_with_the_prefix_and_sorted(store: Store) -> N
     assert store.keys("") == ["jobs/b/1/head", "jobs/b/10", "jobs/b/2", "jobs/bc/1", "other"]
 
 
-def test_folders_are_those_right_in_it_and_sorted(store: Store) -> None:
+def test_folders_are_direct_and_sorted(store: Store) -> None:
     for key in ("jobs/b/2/head", "jobs/b/10/1", "jobs/b/10/head", "jobs/b/1", "jobs/bc/3/head", "other/4/head"):
         store.create(key, b"x")
     assert store.folders("jobs/b/") == ["10", "2"]
@@ -70,7 +70,7 @@ def test_folders_are_those_right_in_it_and_sorted(store: Store) -> None:
     assert store.folders("jobs/b/") == ["2"]
 
 
-def test_more_keys_than_a_page_holds_are_listed_and_deleted(store: Store) -> None:
+def test_many_pages_are_listed_and_deleted(store: Store) -> None:
     keys = [f"jobs/a/{number:08d}" for number in range(1050)]
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda key: store.create(key, b""), keys))
@@ -86,7 +86,7 @@ def test_a_deletion_takes_no_neighbours_with_it(store: Store) -> None:
     assert store.keys("") == ["jobs/ab/1", "jobs/b/1"]
 
 
-def test_to_delete_what_is_not_there_is_no_failure(store: Store) -> None:
+def test_deleting_missing_folder_does_nothing(store: Store) -> None:
     store.delete("jobs/a/")
 
 
