@@ -1,1 +1,1 @@
-"""What is too large for memory: bodies, answers and tables in temporary files."""
+"""Temporary files for bodies, answers and tables that are too large for memory."""

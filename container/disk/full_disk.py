@@ -1,4 +1,4 @@
-"""What a full disk is called wherever one is met."""
+"""The one error for a full disk, wherever one is met."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Generation:
         self.generator.admission.enqueue(self.sequence)
 
     def withdraw(self) -> None:
-        """Stop it, as there is no one left who waits. A new generation can continue behind its tokens."""
+        """Stop it where no invocation waits any more. A new generation can continue behind its tokens."""
         if self._is_started and not self.has_ended:
             self.generator.admission.withdraw(self.sequence)
 
@@ -127,7 +127,7 @@ class Generation:
         self.generator.metrics.sequences.labels(outcome).inc()
         try:
             self._on_end(self, self.new_record())
-        finally:  # whatever becomes of the journal
+        finally:  # a journal that fails must not keep them waiting
             waiters, self.waiters = self.waiters, set()
             for waiter in waiters:
                 waiter.settle()

@@ -1,4 +1,4 @@
-"""A job's journal as the job sees it: what earlier requests left there, and what is still to be written.
+"""A job's side of its journal: the outputs that earlier requests left, and the entries still to be written.
 
 Threads of two pools read and write, so that those that write never wait behind those that read. The rest happens on the
 event loop.
@@ -72,7 +72,7 @@ class Backlog:
 
 @dataclass(slots=True, kw_only=True)
 class JournalContext:
-    """What the journals of all jobs share."""
+    """Everything that the journals of all jobs share."""
 
     store: Store
     health: JournalHealth
@@ -91,7 +91,7 @@ class JournalContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """What earlier requests left of a job that now is this server's."""
+    """Everything that earlier requests left of a job which now is this server's."""
 
     log: JobLog
     secret: bytes
@@ -135,7 +135,7 @@ class JobJournal:
             raise AssertionError(f"a journal in state {self.state.name} can't become {state.name}")
         self.state = state
 
-    # What there is
+    # Outputs of earlier requests
 
     async def open(self) -> Past | None:
         """Find out what the store has of the job, and take the job if there is a past.
@@ -233,7 +233,7 @@ class JobJournal:
 
         return self.state is JournalState.OPEN or await self._read(read) in (None, self.secret)
 
-    # What is new
+    # New entries
 
     @property
     def has_unsaved(self) -> bool:
@@ -344,7 +344,7 @@ class JobJournal:
         self._unsaved, self._handed_over = [], []
         self._context.backlog.add(self, -self._context.backlog.sizes[self])
 
-    # How
+    # Threads
 
     def _new_reader(self) -> JobReader:
         context = self._context

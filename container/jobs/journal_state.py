@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 
 class JournalState(Enum):
-    """What a job's journal is to this server."""
+    """A job's journal as this server sees it."""
 
     UNOPENED = auto()
     """It is not known yet what the store has."""
@@ -33,4 +33,4 @@ TRANSITIONS: dict[JournalState, tuple[JournalState, ...]] = {
     JournalState.TAKEN_WITHOUT_RANDOM: (JournalState.OPEN, JournalState.GIVEN_UP),
     JournalState.GIVEN_UP: (),
 }
-"""For each state those that may follow it: `JobJournal` takes no other step."""
+"""States that may follow each state: `JobJournal` takes no other step."""

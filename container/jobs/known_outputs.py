@@ -1,4 +1,4 @@
-"""What requests of a job have generated, so that later ones need not generate it again."""
+"""Outputs that requests of a job have generated, so that later ones need not generate them again."""
 
 from __future__ import annotations
 

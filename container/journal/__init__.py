@@ -1,1 +1,1 @@
-"""What outlives the container: the output of jobs, in a directory or on S3. Blocking: for worker threads."""
+"""Output of jobs that outlives the container, in a directory or on S3. All calls block: they are for worker threads."""

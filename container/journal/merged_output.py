@@ -1,4 +1,4 @@
-"""What records make of one output: the rules by which they are merged. It knows no files.
+"""The rules by which records are merged into one output. They know no files.
 
 Records of one writer agree and follow each other. Records of two may overlap, and disagree where they do (ties in
 bf16): then the newer writer's are taken from there on.

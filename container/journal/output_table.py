@@ -1,4 +1,4 @@
-"""What a job's journal says of its outputs, in a file: a million finished ones take no memory."""
+"""A table of a job's outputs, merged from its journal, in a file: a million finished ones take no memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a directory of journals keeps: nothing that has expired, and no more than its limit."""
+"""Deletes journals from a directory, so that it keeps none that has expired, and no more than its limit."""
 
 from __future__ import annotations
 

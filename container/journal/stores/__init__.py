@@ -1,1 +1,1 @@
-"""Where a journal's files lie: a directory or a prefix on S3."""
+"""The stores that hold a journal's files: a directory, or a prefix on S3."""

@@ -1,4 +1,4 @@
-"""From a URI to its store."""
+"""Opens the store that a URI names."""
 
 from __future__ import annotations
 

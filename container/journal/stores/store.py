@@ -1,4 +1,4 @@
-"""What a store of small immutable objects does. Keys are ASCII, with `/` as in paths; it knows nothing of jobs."""
+"""A store of small immutable objects under ASCII keys, with `/` as in paths. It knows nothing of jobs."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ BAD_LINE = json.dumps({"recordId": "a", "modelInput": {"prompt": "a" * 4000, "no
 
 
 def post_lines_to_a_full_disk(server: Server, lines: int, room: int) -> httpx.Response:
-    """`room` is how large a file of the server's may get."""
+    """Limit the size of the server's files to `room` bytes."""
     limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (room, limits[1]))
     try:

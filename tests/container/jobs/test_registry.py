@@ -37,7 +37,7 @@ DIGEST = "a" * 64
 
 
 class Store(DirectoryStore):
-    """A directory that fails or hangs when it is told to."""
+    """A directory that fails or hangs as the test wants."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -45,7 +45,7 @@ class Store(DirectoryStore):
         self.answers = threading.Event()
         self.answers.set()
         self.before_get: Callable[[], object] = lambda: None
-        """Called once."""
+        """A function to be called once, before the next `get`."""
 
     def _wait(self) -> None:
         assert self.answers.wait(60)
@@ -116,7 +116,7 @@ def engine() -> Engine:
 
 @pytest.fixture
 def new_jobs(store: Store, engine: Engine, tmp_path: Path) -> Callable[[], JobRegistry]:
-    """Of a server of its own each. Nothing is written but by `save_all` and when nobody is attached any more."""
+    """Make registries, each like another server's. They write in `save_all`, and when the last request leaves a job."""
     return lambda: JobRegistry(
         store, engine.metrics, interval_s=3600, lifetime_s=3600, max_bytes=1 << 30, spool_dir=str(tmp_path)
     )
@@ -142,7 +142,7 @@ def unsaved_bytes(engine: Engine) -> float:
 
 
 async def begun(jobs: JobRegistry, engine: Engine, name: str | None = "a-job", items: int = 3) -> None:
-    """A job whose items are generated, journalled, and left by their client."""
+    """Make a job whose items are generated and journalled, and whose client has left."""
     attachment = await jobs.attach(name, DIGEST)
     for item in range(items):
         engine.generate(attachment, item)
@@ -164,7 +164,7 @@ async def finished_items(jobs: JobRegistry, items: int = 3) -> int:
 def test_past_unreadable_for_moment_is_kept(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Hours of work would go because one LIST took 5 s (0.5 s while another job's write has failed)."""
+    """Otherwise one slow LIST would cost hours of work."""
     monkeypatch.setattr(health_module, "_TIMEOUT_S", 0.05)
 
     async def test() -> None:
@@ -187,7 +187,7 @@ def test_past_unreadable_for_moment_is_kept(
 
 
 def test_idle_job_does_not_hide_healed_store(new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store) -> None:
-    """Such as one that is given up, waits for the engine, or whose client is slow to take its answer."""
+    """A job is idle when it is given up, waits for the engine, or has a client that is slow to take its answer."""
 
     async def test() -> None:
         jobs = new_jobs()
@@ -209,7 +209,7 @@ def test_idle_job_does_not_hide_healed_store(new_jobs: Callable[[], JobRegistry]
 def test_unwritable_job_does_not_stop_others(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as one whose folder is unreadable."""
+    """This happens where one job's folder is unreadable."""
 
     async def test() -> None:
         jobs = new_jobs()
@@ -276,7 +276,7 @@ def test_job_given_up_during_write_leaves_nothing(
 
 
 def test_deleted_journal_is_not_called_saved(new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store) -> None:
-    """What had ended went with it."""
+    """Its finished outputs are gone for good, though those at work are written anew."""
 
     async def test() -> None:
         jobs = new_jobs()
@@ -300,7 +300,7 @@ def test_deleted_journal_is_not_called_saved(new_jobs: Callable[[], JobRegistry]
 def test_joining_request_ignores_hanging_store(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first request goes on; the second would wait until its deadline, and be a 504 without a token."""
+    """Otherwise it would wait until its deadline, and be a 504 without a token."""
     monkeypatch.setattr(health_module, "_TIMEOUT_S", 0.05)
 
     async def test() -> None:
@@ -393,7 +393,7 @@ def test_slot_closed_during_first_write_stays_closed(
 
 
 def test_overlapping_identical_requests_leave_nothing(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
-    """Each has all of its answer before it leaves; at any moment one is attached, so that the job never ends."""
+    """One of them is attached at any moment, so that the job never ends; each has its whole answer before it leaves."""
 
     async def test() -> None:
         jobs = new_jobs()
@@ -438,7 +438,7 @@ def test_slot_answered_before_first_write_is_closed(new_jobs: Callable[[], JobRe
 
 
 def test_later_requests_wait_for_past(new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store) -> None:
-    """Its late answer is of a job that is forgotten. Else they begin anew, and their seeds change under them."""
+    """The request that asked for it first has left. Without the past they would begin anew, with other seeds."""
 
     async def test() -> None:
         await begun(new_jobs(), engine, name=None)
@@ -462,7 +462,7 @@ def test_later_requests_wait_for_past(new_jobs: Callable[[], JobRegistry], engin
 def test_output_ended_during_loading_is_known(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
 ) -> None:
-    """What is loaded is older: it must not take the place of what came meanwhile."""
+    """The store has older tokens: they must not take the place of those that came meanwhile."""
 
     async def test() -> None:
         jobs = new_jobs()
@@ -579,7 +579,7 @@ def test_simultaneous_takers_do_not_both_lose(
 
 
 def test_next_server_resumes_while_first_still_writes(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
-    """It has come before the first one had written anything, and before that noticed that its client is gone."""
+    """The request comes before the first server has written anything or noticed that its client is gone."""
 
     async def test() -> None:
         first, second = new_jobs(), new_jobs()
@@ -599,13 +599,13 @@ def test_next_server_resumes_while_first_still_writes(new_jobs: Callable[[], Job
     run(test())
 
 
-# What is said
+# Promises
 
 
 def test_local_journal_on_sagemaker_is_not_resumable(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The default setting there: the server warns of it at its start, and must not promise otherwise at its end."""
+    """A directory is the default there: the server warns at its start, and must not promise more at its end."""
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "8080")
 
     async def test() -> None:
@@ -631,7 +631,7 @@ def test_job_id_hides_name() -> None:
 
 
 def test_added_tokens_read_no_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is done on the event loop, for each sequence at work, every interval."""
+    """Tokens are added on the event loop, for each sequence at work, every interval."""
 
     def record(start: int) -> Record:
         scores = [TokenLogprobs(-0.5, [(1, -0.5)])] * 4
@@ -646,7 +646,7 @@ def test_added_tokens_read_no_earlier_ones(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_waiter_hears_of_end_without_journal(engine: Engine) -> None:
-    """A spool that fails (EIO is no full disk) would leave the request waiting until its deadline."""
+    """Otherwise a failing spool (EIO does not mean a full disk) would leave the request waiting until its deadline."""
 
     def on_end(generation: Generation, record: Record | None) -> None:
         raise OSError("the spool's disk is gone")

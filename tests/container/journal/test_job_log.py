@@ -188,7 +188,7 @@ def test_former_writers_late_segment_does_not_count(store: Store, tables: Tables
 
 
 def overtaking(store: Store, tables: Tables) -> tuple[Writer, Writer, OutputTable]:
-    """A writer, and another one who has opened before the former's last segment."""
+    """Return a writer, another one that opened the job before the first one's last segment, and what that one saw."""
     old = taken(store, tables())
     old.append([record(1, 0, 5)])
     new, seen = job_log(store), tables()
@@ -198,7 +198,7 @@ def overtaking(store: Store, tables: Tables) -> tuple[Writer, Writer, OutputTabl
 
 
 def test_segments_count_until_takeover(store: Store, tables: Tables) -> None:
-    """It was told that the former is durable, and is told that the latter is not."""
+    """The former writer calls the one segment durable, and learns that the other isn't."""
     old, new, seen = overtaking(store, tables)
     new.take(SECRET, seen)
     with pytest.raises(EpochLost):
@@ -209,7 +209,7 @@ def test_segments_count_until_takeover(store: Store, tables: Tables) -> None:
 
 
 class Between:
-    """The store, in which something else happens once, right before a call that `when` chooses."""
+    """A store in which something else happens once, right before the call that `when` chooses."""
 
     def __init__(self, store: Store, when: Callable[[str, str], bool], happens: Callable[[], object]) -> None:
         self._store, self._when, self._happens = store, when, happens
@@ -233,7 +233,7 @@ def failing() -> None:
 
 
 def take_often(store: Store, tables: Tables) -> Writer:
-    """Until epochs that count nothing are deleted."""
+    """Take the job so often that unused epochs are deleted."""
     for _ in range(2 * log_module._MAX_UNUSED_EPOCHS):
         log = taken(store, tables())
     return log
@@ -312,7 +312,7 @@ def test_failed_deletion_is_logged_and_harmless(local: Store, tables: Tables, ca
 
 @pytest.mark.parametrize("call", ["keys", "get", "create"], ids=["the list", "a segment", "the head"])
 def test_broken_takeover_loses_nothing_durable(store: Store, tables: Tables, call: str) -> None:
-    """It comes between the claim and the head."""
+    """The failure comes between the claim and the head."""
     old, new, table = overtaking(store, tables)
     new.go_through(Between(store, lambda c, key: c == call and not key.endswith("/claim"), failing))
     with pytest.raises(StoreError, match="told to"):
@@ -385,7 +385,7 @@ def test_ever_changing_epochs_are_failure(local: Store, tables: Tables) -> None:
 
 
 def test_half_written_head_keeps_its_writer(local: Store, tables: Tables, tmp_path: Path) -> None:
-    """Where files have no second name."""
+    """This can be seen where files can't have two names."""
     taken(local, tables()).append([record(1, 0, 5)])
     other = taken(local, tables())
     head = tmp_path / "journal" / head_key(JOB, other.epoch)
@@ -493,7 +493,7 @@ for turn in range(6):
 
 
 def test_competing_processes_mix_no_outputs(uri: str, tables: Tables) -> None:
-    """Each epoch's pieces lie in one stretch, no epoch has two writers, and all that was told is there."""
+    """Each epoch's pieces lie in one stretch, no epoch has two writers, and all durable pieces are there."""
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, uri, str(number)],
@@ -522,7 +522,7 @@ def test_competing_processes_mix_no_outputs(uri: str, tables: Tables) -> None:
     assert [token_id for token_id in stretches if token_id in told_in_order] == told_in_order
 
 
-# What is not whole
+# Damage
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -588,7 +588,7 @@ def test_foreign_objects_do_not_disturb_journal(store: Store, tables: Tables) ->
     assert read(store, tables()) == {1: [5]}
 
 
-# Whose it is, how old and how large
+# Owners, ages and sizes
 
 
 def test_other_digest_is_conflict(store: Store, tables: Tables) -> None:
@@ -680,7 +680,7 @@ def test_job_begun_anew_is_lost_to_writer(store: Store, tables: Tables) -> None:
 
 @pytest.mark.parametrize("call", ["claim", "list", "head"])
 def test_job_begun_anew_during_take_is_lost(store: Store, tables: Tables, call: str) -> None:
-    """Whatever is put late takes nothing of it away, and nothing is durable that builds on what is gone."""
+    """Late objects take nothing away from it, and nothing is durable that builds on deleted records."""
     clock = Ticking()
     taken(store, tables(), clock=clock).append([record(1, 0, 66)])
 
@@ -752,7 +752,7 @@ def test_logs_and_files_hide_names(
     assert "dropped" in everything and "my-job" not in everything
 
 
-# A store that fails
+# Failing stores
 
 
 @pytest.fixture
@@ -833,7 +833,7 @@ while True:
 
 
 def test_killed_writer_keeps_what_is_durable(uri: str, tables: Tables) -> None:
-    """Again and again on one job, each going on where the last one was killed."""
+    """The writers follow each other on one job, and each goes on where the last one was killed."""
     rng = random.Random(7)
     for _ in range(4):
         command = [sys.executable, "-c", WRITER, uri]

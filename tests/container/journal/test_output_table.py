@@ -167,7 +167,7 @@ table.close()
 
 
 def test_waiting_reader_has_next_turn(table: OutputTable) -> None:
-    """A load that takes turn after turn would otherwise keep readers out for half a second."""
+    """Otherwise a thread that adds a whole journal would keep readers out for half a second."""
     turns = []
 
     def wait() -> None:
@@ -195,11 +195,11 @@ def test_reader_sees_outputs_added_so_far(table: OutputTable) -> None:
     assert finished == sorted(finished) and table.counts() == (20_000, 0, 20_000)
 
 
-# Against the rules in their simplest form
+# Comparison with a simple list
 
 LENGTH = 12
 TRUTHS = ([1] * LENGTH, [1, 1, 1, 2, *[1] * (LENGTH - 4)], [1] * 8 + [3] * (LENGTH - 8))
-"""What writers generate: they agree up to where ties were broken otherwise."""
+"""Outputs of writers that agree up to where they broke a tie in another way."""
 
 
 def naive_output(records: list[Record]) -> tuple[list[int], End | None] | None:
@@ -223,7 +223,7 @@ def naive_output(records: list[Record]) -> tuple[list[int], End | None] | None:
 
 @st.composite
 def one_writers(draw: st.DrawFn, start: int, truth: list[int]) -> list[Record]:
-    """Pieces in order, some of them twice, perhaps to the end."""
+    """Draw pieces in order, some of them twice, perhaps to the end."""
     records = []
     while start < LENGTH and draw(st.integers(0, 4)):
         size = draw(st.integers(0, LENGTH - start))

@@ -36,7 +36,7 @@ class Killed(BaseException):
 
 @dataclass
 class Item:
-    """A record that a writer made, and what it was told."""
+    """A record that a writer made, and when it became durable."""
 
     number: int
     secret: bytes
@@ -65,7 +65,7 @@ class World:
 
 
 class Actor:
-    """A thread that runs from one of its store's calls to the next when it is told to.
+    """A thread that runs from one of its store's calls to the next, at the test's command.
 
     As a store it fails now and then, before or after the call, and is killed at times.
     """
@@ -205,7 +205,7 @@ def nothing(world: World, store: Any) -> None:
 
 def played(seed: int, directory: Path, disturber: Disturber) -> World:
     rng = random.Random(seed)
-    # What an operator deletes key by key under a writer is not promised anything.
+    # Nothing is promised of a job that an operator deletes key by key under its writer.
     is_local = disturber is delete or rng.random() < 0.5
     store = DirectoryStore(str(directory / "journal"))
     world = World(store, rng, is_local, not is_local or rng.random() < 0.7, str(directory))
@@ -222,7 +222,7 @@ def played(seed: int, directory: Path, disturber: Disturber) -> World:
 
 
 def kept(world: World) -> int:
-    """How many records count, of those that have to."""
+    """Check what a reader finds, and return the number of records that had to be there."""
     with closing(OutputTable(world.directory)) as table:
         reader = world.reader(world.store)
         secret = reader.open()
@@ -245,7 +245,7 @@ def kept(world: World) -> int:
 def test_durable_records_count_with_their_basis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturber: Disturber
 ) -> None:
-    """But for what was deleted after its writer was told that it is durable."""
+    """Records that were deleted after they became durable are the exception."""
     monkeypatch.setattr(log_module, "_MAX_UNUSED_EPOCHS", 1)
     due = 0
     for seed in range(SCHEDULES):

@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> DirectoryStore:
 
 
 def make(store: DirectoryStore, job: str, created: float) -> int:
-    """The bytes that it takes."""
+    """Write a job, and return its size in bytes."""
     reader = JobReader(store, job, "d", lifetime_s=1e9, clock=lambda: created)
     with closing(OutputTable(tempfile.gettempdir())) as table:
         reader.open()
@@ -37,7 +37,7 @@ def make(store: DirectoryStore, job: str, created: float) -> int:
 
 
 def newest(store: DirectoryStore, job: str) -> int:
-    """Its epoch."""
+    """Return the job's newest epoch."""
     return max(map(int, store.folders(f"jobs/{job}/")))
 
 
@@ -84,7 +84,7 @@ def test_torn_newest_head_has_formers_age(store: DirectoryStore, tmp_path: Path)
 
 
 def test_unclaimed_head_does_not_tell_age(store: DirectoryStore) -> None:
-    """It was put late, by a writer of one of the same name that was deleted before."""
+    """A writer of a deleted job of the same name put the head late."""
     make(store, "a", 800.0)
     late = store.get(head_key("a", newest(store, "a"))) or b""
     store.delete("jobs/a/")
@@ -98,7 +98,7 @@ def test_job_begun_anew_during_sweep_stays(store: DirectoryStore) -> None:
     make(store, "a", 800.0)
 
     class Keep(frozenset[str]):
-        """It is asked after all were looked at."""
+        """A set that is asked once all jobs were read: then the job begins anew."""
 
         def __contains__(self, job: object) -> bool:
             store.delete("jobs/a/")

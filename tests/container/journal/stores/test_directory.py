@@ -14,7 +14,7 @@ from container.journal.stores.store import StoreError
 from testing import ROOT
 
 OTHER = 12345
-"""A user that isn't us."""
+"""Id of another user."""
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
 
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> DirectoryStore:
 
 
 def run(program: str, *arguments: object, within: tuple[str, ...] = ()) -> str:
-    """What it prints. `within`: a command in front."""
+    """Run a program, with the command `within` in front, and return what it prints."""
     command = [*within, sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
@@ -65,7 +65,7 @@ def test_deleted_root_is_made_again(store: DirectoryStore, tmp_path: Path) -> No
     assert store.create("jobs/a/1", b"one")
 
 
-# Whose directory it is
+# Owners
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_other_users_private_directory_is_taken(tmp_path: Path) -> None:
     assert DirectoryStore(str(tmp_path / "journal")).create("a", b"one")
 
 
-# A disk that fails
+# Failing disks
 
 
 def mounted(path: Path) -> tuple[str, ...]:
-    """A command in front that gives the process a small file system of its own at the path."""
+    """Return a command that gives the process behind it a small file system of its own at the path."""
     path.mkdir()
     mount = ("unshare", "--user", "--map-root-user", "--mount")
     script = f'mount -t tmpfs -o size=64k,nr_inodes=64 none {path} && exec "$@"'
@@ -213,7 +213,7 @@ def test_unwritable_directory_is_named(tmp_path: Path) -> None:
     ]
 
 
-# A machine that stops
+# Kills
 
 
 CALLS = """
@@ -378,7 +378,7 @@ def test_a_deletion_that_was_killed_is_completed(store: DirectoryStore, tmp_path
 
 
 def test_listed_directory_never_there_is_failure(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As network file systems tell of one that was deleted elsewhere."""
+    """Network file systems list a directory so that was deleted elsewhere."""
     store.create("jobs/a/b", b"")
     scandir = os.scandir
 
