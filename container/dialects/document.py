@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -12,6 +13,7 @@ from container.core import Call
 from container.dialects import huggingface, plain_text
 from container.dialects.chat import read_chat
 from container.dialects.completions import read_completion
+from container.dialects.huggingface import ScalarOptions
 from container.dialects.plain_text import PREFIX
 from container.dialects.wire import decode
 from container.errors import InvalidRequest, UnsupportedMedia
@@ -25,6 +27,10 @@ MAX_TIMEOUT_S = 3600
 """SageMaker's own limit of `InvocationTimeoutSeconds`."""
 EXPECTED_TIMEOUT = f"a number of seconds from 1 to {MAX_TIMEOUT_S}, such as timeout=1800"
 EXPECTED_JOB = "a name of 1 to 128 letters, digits, dots, underscores and hyphens"
+
+DIGEST_FORMAT = b"longhaul 1"
+"""Version of what digests are made of. It changes where the same seed gives other tokens, or items are numbered in
+another way."""
 
 SHAPES: dict[str, Callable[[object], Call]] = {
     "inputs": huggingface.read_request,
@@ -129,3 +135,23 @@ def _value(
 
 def _is_timeout(value: str) -> bool:
     return bool(re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", value)) and 1 <= float(value) <= MAX_TIMEOUT_S
+
+
+class RequestDigest:
+    """Digest of one request, whose body is added as it comes. It does not reveal what the request says.
+
+    `identity` is the server's part: its model and its settings, so far as they decide what is generated.
+    """
+
+    def __init__(self, identity: str, head: RequestHead) -> None:
+        digest = hashlib.sha256(DIGEST_FORMAT)
+        parts = [identity, head.route, head.media_type]
+        if head.media_type == "text/plain":  # only there do attributes say how to generate
+            for key in sorted(head.attributes.keys() & ScalarOptions.model_fields.keys()):
+                parts += [f"{key}={value}" for value in sorted(head.attributes[key])]
+        for part in parts:
+            encoded = part.encode()
+            digest.update(len(encoded).to_bytes(8) + encoded)
+        self.add = digest.update
+        """Adds a piece of the body. A large piece is for a worker thread."""
+        self.hexdigest = digest.hexdigest

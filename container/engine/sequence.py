@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -55,6 +56,7 @@ class EngineError(Exception):
         self.code = code
 
 
+@dataclass(slots=True, eq=False)
 class Sequence:
     """One prompt on its way through the engine, which only reports tokens: `EngineClient` appends them here.
 
@@ -64,35 +66,20 @@ class Sequence:
     `on_error(error)` once, if the engine can't finish the sequence. After either end, neither is called again.
     """
 
-    __slots__ = (
-        "finish_reason",
-        "id",
-        "logprobs",
-        "max_tokens",
-        "on_error",
-        "on_tokens",
-        "output_ids",
-        "owner",
-        "prompt_ids",
-        "sampling",
-    )
+    prompt_ids: array[int]
+    sampling: Sampling
+    owner: Hashable = field(kw_only=True)
+    """Whose sequence it is: owners take turns at admission."""
+    on_tokens: Callable[[int], None] = field(kw_only=True)
+    on_error: Callable[[EngineError], None] = field(kw_only=True)
+    id: int = field(default=-1, init=False)
+    """Number assigned at submission, unique for the life of the server."""
+    output_ids: list[int] = field(default_factory=list, init=False)
+    logprobs: list[TokenLogprobs] = field(default_factory=list, init=False)
+    """One for each output id, if `sampling` asks for them."""
+    finish_reason: FinishReason | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        prompt_ids: array[int],
-        sampling: Sampling,
-        *,
-        owner: Hashable,
-        on_tokens: Callable[[int], None],
-        on_error: Callable[[EngineError], None],
-    ) -> None:
-        self.id = -1  # assigned at submission; unique for the life of the server
-        self.prompt_ids = prompt_ids
-        self.sampling = sampling
-        self.max_tokens = len(prompt_ids) + sampling.max_new_tokens  # prompt and output
-        self.owner = owner  # owners take turns at admission
-        self.output_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []  # one for each output id, if `sampling` asks for them
-        self.finish_reason: FinishReason | None = None
-        self.on_tokens = on_tokens
-        self.on_error = on_error
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that prompt and output can have."""
+        return len(self.prompt_ids) + self.sampling.max_new_tokens

@@ -14,8 +14,7 @@ from container.disk.ordered_spool import OrderedSpool, close_soon
 from container.disk.seen_ids import SeenIds
 from container.disk.spool import Spool, SpooledLine
 from container.errors import DeadlineExceeded, EngineFailure, InvalidRequest, OutOfSpace, RequestError, Unavailable
-from container.invocations.concurrency import WeightedSemaphore, run_in_thread
-from container.invocations.invocation import Invocation
+from container.invocations.invocation import Invocation, run_in_thread
 from container.invocations.service import Service
 from container.reader.client import MAX_INLINE_BYTES
 from container.reader.messages import Failure, ReadLine
@@ -245,3 +244,27 @@ class BatchRunner:
         except InvalidRequest as error:
             return line.failed(error)
         return line
+
+
+class WeightedSemaphore:
+    """Bounds work in flight, by number and by weight. Only one task may acquire."""
+
+    def __init__(self, max_count: int, max_weight: int) -> None:
+        self._max_count = max_count
+        self._max_weight = max_weight
+        self._count = 0
+        self._weight = 0
+        self._released = asyncio.Event()
+
+    async def acquire(self, weight: int) -> None:
+        """Wait for room. Work that is heavier than the limit runs alone."""
+        while self._count == self._max_count or (self._count and self._weight + weight > self._max_weight):
+            self._released.clear()
+            await self._released.wait()
+        self._count += 1
+        self._weight += weight
+
+    def release(self, weight: int, _task: object = None) -> None:
+        self._count -= 1
+        self._weight -= weight
+        self._released.set()

@@ -8,8 +8,7 @@ from container.core import Call
 from container.dialects.document import RequestHead, read_call
 from container.disk.ordered_spool import close_soon
 from container.disk.spool import Spool
-from container.invocations.concurrency import run_in_thread
-from container.invocations.invocation import Invocation
+from container.invocations.invocation import Invocation, run_in_thread
 from container.invocations.service import Service
 from container.reader.messages import ReadDocument
 from container.tokenization.preparer import Prepared

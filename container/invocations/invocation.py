@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+import contextvars
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from container.core import Completion, Result
 from container.engine.sequence import Sampling
 from container.errors import DeadlineExceeded
-from container.invocations.concurrency import run_in_thread
 from container.invocations.deadline import Deadline
 from container.invocations.service import Service
 from container.jobs.generation import Waiter
@@ -266,3 +268,19 @@ async def _gather(work: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def run_in_thread(threads: ThreadPoolExecutor, function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a function in one of the threads. Its log lines carry the invocation's id, too."""
+    context = contextvars.copy_context()
+    return asyncio.get_running_loop().run_in_executor(threads, partial(context.run, _turn_panic_into_error, function))
+
+
+def _turn_panic_into_error(function: Callable[[], T]) -> T:
+    try:
+        return function()
+    except Exception:
+        raise
+    except BaseException as panic:  # native code's panic is not an Exception, and its text may quote a prompt
+        name = type(panic).__name__
+    raise RuntimeError(f"{name} in native code")

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from container.invocations.request_digest import DIGEST_FORMAT
+from container.dialects.document import DIGEST_FORMAT
 
 _WHOLE_FILE_BYTES = 1 << 30
 """Size up to which a file is read as a whole, which takes a second."""

@@ -1,14 +1,40 @@
-"""A child process at the other end of a socket pair."""
+"""A child process at the other end of a socket pair, and the messages that go over it.
+
+Messages are msgpack, each preceded by its length in bytes. The child imports `encode` and `read_frames`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import IOBase
+from typing import Any
 
-from container.processes.framing import HEADER, encode
+import msgspec
+
+HEADER = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder(enc_hook=array.tobytes)
+
+
+def encode(message: Any) -> bytes:
+    """Return the message with its length in front, ready to write. Arrays are written as their bytes."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+def read_frames(stream: IOBase) -> Iterator[bytes]:
+    """Yield the bytes of each message until the stream ends, even if it ends in the middle of one."""
+    while len(header := stream.read(HEADER.size)) == HEADER.size:
+        (length,) = HEADER.unpack(header)
+        body = stream.read(length)
+        if len(body) < length:
+            return
+        yield body
 
 
 def python_command(module: str) -> tuple[str, ...]:

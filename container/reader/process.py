@@ -26,7 +26,7 @@ from container.dialects.batch import Line, read_line
 from container.dialects.document import read_call
 from container.disk.full_disk import naming_a_full_disk
 from container.errors import RequestError
-from container.processes.framing import encode, read_frames
+from container.processes.child_process import encode, read_frames
 from container.processes.parent_death import die_with_parent
 from container.reader.messages import (
     Broken,

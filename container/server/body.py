@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from container.dialects.document import RequestDigest
 from container.disk.ordered_spool import close_soon
 from container.disk.spool import Spool
 from container.errors import ClientTimeout, DeadlineExceeded, TooLarge, Unavailable
 from container.invocations.deadline import Deadline
-from container.invocations.request_digest import RequestDigest
 from container.reader.client import MAX_INLINE_BYTES
 from container.server.state import ServerState
 

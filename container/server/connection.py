@@ -17,7 +17,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from container.errors import ClientTimeout, HeadTooLarge, InvalidRequest, RequestError, URLTooLong
-from container.server.responses import error_response, outcome_of
+from container.server.responses import OUTCOMES, error_response
 from container.server.stall import Phase, Stall
 from container.server.state import ServerState
 
@@ -198,7 +198,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: RequestError) -> None:
         """Give the last answer on this connection and end its work: the framing can't be trusted any more."""
         self._is_refused = True
-        self._log(error.message, error.status, outcome_of(error.status))
+        self._log(error.message, error.status, OUTCOMES[error.status // 100])
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         self.flow.resume_reading()

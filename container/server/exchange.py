@@ -7,13 +7,14 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from container.dialects.document import JSON_LINES, RequestHead, Route, validate_charset
+from container.dialects.document import JSON_LINES, RequestDigest, RequestHead, Route, validate_charset
 from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
 from container.disk.ordered_spool import OrderedSpool, close_soon
 from container.disk.spool import Spool
@@ -22,10 +23,9 @@ from container.invocations.batch_runner import BatchRunner
 from container.invocations.deadline import Deadline
 from container.invocations.document_runner import answer_large, answer_small
 from container.invocations.invocation import Invocation
-from container.invocations.request_digest import RequestDigest
 from container.invocations.service import Service
 from container.server.body import RequestBody, waits_for_100
-from container.server.responses import answer_response, error_response, outcome_of
+from container.server.responses import OUTCOMES, error_response
 from container.server.state import WORKING, ServerState
 from container.telemetry.json_logs import invocation_id
 
@@ -191,7 +191,7 @@ class Exchange:
                 answer, content_type = await answer_large(
                     service, invocation, head, body, digest.hexdigest(), spool_dir
                 )
-            return answer_response(answer, content_type, invocation)
+            return _answer_response(answer, content_type, invocation)
         finally:
             if isinstance(body, Spool):
                 close_soon(body)
@@ -223,7 +223,7 @@ class Exchange:
         finally:
             close_soon(body)
             self._fields |= invocation.close() | {"items": batch.items, "failed_items": batch.failed}
-        return answer_response(answers, "application/jsonlines", invocation)
+        return _answer_response(answers, "application/jsonlines", invocation)
 
     async def _wait_for_disconnect(self) -> None:
         """End the work if the client goes away. Only once the body has been read."""
@@ -234,9 +234,40 @@ class Exchange:
             self._work.cancel()
 
     def _report(self, status: int, seconds: float) -> None:
-        outcome = "abandoned" if status == _CLIENT_GONE else outcome_of(status)
+        outcome = "abandoned" if status == _CLIENT_GONE else OUTCOMES[status // 100]
         path = self._request.url.path
         self._state.metrics.requests.labels(path, outcome).inc()
         self._state.metrics.request_duration.observe(seconds)
         fields = {"action": "invocation_end", "route": path, "status": status, "outcome": outcome}
         logger.info("invocation ended", extra=fields | {"seconds": round(seconds, 3)} | self._fields)
+
+
+def _answer_response(body: bytes | Spool | OrderedSpool, content_type: str, invocation: Invocation) -> Response:
+    """Return the response with an invocation's answer, which tells where the deadline left something unfinished.
+
+    A text can't tell it in its body, and the content type is the only header that SageMaker keeps: it is in the
+    notification and with the object. A spool is closed once it is sent.
+    """
+    if invocation.unfinished and content_type.startswith("text/plain"):
+        content_type += "; finish_reason=deadline"
+    if isinstance(body, bytes):
+        response = Response(body, media_type=content_type)
+    else:
+        headers = {"content-length": str(body.size)}
+        response = StreamingResponse(_send_and_close(body), media_type=content_type, headers=headers)
+    attachment = invocation.attachment
+    if attachment is not None and attachment.job.name is not None:
+        response.headers["x-longhaul-job"] = attachment.job.name
+    if attachment is not None and attachment.resumed_tokens:
+        response.headers["x-longhaul-resumed-tokens"] = str(attachment.resumed_tokens)
+    if invocation.unfinished:
+        response.headers["x-longhaul-finish-reason"] = "deadline"
+    return response
+
+
+async def _send_and_close(answer: Spool | OrderedSpool) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.chunks():
+            yield chunk
+    finally:
+        close_soon(answer)

@@ -82,7 +82,8 @@ class Admission:
                 self._queues.move_to_end(owner)
             else:
                 del self._queues[owner]
-            if sequence.max_tokens > info.max_sequence_tokens:  # it did fit when it was checked
+            needed_tokens = len(sequence.prompt_ids) + sequence.sampling.max_new_tokens
+            if needed_tokens > info.max_sequence_tokens:  # it did fit when it was checked
                 sequence.on_error(no_longer_fits(info))
                 continue
             self._engine.submit(sequence, newcomer=not running[owner])

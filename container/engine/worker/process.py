@@ -29,7 +29,7 @@ from container.engine.messages import (
     Submit,
     to_engine,
 )
-from container.processes.framing import encode, read_frames
+from container.processes.child_process import encode, read_frames
 from container.processes.heap import start_trimmer
 from container.processes.parent_death import die_with_parent
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from container.server.responses import outcome_of
+from container.server.responses import OUTCOMES
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(200, "ok"), (413, "client_error"), (507, "server_error")])
 def test_status_is_counted_as_outcome(status: int, outcome: str) -> None:
-    assert outcome_of(status) == outcome
+    assert OUTCOMES[status // 100] == outcome

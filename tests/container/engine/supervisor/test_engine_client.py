@@ -22,7 +22,7 @@ from container.engine.supervisor.engine_client import EngineClient
 ENGINE = """
 import msgspec, os, pathlib, resource, select, signal, socket, struct, sys, time
 from container.engine.messages import Crashed, EngineInfo, NewTokens, Ready, Step, Submit, to_engine
-from container.processes.framing import encode
+from container.processes.child_process import encode
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 server = socket.socket(fileno=int(sys.argv[1]))

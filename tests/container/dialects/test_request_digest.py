@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from container.dialects.document import RequestHead, Route
-from container.invocations.request_digest import RequestDigest
+from container.dialects.document import RequestDigest, RequestHead, Route
 
 JSON = "application/json"
 
