@@ -54,16 +54,12 @@ class Connection(HttpToolsProtocol):
         self._clock: TimerHandle | None = None
         self._stall = Stall(min(state.settings.client_timeout_s / 8, 1.0), state.client_timeout_s)
         self._idle_s = 0.0
-        self._is_answer_lost = False
+        self.is_answer_lost = False
+        """True once it is known that the client will not take the whole answer."""
 
     @property
     def _is_answering(self) -> bool:
         return self._cycle_at_work is not None and not self._cycle_at_work.response_complete
-
-    async def took_answer(self) -> bool:
-        """Wait until the client has taken its answer, but for what buffers hold. False if it never will."""
-        await self.flow.drain()
-        return not self._is_answer_lost
 
     # The socket
 
@@ -78,7 +74,7 @@ class Connection(HttpToolsProtocol):
             self._clock.cancel()
         if self._phase == "head" and not self._is_refused and not self._is_answering:
             self._log("a client went away before its request was whole", 499, "abandoned")
-        self._is_answer_lost |= exc is not None or self._is_answering
+        self.is_answer_lost |= exc is not None or self._is_answering
         if self._cycle_at_work is not None:
             # uvicorn tells only the request that came last; of several sent at once it may be an earlier one's turn.
             _disconnect(self._cycle_at_work)
@@ -253,7 +249,7 @@ class Connection(HttpToolsProtocol):
         if missing == "head":
             self._refuse(ClientTimeout(f"the request's head did not come within {limit}"))
         elif missing is not None:
-            self._is_answer_lost = True
+            self.is_answer_lost = True
             what = "took nothing of its answer" if missing == "answer" else "sent no more of its body"
             self._log(f"a client {what} for {limit}", 499, "abandoned")
             self.transport.abort()

@@ -112,7 +112,9 @@ class Exchange:
                 response.headers["connection"] = "close"
             await response(self._request.scope, self._request.receive, send)
             connection = self._request.scope.get("state", {}).get("connection")
-            if not self._client_gone and (connection is None or await connection.took_answer()):
+            if connection is not None and not self._client_gone:
+                await connection.flow.drain()  # until the client has taken the answer, but for what buffers hold
+            if not self._client_gone and (connection is None or not connection.is_answer_lost):
                 status = response.status_code
         except Exception:
             status = 500
