@@ -1,4 +1,4 @@
-"""What runs behind the HTTP server: the journal, the model's tokenizer and the engine, loaded and put together."""
+"""The backend of the HTTP server: journal, tokenizer and engine, loaded and put together."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def start_jobs(store: Store, state: ServerState) -> JobRegistry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What the server process knows of the model: all but its weights."""
+    """The model as the server process needs it: without its weights."""
 
     digest: str
     defaults: ModelDefaults

@@ -156,7 +156,7 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             method = self.parser.get_method()
             if method == b"CONNECT":
-                raise InvalidRequest("this is no proxy", code="malformed_request")
+                raise InvalidRequest("this server is not a proxy", code="malformed_request")
             self.scope["method"] = method.decode("ascii")
             self._is_upgrading = True
             return

@@ -1,4 +1,4 @@
-"""An exchange: one HTTP request and its one answer, whatever happens between."""
+"""An exchange: one HTTP request and its one answer."""
 
 from __future__ import annotations
 

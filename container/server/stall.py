@@ -8,7 +8,7 @@ from typing import Literal
 Phase = Literal["new", "head", "body", "whole"]
 """How much of the coming request is here: nothing, a part of its head, its head, all of it."""
 Missing = Literal["head", "body", "answer"]
-"""What a client does not do: send its request's head, send its body, or take its answer."""
+"""Something that a client keeps the server waiting for: its request's head, its body, or that it takes its answer."""
 
 
 @dataclass(slots=True)

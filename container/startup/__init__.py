@@ -1,1 +1,1 @@
-"""What is found out before the engine starts: the model's files and the GPU's driver."""
+"""Checks before the engine starts: the model's files and the GPU's driver."""

@@ -130,7 +130,7 @@ def test_model_name_is_setting_or_path_end(environ: dict[str, str], name: str) -
     assert Settings.from_env(environ).name == name
 
 
-# Where the model is
+# The model's location
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_missing_path_is_not_a_hub_id(path: str) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """For root, who may read everything, another user; nothing changes for others."""
+    """Become another user if this is root, who may read everything."""
     ids = os.getresuid()
     if ids[0] == 0:
         os.setresuid(54321, 54321, 0)

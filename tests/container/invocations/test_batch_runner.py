@@ -1,4 +1,4 @@
-"""A batch's lines on their way, on an engine that says what it is told to."""
+"""Batches on an engine that generates a given script."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 
 
 class Counting:
-    """Prepares for the service, and knows how many texts are on their way to the answers."""
+    """Prepares items, and counts the texts that are not answered yet."""
 
     def __init__(self, service: Service) -> None:
         self._preparer = service.preparer
@@ -56,7 +56,7 @@ class Counting:
 
 
 class Answers(OrderedSpool):
-    """Tells of each answer."""
+    """Calls `on_answer` after each answer."""
 
     def __init__(self, directory: Path, on_answer: Any) -> None:
         super().__init__(str(directory))
@@ -106,7 +106,7 @@ def test_many_prompt_lines_are_bounded_by_weight(
 def test_later_lines_follow_present_engine_limits(
     tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    """One with less memory replaces the first while a batch is under way."""
+    """An engine with less memory replaces the first one while a batch is under way."""
     lengths: list[int] = []
 
     class Engine(ScriptedEngine):

@@ -1,4 +1,4 @@
-"""When work must end, to the tenth of a second, on no server."""
+"""Deadlines and their margins, without a server."""
 
 from __future__ import annotations
 

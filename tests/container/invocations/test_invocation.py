@@ -1,4 +1,4 @@
-"""An invocation from item to result, on an engine that says what it is told to."""
+"""An invocation from item to result, on an engine that generates a given script."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) -> Any:
-    """What becomes of a prompt when the engine generates a text's tokens, and perhaps an end token."""
+    """Return a function that completes a prompt with the tokens of a given text, and perhaps an end token."""
 
     async def run(said: str, finish: FinishReason | None, **parameters: Any) -> Completion:
         script = tokenizer.encode(Text(text=said), param="said", max_tokens=100).ids
@@ -73,7 +73,7 @@ def test_end_token_is_counted_but_hidden(complete: Any) -> None:
 
 
 def test_tokens_after_stop_string_are_not_counted(complete: Any) -> None:
-    """How many come depends on chance: the same request would have another usage each time."""
+    """The number of such tokens is up to chance: the same request would have another usage each time."""
     assert len(complete("The sea is. And the sky", "length", stop=(" is",)).token_ids) == 3
 
 
@@ -82,7 +82,7 @@ LATE = "The sea is" + " calm and old ships sail home under a pale moon while gul
 
 @pytest.mark.parametrize("finish", ["length", None])
 def test_late_tokens_after_stop_string_are_ignored(complete: Any, finish: Any) -> None:
-    """Steps may be handled before the engine hears of the stop, and its end may, or may not, be among them."""
+    """Steps may be handled before the engine hears of the stop. The sequence's end may be among them, or not."""
     completion = complete(LATE, finish, stop=(" is",))
     assert (completion.text, completion.finish_reason, len(completion.token_ids)) == ("The sea", "stop", 3)
 

@@ -1,4 +1,4 @@
-"""What makes two models the same."""
+"""Digests of models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_model_digest_samples_other_large_files(tmp_path: Path, monkeypatch: pyt
 
 
 def test_any_difference_changes_model_digest(tmp_path: Path) -> None:
-    """A merged adapter changes a few matrices of a file and not its size: the journal has the former model's tokens."""
+    """A merged adapter changes a few matrices of a file but not its size, and the journal has the former's tokens."""
     digests = set()
     for byte in (b"\1", b"\2"):
         with (tmp_path / "model.safetensors").open("wb") as file:

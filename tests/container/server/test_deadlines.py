@@ -1,4 +1,4 @@
-"""Work that needs longer than its caller waits, over real sockets: the answer comes before, valid and marked."""
+"""Work that takes longer than its caller waits, over real sockets: the answer comes in time, valid and marked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
-    """By its settings, two seconds for whoever says nothing else, and no unfinished texts."""
+    """Start a server whose default timeout is two seconds, and which answers no unfinished texts."""
     settings = {"LONGHAUL_INVOCATION_TIMEOUT_S": 2, "LONGHAUL_ON_DEADLINE": "error"}
     with Server(tiny_model_dir, tmp_path_factory.mktemp("strict") / "log", **settings) as server:
         yield server.wait_until_ready()
@@ -43,7 +43,7 @@ def attributes(timeout_s: object, more: str = "") -> dict[str, str]:
 
 
 def ask(server: Server, document: object, path: str = "/invocations", timeout_s: object = TIMEOUT_S) -> httpx.Response:
-    """An answer that came in time."""
+    """Send a request and check that its answer came in time."""
     began = time.monotonic()
     response = server.post(path, json=document, headers=attributes(timeout_s))
     assert time.monotonic() - began < float(str(timeout_s))
@@ -63,7 +63,7 @@ def ask_lines(server: Server, lines: list[Any], timeout_s: float = TIMEOUT_S) ->
 
 
 def cut(response: httpx.Response) -> Any:
-    """The JSON of an answer that says that it is not whole."""
+    """Return an answer's JSON, after checking that it is marked as unfinished."""
     assert response.status_code == 200, response.text
     assert response.headers["x-longhaul-finish-reason"] == "deadline"
     assert int(response.headers["content-length"]) == len(response.content)
@@ -81,7 +81,7 @@ def is_idle(server: Server) -> bool:
 
 
 def end_line(server: Server, response: httpx.Response) -> dict[str, Any]:
-    """What the log says of an invocation's end."""
+    """Return the log line of an invocation's end."""
     name = response.headers["x-longhaul-invocation-id"]
 
     def found() -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ def test_answer_in_time_shows_only_its_deadline(server: Server) -> None:
 
 
 def test_cut_hugging_face_text_has_details(server: Server) -> None:
-    """A list has one set of parameters, so that a stop string has to end one of them early."""
+    """All inputs of a list share their parameters, so that a stop string has to end one of them early."""
     (sea,) = server.ask(lasting("The sea is", 8))
     document = endless("")
     document["inputs"] = ["The sea is", "The sky is"]
@@ -168,7 +168,7 @@ def test_cut_text_says_so_in_headers(server: Server) -> None:
 
 @pytest.fixture
 def standstill(server: Server) -> Iterator[Server]:
-    """The server, while its engine does nothing."""
+    """Stop the server's engine while the context lasts."""
     server.kill_engine(signal.SIGSTOP)
     yield server
     server.kill_engine(signal.SIGCONT)
@@ -239,7 +239,7 @@ def test_cut_batch_answers_every_line_in_order(server: Server) -> None:
 
 
 def partial_of(answer: Any) -> bool:
-    """Whether a line's answer is a text, which must be marked, or an error, which must be the deadline's."""
+    """Return True for a line's text, which must be marked, and False for an error, which must be the deadline's."""
     match answer:
         case [{"details": details}]:
             assert details["finish_reason"] == "deadline" and details["generated_tokens"] > 0
@@ -259,7 +259,7 @@ def partial_of(answer: Any) -> bool:
 
 
 def test_hundred_thousand_lines_are_answered_in_time(server: Server) -> None:
-    """Those that are wrong still say why, so far as it can be seen at a glance."""
+    """Malformed lines are still answered with their own errors, so far as those show at a glance."""
     line = json.dumps(endless("The sea is")).encode() + b"\n"
     body = line * 50_000 + b"{nonsense\n\n" + line * 49_999
     began = time.monotonic()
@@ -274,7 +274,7 @@ def test_hundred_thousand_lines_are_answered_in_time(server: Server) -> None:
 
 
 def test_unstarted_large_lines_are_answered_by_name(server: Server) -> None:
-    """Before those that are read the deadline comes, too: a reader's process takes its time to start."""
+    """The deadline may also come before lines that are being read: a reader's process takes its time to start."""
     openai = {"method": "POST", "url": "/v1/chat/completions", "body": CHAT | LARGE}
     lines: list[Any] = [openai | {"custom_id": f"o{number}"} for number in range(12)]
     lines += [{"recordId": f"b{number}", "modelInput": CHAT | LARGE} for number in range(4)] + [CHAT | LARGE]
@@ -285,7 +285,7 @@ def test_unstarted_large_lines_are_answered_by_name(server: Server) -> None:
     eventually(lambda: is_idle(server))
 
 
-# By the settings
+# Settings
 
 
 def test_timeout_setting_is_the_default(strict: Server) -> None:

@@ -168,7 +168,7 @@ def test_expect_100_client_is_told_to_continue(connection: socket.socket) -> Non
 def test_expect_100_over_limit_closes_connection(connection: socket.socket) -> None:
     send_head(connection, 10**12, "Expect: 100-continue", "Content-Type: application/jsonlines")
     status, headers, body = read_answer(connection)
-    # Whatever it sent next on this connection would be taken for the body.
+    # Anything that it sent next on this connection would be taken for the body.
     assert (status, headers["connection"]) == (413, "close")
     assert json.loads(body)["error"]["code"] == "body_too_large"
 
@@ -296,7 +296,7 @@ def test_32_prompts_together_equal_each_alone(server: Server) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def real_server(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Iterator[Server]:
-    """Loads its model while the tests above run on the other."""
+    """Start a server that loads its model while the tests above run on the other one."""
     log = tmp_path_factory.mktemp("real-server") / "log"
     with Server(model_dir, log, LONGHAUL_DTYPE="float32", LONGHAUL_THREADS=2) as server:
         yield server
@@ -308,7 +308,7 @@ PENALTY = 1.3
 
 
 class PaddedReference(Reference):
-    """Takes eight prompts at a time, too, as a real model takes long for each alone."""
+    """Generates for eight prompts at a time, too, as a real model takes long for each alone."""
 
     def together(self, prompts: list[list[int]]) -> list[list[int]]:
         eights = [prompts[first : first + 8] for first in range(0, len(prompts), 8)]

@@ -1,4 +1,4 @@
-"""Who goes next: invocations take turns, and a newcomer does not wait for a batch to end."""
+"""The order of sequences: invocations take turns, and a new one does not wait for a batch to end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testing.server import Server, eventually, lasting
 
 
 class Queue:
-    """An Admission before a fake engine, on a running event loop."""
+    """Runs an Admission before a fake engine, on an event loop."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine

@@ -62,7 +62,7 @@ def neighbours_answer(hostile: Server) -> Any:
 
 @pytest.fixture(autouse=True)
 def peace(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Around each case: a neighbour whose answer stays the same, and afterwards no trace of the case."""
+    """Check that a neighbour's answer stays the same during each case, and that no trace of the case is left."""
     if "hostile" not in request.fixturenames:
         yield
         return
@@ -80,7 +80,7 @@ def peace(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def spools(server: Server, directory: Path) -> list[str]:
-    """The edge's open files in the spool directory, those without a name included."""
+    """Return the server's open files in the spool directory, those without a name included."""
     links = []
     for entry in Path(f"/proc/{server.process.pid}/fd").iterdir():
         try:
@@ -115,7 +115,7 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 def error_in(body: bytes) -> dict[str, Any]:
-    """An error in our form, without the canary."""
+    """Return the error of an answer, after checking its form and that the canary is not in it."""
     assert CANARY not in body.decode()
     error: dict[str, Any] = json.loads(body)["error"]
     of_the_job = {"job", "resumable"} if error["code"] == "shutting_down" else set()
@@ -124,7 +124,7 @@ def error_in(body: bytes) -> dict[str, Any]:
 
 
 def last_words(connection: socket.socket) -> tuple[int, dict[str, Any]]:
-    """Status and error of an answer after which the connection ends."""
+    """Read the answer after which the connection ends; return its status and error."""
     status, headers, body = read_answer(connection)
     assert headers["connection"] == "close"
     assert connection.recv(1) == b""
@@ -262,8 +262,8 @@ FLOODS: dict[str, tuple[bytes, bytes, int, str]] = {
 @pytest.mark.parametrize("case", FLOODS)
 def test_flooding_body_is_refused_without_using_memory(hostile: Server, case: str) -> None:
     opening, piece, status, code = FLOODS[case]
-    edge = psutil.Process(hostile.process.pid)
-    before = edge.memory_info().rss
+    process = psutil.Process(hostile.process.pid)
+    before = process.memory_info().rss
     with hostile.connect() as connection:
         connection.sendall(opening)
         while not select.select([connection], [], [], 0)[0]:
@@ -272,17 +272,17 @@ def test_flooding_body_is_refused_without_using_memory(hostile: Server, case: st
             connection.sendall(piece)
         answered, _, body = read_answer(connection)
     assert (answered, error_in(body)["code"]) == (status, code)
-    assert edge.memory_info().rss < before + (32 << 20)
+    assert process.memory_info().rss < before + (32 << 20)
 
 
 def test_thousands_of_pipelined_requests_are_cut_off(hostile: Server) -> None:
-    edge = psutil.Process(hostile.process.pid)
-    before = edge.memory_info().rss
+    process = psutil.Process(hostile.process.pid)
+    before = process.memory_info().rss
     with hostile.connect() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n" * 200_000)
         while connection.recv(1 << 16):
             pass
-    assert edge.memory_info().rss - before < 30 << 20
+    assert process.memory_info().rss - before < 30 << 20
 
 
 def test_endless_flood_is_cut_off(hostile: Server) -> None:
@@ -373,7 +373,7 @@ def test_client_that_stops_sending_gets_408(hostile: Server) -> None:
 
 
 def test_earlier_deadline_blames_no_slow_client(hostile: Server) -> None:
-    """Not even those for whom the event loop's clock is a millisecond early."""
+    """Timers may come a millisecond early by the event loop's clock."""
     connections = [hostile.connect() for _ in range(32)]
     for number, connection in enumerate(connections):
         timeout = f"X-Amzn-SageMaker-Custom-Attributes: timeout={1 + number / 50:.2f}"
@@ -385,7 +385,7 @@ def test_earlier_deadline_blames_no_slow_client(hostile: Server) -> None:
 
 
 def drip(connection: socket.socket, data: bytes) -> bool:
-    """Byte by byte, until there is an answer. Whether there was one."""
+    """Send byte by byte until there is an answer; return whether there was one."""
     for byte in data:
         connection.sendall(bytes([byte]))
         if select.select([connection], [], [], 0.1)[0]:
@@ -440,7 +440,7 @@ def test_early_answer_is_readable_after_full_upload(hostile: Server) -> None:
 
 
 def unread(server: Server) -> socket.socket:
-    """A connection with an answer on its way that no socket's buffer holds: lines that their errors repeat."""
+    """Return a connection with an answer on its way that no socket's buffer holds: errors that repeat long lines."""
     line = {"recordId": "a", "modelInput": {"prompt": CANARY * 8000, "typo": 1}}
     body = (json.dumps(line).encode() + b"\n") * 200
     connection = server.connect()
@@ -496,7 +496,7 @@ def test_many_slow_clients_delay_nothing_else(hostile: Server) -> None:
             assert last_words(connection)[0] == 408
 
 
-# Clients that go away
+# Disconnects
 
 GONE: dict[str, bytes] = {
     "in its head": HALF_A_HEAD,
@@ -530,7 +530,7 @@ def test_disconnected_client_leaves_one_log_line(hostile: Server, spool_dir: Pat
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     connection.close()
     eventually(lambda: abandoned(hostile) > before)
-    # That nothing else is left, and the neighbour undisturbed, is seen by `peace`.
+    # `peace` checks that nothing else is left and that the neighbour is undisturbed.
 
 
 # SIGTERM

@@ -1,4 +1,4 @@
-"""Documents and lines too large for the server process, which readers read: the answers are those of small ones."""
+"""Documents and lines that are too large for the server process: readers answer them as small ones are answered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello!"}], "ma
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
-    """A server with the limits it has by default."""
+    """Start a server with its default limits."""
     with Server(tiny_model_dir, tmp_path_factory.mktemp("roomy") / "log") as server:
         yield server.wait_until_ready()
 
@@ -47,7 +47,7 @@ def is_reader(process: psutil.Process) -> bool:
 
 
 def without_names(answer: Any) -> Any:
-    """An answer less what is new in each, and less the digits of log probabilities that a batch may change."""
+    """Return an answer without what is new in each, and without the digits of logprobs that a batch may change."""
     match answer:
         case dict():
             return {name: without_names(value) for name, value in answer.items() if name not in ("id", "created")}
@@ -123,8 +123,8 @@ def test_process_1_leaves_reader_status_to_owner(start: Callable[..., Server]) -
     server = start(command=command).wait_until_ready()
     asked = server.post_soon(json=COMPLETION | LARGE | {"max_tokens": 8000, "ignore_eos": True})
     eventually(lambda: server.metric("longhaul_sequences_running") > 0)
-    edge = psutil.Process(server.process.pid).children()[0]
-    next(child for child in edge.children() if is_reader(child)).kill()
+    process = psutil.Process(server.process.pid).children()[0]
+    next(child for child in process.children() if is_reader(child)).kill()
     assert asked.result().status_code == 413
 
 
@@ -167,7 +167,7 @@ def test_line_of_killed_reader_fails_alone(roomy: Server) -> None:
 
 
 def test_many_blank_lines_delay_nothing_else(roomy: Server) -> None:
-    """One go through them all would hold a worker for many seconds, and two such files everybody."""
+    """Reading them all in one go would hold a worker for many seconds, and two such files would hold up everything."""
     files = [roomy.post_soon(content=b"\n" * (2 << 20), headers=JSON_LINES) for _ in range(2)]
     eventually(lambda: roomy.metric("longhaul_requests_running") == 2)
     assert roomy.ask(CHAT)

@@ -1,4 +1,4 @@
-"""The server from its first connection to its exit status, under every kind of violence."""
+"""The server from its first connection to its exit status, through every kind of failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHORT = {"inputs": "The sea is", "parameters": {"max_new_tokens": 3}}
 
 
 def codes(responses: list[httpx.Response]) -> set[tuple[int, str]]:
-    """Status and error code of each."""
+    """Return the status and error code of each answer."""
     return {(response.status_code, response.json()["error"]["code"]) for response in responses}
 
 
@@ -39,7 +39,7 @@ def actions(server: Server) -> list[object]:
 
 @dataclass
 class Childhood:
-    """A server, and what it said before it was ready."""
+    """Holds a server and the answers that it gave before it was ready."""
 
     server: Server
     pings: list[tuple[int, dict[str, Any]]]
@@ -73,7 +73,7 @@ def test_sigterm_while_idle_exits_0(childhood: Childhood) -> None:
 
 
 def refusal(server: Server) -> str:
-    """The one line that a server logs which ends at once with status 1."""
+    """Return the only log line of a server that exits at once with status 1."""
     assert server.exit_status() == 1
     (line,) = [line for line in server.log_lines() if line["level"] == "ERROR"]
     message: str = line["message"]
@@ -180,7 +180,7 @@ def head(length: int, *headers: str) -> bytes:
 
 
 def reader(server: Server) -> socket.socket:
-    """A connection with an answer on its way that no socket's buffer holds: lines that their errors repeat."""
+    """Return a connection with an answer on its way that no socket's buffer holds: errors that repeat long lines."""
     line = {"recordId": "a", "modelInput": {"prompt": "a" * 90_000, "no such field": 1}}
     body = (json.dumps(line).encode() + b"\n") * 200
     connection = server.connect()
@@ -200,7 +200,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 
 
 def has_generated(server: Server, tokens: int) -> None:
-    """Wait until it has, from now on."""
+    """Wait until the server has generated more tokens."""
     name = "longhaul_generation_tokens_total"
     before = server.metric(name)
     eventually(lambda: server.metric(name) >= before + tokens)
@@ -233,7 +233,7 @@ def test_requests_resume_in_next_engine(victim: Server) -> None:
     eventually(lambda: victim.metric("longhaul_sequences_running") == 5)
     dead = victim.kill_engine()
     eventually(lambda: victim.ping() == RECOVERING)
-    # Sent while there is no engine: it waits for the new one.
+    # Sent between two engines: it waits for the new one.
     assert victim.post(json=SHORT).status_code == 200
     assert [each.result().status_code for each in [*requests, batch]] == [200] * 5
     assert victim.engine is not None and victim.engine.pid != dead
@@ -249,7 +249,7 @@ def test_request_during_engine_death_is_kept(victim: Server) -> None:
     steady = [victim.post_soon(json=lasting("The sea is", 20 + number % 7)) for number in range(32)]
     eventually(lambda: any(each.done() for each in steady))
     victim.kill_engine()
-    # One after the other until the engine is back, so that some come at the worst of times.
+    # Sent one after the other until the engine is back, so that some come at the worst moment.
     meanwhile = [victim.post(json=SHORT).status_code for _ in range(20)]
     assert {each.result().status_code for each in steady} | set(meanwhile) == {200}
 
@@ -270,7 +270,7 @@ def test_repeated_engine_deaths_end_the_server(start: Start) -> None:
     assert any("4 times before it had generated anything" in line["message"] for line in server.log_lines())
 
 
-# The edge dies
+# The server dies
 
 
 def test_engine_dies_with_killed_server(start: Start) -> None:
@@ -301,32 +301,32 @@ def test_disconnect_frees_sequences(server: Server) -> None:
 
 
 def test_disconnect_frees_batch_and_spools(server: Server) -> None:
-    edge = psutil.Process(server.process.pid)
-    before = edge.num_fds()
+    process = psutil.Process(server.process.pid)
+    before = process.num_fds()
     lines = "".join(json.dumps(endless(f"{number} is")) + "\n" for number in range(200))
     with pytest.raises(httpx.ReadTimeout):
         server.post(content=lines, headers={"content-type": "application/jsonlines"}, timeout=1)
     eventually(lambda: server.metric("longhaul_sequences_running") == 0)
     assert server.metric("longhaul_sequences_waiting") == 0
-    eventually(lambda: edge.num_fds() <= before)
+    eventually(lambda: process.num_fds() <= before)
 
 
 def test_disconnect_during_upload_leaves_nothing(server: Server) -> None:
-    edge = psutil.Process(server.process.pid)
-    before = edge.num_fds()
+    process = psutil.Process(server.process.pid)
+    before = process.num_fds()
     with server.connect() as connection:
         connection.sendall(head(1000, "Content-Type: application/jsonlines") + b"{")
         eventually(lambda: server.metric("longhaul_requests_running") == 1)
     eventually(lambda: server.metric("longhaul_requests_running") == 0)
-    eventually(lambda: edge.num_fds() <= before)
+    eventually(lambda: process.num_fds() <= before)
 
 
 def test_disconnect_during_answer_leaves_nothing(server: Server) -> None:
-    edge = psutil.Process(server.process.pid)
-    before = edge.num_fds()
+    process = psutil.Process(server.process.pid)
+    before = process.num_fds()
     reader(server).close()
     eventually(lambda: server.metric("longhaul_requests_running") == 0)
-    eventually(lambda: edge.num_fds() <= before)
+    eventually(lambda: process.num_fds() <= before)
 
 
 # Process 1
@@ -345,8 +345,8 @@ def test_process_1_reaps_zombies_and_exits_0(start: Start, tmp_path: Path) -> No
     script.chmod(0o755)
     unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", str(script))
     server = start(command=unshare).wait_until_ready()
-    edge = psutil.Process(server.process.pid).children()[0]
-    eventually(lambda: [child.name() for child in edge.children()] == ["longhaul-engine"])
+    process = psutil.Process(server.process.pid).children()[0]
+    eventually(lambda: [child.name() for child in process.children()] == ["longhaul-engine"])
     assert server.post(json=SHORT).status_code == 200
-    os.kill(edge.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     assert server.exit_status() == 0

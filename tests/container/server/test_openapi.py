@@ -1,4 +1,4 @@
-"""The description of the HTTP surface: held to a real server by schemathesis, and to the README's own examples."""
+"""The description of the HTTP surface: schemathesis compares it with a real server, and the README's examples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.test_docs import LINES, REQUESTS
 
 
 def only_json(value: Any) -> Any:
-    """Without the media types whose wrong bodies are right: any text is a prompt, and a bad line fails alone."""
+    """Remove the media types of which no body is wrong: any text is a prompt, and a bad line fails alone."""
     if isinstance(value, dict):
         json_alone = {"application/json": value["application/json"]} if "application/json" in value else value
         return {name: only_json(inner) for name, inner in json_alone.items()}
@@ -64,7 +64,7 @@ def read_line(context: schemathesis.DeserializationContext, response: schemathes
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
-    """A server whose longest answers are short, whatever a request asks for."""
+    """Start a server whose longest answers are short."""
     log = tmp_path_factory.mktemp("described") / "log"
     limits = {"LONGHAUL_MAX_MODEL_LEN": 64, "LONGHAUL_MAX_NEW_TOKENS": 4}
     with Server(tiny_model_dir, log, **limits) as server:
@@ -72,7 +72,7 @@ def described(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
 
 
 def tamed(value: Any) -> Any:
-    """Within what no schema knows: the model's context and vocabulary, and which fields go together."""
+    """Fit a request to what no schema knows: the model's context and vocabulary, and which fields go together."""
     if isinstance(value, dict):
         changed = {  # elsewhere, as in a tool's own schema, these names may have any value
             name: 1 + (limit or 0) % 4
@@ -165,7 +165,7 @@ def test_line_answers_match_description(described: Server, line: object, answer:
 
 
 def validator(*names: str) -> Any:
-    """For a value that is one of the components."""
+    """Return a validator of values that are one of the components."""
     choices = [{"$ref": f"#/components/schemas/{name}"} for name in names]
     return jsonschema_rs.validator_for({"anyOf": choices, "components": DOCUMENT["components"]})
 

@@ -1,4 +1,4 @@
-"""What answers and errors say of themselves."""
+"""Outcomes of responses."""
 
 from __future__ import annotations
 

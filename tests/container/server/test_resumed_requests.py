@@ -1,4 +1,4 @@
-"""Jobs through a real server: what was generated is never generated again, whoever dies, leaves or asks twice."""
+"""Jobs through a real server: no token is generated twice if servers die, clients leave or requests come again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def checkpoints(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def begin(start: Start, checkpoints: Path) -> Iterator[Callable[..., Server]]:
-    """Starts servers that share one journal."""
+    """Return a function that starts servers with one journal."""
 
     def begin(**settings: Any) -> Server:
         given = {"LONGHAUL_CHECKPOINT_URI": checkpoints, "LONGHAUL_CHECKPOINT_INTERVAL_S": INTERVAL_S}
@@ -75,7 +75,7 @@ def send_soon(server: Server, name: str | None = None, body: str = BODY) -> Futu
 
 
 def told(response: httpx.Response) -> list[Any]:
-    """What was generated, without what differs by chance: ids, times, and the last digits of log probabilities."""
+    """Return an answer without what differs by chance: ids, times, and the last digits of log probabilities."""
     return [
         {"choices": [_told(choice) for choice in answer["choices"]], "usage": answer["usage"]}
         for answer in answers(response)
@@ -110,7 +110,7 @@ def wait_for_tokens(server: Server, tokens: int) -> int:
 
 
 def saved(server: Server, tokens: int) -> int:
-    """Once the journal has been written after so many tokens."""
+    """Wait until the journal has been written after so many tokens."""
     wait_for_tokens(server, tokens)
     before = server.metric("longhaul_journal_bytes_total")
     eventually(lambda: server.metric("longhaul_journal_bytes_total") > before)
@@ -167,10 +167,10 @@ def test_unseeded_job_resumes_with_its_seeds(begin: Callable[..., Server]) -> No
     successor = begin()
     (first,) = told(send(successor, None, body=body))
     assert generated(successor) < 700
-    # Its answer has arrived: the next one is a new one.
+    # The first answer has arrived, so that the next request is another one.
     (second,) = told(send(successor, None, body=body))
     assert {choice["seed"] for choice in first["choices"]}.isdisjoint(choice["seed"] for choice in second["choices"])
-    # And the seeds say what was generated, before and after the kill.
+    # The seeds tell what was generated before and after the kill.
     seed = first["choices"][0]["seed"]
     (again,) = told(send(successor, None, body=json.dumps(json.loads(body) | {"seed": seed})))
     assert [choice["text"] for choice in again["choices"]] == [choice["text"] for choice in first["choices"]]
@@ -201,7 +201,7 @@ def test_disconnected_request_is_freed_and_journalled(begin: Callable[..., Serve
     assert generated(server) == total(undisturbed)
 
 
-# The same at once
+# Identical requests at the same time
 
 
 @pytest.mark.parametrize("name", ["a-job", None])

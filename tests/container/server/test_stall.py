@@ -1,4 +1,4 @@
-"""Who keeps whom waiting, look by look."""
+"""How long a client has kept the server waiting, look by look."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_working_server_misses_nothing() -> None:
 
 
 def test_unsent_answer_comes_before_next_head() -> None:
-    """Of several requests sent at once the next one's head can't be read while the client takes no answer."""
+    """If a client pipelines requests, the next head is not read while it takes no answer."""
     stall = Stall(1.0, TIMEOUT_S)
     assert looks(stall, 3, "head", unsent=100) == [None, None, "answer"]
 

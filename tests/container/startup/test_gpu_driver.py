@@ -1,4 +1,4 @@
-"""The NVIDIA driver's check, on machines that are folders."""
+"""The check of NVIDIA's driver, on machines that are folders."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RTX_4090 = "NVIDIA GeForce RTX 4090"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine's files. By default with a GPU, a new driver, the image's compat libraries and torch for CUDA 13."""
+    """Files of a machine: by default with a GPU, a new driver, compat libraries and torch for CUDA 13."""
 
     gpus: tuple[str, ...] = (A10G,)
     driver: str | None = "580.95.05"
@@ -78,7 +78,7 @@ class Machine:
 
 
 def link_compat(root: Path, driver: str) -> None:
-    """As the package cuda-compat lays it: /usr/local/cuda is a link, and so is libcuda.so.1."""
+    """Lay out the files as the package cuda-compat does: /usr/local/cuda is a link, and so is libcuda.so.1."""
     directory = root / "usr/local/cuda-13.0/compat"
     directory.mkdir(parents=True)
     (root / "usr/local/cuda").symlink_to("cuda-13.0")
@@ -87,7 +87,7 @@ def link_compat(root: Path, driver: str) -> None:
 
 
 def smi(*rows: str) -> str:
-    """An nvidia-smi that gives these rows, name, driver and capability, as it gives them."""
+    """Return the script of an nvidia-smi that prints these rows: name, driver and capability."""
     return "\n".join(f"echo '{row}'" for row in rows)
 
 
@@ -166,7 +166,7 @@ ROWS: list[Row] = [
             "and Hopper (9.0).",
         ),
     ),
-    # The GPU is too old, whatever the driver
+    # The GPU is too old for any driver
     ("P3", Machine(gpus=(V100,)), "refuse", (V100, "Volta (7.0)", "runs on Turing (7.5)", "ml.g5", AMI_13)),
     ("P2", Machine(gpus=("Tesla K80",) * 2, driver="470.256.02"), "refuse", ("Tesla K80", "Kepler (3.x)", "ml.g5")),
     ("G3", Machine(gpus=("Tesla M60",)), "refuse", ("Tesla M60", "Maxwell (5.x)", AMI_13)),
@@ -418,7 +418,7 @@ def test_engine_needs_a_gpu_if_present(machine: Machine, needs_gpu: bool, tmp_pa
     assert machine.decision(tmp_path).needs_gpu == needs_gpu
 
 
-# The whole server. Its torch is one that says where the engine is to look for libraries, and ends it.
+# The whole server, with a torch that reports the engine's library path and ends the engine.
 
 PROGRAM = "import sys, container.__main__ as program; sys.exit(program.main(sys.argv[1]))"
 TELLING_TORCH = "import os\nraise ImportError('libraries: ' + os.environ['LD_LIBRARY_PATH'])\n"
