@@ -79,7 +79,7 @@ class Invocation:
         answer_bytes = self._answer_bytes + sum(
             _size(len(sequence.output_ids), sequence.sampling) for sequence in running
         )
-        left_s = self._deadline.left_s(size=self.body_bytes + answer_bytes, items=self.items)
+        left_s = self._deadline.left_s(size=self.body_bytes + self._answer_bytes + running_bytes, items=self.items)
         loop = asyncio.get_running_loop()
         if left_s > 0:  # once a second, because an answer that grows needs more time
             self._clock = loop.call_later(min(left_s, 1.0), self._check_deadline)
