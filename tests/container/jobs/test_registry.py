@@ -482,6 +482,38 @@ def test_output_ended_during_loading_is_known(
     run(test())
 
 
+def test_output_resumed_during_loading_is_recorded_whole(
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of what is loaded may differ from its beginning: the new tokens must not be joined to that."""
+    monkeypatch.setattr(health_module, "_TIMEOUT_S", 0.05)
+    get, answers = store.get, threading.Event()
+
+    def get_slowly(key: str) -> bytes | None:
+        if key.endswith("/00000002"):
+            assert answers.wait(60)
+        return get(key)
+
+    monkeypatch.setattr(store, "get", get_slowly)
+
+    async def test() -> None:
+        jobs = new_jobs()
+        attachment = await jobs.attach("a-job", DIGEST)
+        waiter = engine.generate(attachment, 0)
+        for _ in range(2):
+            engine.say(3)
+            await jobs.save_all()
+        attachment.leave(waiter)
+        joined = await jobs.attach("a-job", DIGEST)
+        generation = engine.generate(joined, 0).generation
+        assert generation.resumed_tokens == 3
+        record = generation.new_record()
+        assert record is not None and (record.start, record.tokens) == (0, 3)
+        answers.set()
+
+    run(test())
+
+
 def test_late_answer_changes_nothing(
     new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
