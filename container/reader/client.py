@@ -26,7 +26,6 @@ from container.reader.messages import (
     ReadDocument,
     ReaderConfig,
     ReadLine,
-    Refuse,
     Render,
     Rendered,
     ToReader,
@@ -145,7 +144,7 @@ class Reader:
     async def render(self, error: Failure | None = None) -> str:
         """Have the answer's file written, for a line with an error if there is one. Return its content type."""
         async with self._limits.rendering:
-            rendered = await self._ask(Render() if error is None else Refuse(error), Rendered)
+            rendered = await self._ask(Render(error), Rendered)
         self._answer.size = rendered.size
         return rendered.content_type
 

@@ -70,16 +70,12 @@ class Put(msgspec.Struct, frozen=True, tag="put"):
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):
-    """Write the answer: all completions are there."""
+    """Write the answer: all completions are there, or the document is a line that failed with this error."""
+
+    error: Failure | None = None
 
 
-class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
-    """Write the answer of a line that failed with this error."""
-
-    error: Failure
-
-
-ToReader = Load | Open | Get | Put | Render | Refuse
+ToReader = Load | Open | Get | Put | Render
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):

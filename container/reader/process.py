@@ -21,7 +21,7 @@ import msgspec
 import psutil
 from setproctitle import setproctitle
 
-from container.core import Call, Completion, Result, Seeds
+from container.core import Call, Completion, Result
 from container.dialects.batch import Line, read_line
 from container.dialects.document import read_call
 from container.disk.full_disk import naming_a_full_disk
@@ -40,7 +40,6 @@ from container.reader.messages import (
     ReadDocument,
     ReaderConfig,
     ReadLine,
-    Refuse,
     Render,
     Rendered,
     ToReader,
@@ -60,26 +59,10 @@ _MEMORY_PER_BYTE = 16
 class Document:
     """Owns the items of the document and the completions that have come so far."""
 
-    def __init__(self, call: Call, preparer: Preparer, name: str, seeds: Seeds, line: int) -> None:
-        """Prepare all items before any runs. Raises InvalidRequest if one of them can't be served."""
-        self._call = call
-        self._name = name
-        self._items = [preparer.prepare(item, seeds.seed(line, index)) for index, item in enumerate(call.items)]
-        self._completions: dict[int, list[Completion]] = defaultdict(list)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def content_type(self) -> str:
-        return self._call.content_type
-
-    def item(self, index: int) -> Prepared:
-        """Return an item for the server, which has no use for its text."""
-        return msgspec.structs.replace(self._items[index], prompt_text="")
-
-    def put(self, message: Put) -> None:
-        self._completions[message.index].append(message.completion)
+    def __init__(self, call: Call, items: list[Prepared]) -> None:
+        self.call = call
+        self.items = items
+        self.completions: dict[int, list[Completion]] = defaultdict(list)
 
     def results(self) -> list[Result]:
         """Return the items' results. One without completions was never asked for: the deadline came first."""
@@ -87,16 +70,10 @@ class Document:
             Result(
                 prompt_text=item.prompt_text,
                 prompt_tokens=len(item.prompt_ids),
-                completions=tuple(self._completions[index]) or unstarted_completions(item.samplings),
+                completions=tuple(self.completions[index]) or unstarted_completions(item.samplings),
             )
-            for index, item in enumerate(self._items)
+            for index, item in enumerate(self.items)
         ]
-
-    def answer(self) -> bytes:
-        return self._call.render(self.results(), self._name)
-
-    def line_answer(self, line: Line) -> bytes:
-        return line.success(self.results(), self._name)
 
 
 class Reader:
@@ -106,7 +83,7 @@ class Reader:
         """Take the file descriptors of the two files."""
         self._body = body
         self._answer = answer
-        self._config: ReaderConfig | None = None
+        self._name = ""
         self._preparer: Preparer | None = None
         self._document: Document | None = None
         self._line: Line | None = None
@@ -119,22 +96,17 @@ class Reader:
                 return Done()
             case Open():
                 return self._open(message)
-            case Get():
-                return self._opened.item(message.index)
-            case Put():
-                self._opened.put(message)
+            case Get(index):
+                return msgspec.structs.replace(self._opened.items[index], prompt_text="")
+            case Put(index, completion):
+                self._opened.completions[index].append(completion)
                 return Done()
-            case Render():
-                line, document = self._line, self._opened
-                answer = document.answer() if line is None else document.line_answer(line)
-                return self._write(answer, document.content_type)
-            case Refuse():
-                assert self._line is not None, "only a line's answer says why it failed"
-                return self._write(self._line.failure(message.error.error()), "")
+            case Render(failure):
+                return self._render(failure)
 
     def _load(self, config: ReaderConfig) -> None:
         defaults = ModelDefaults.load(config.model_dir)
-        self._config = config
+        self._name = config.name
         self._preparer = Preparer(
             tokenizer=Tokenizer.load(
                 config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
@@ -143,6 +115,14 @@ class Reader:
             max_sequence_tokens=config.max_sequence_tokens,
             default_max_new_tokens=config.default_max_new_tokens,
         )
+
+    def _render(self, failure: Failure | None) -> Rendered:
+        if failure is not None:
+            assert self._line is not None, "only a line's answer says why it failed"
+            return self._write(self._line.failure(failure.error()), "")
+        results, call = self._opened.results(), self._opened.call
+        render = call.render if self._line is None else self._line.success
+        return self._write(render(results, self._name), call.content_type)
 
     @property
     def _opened(self) -> Document:
@@ -154,27 +134,25 @@ class Reader:
         size = source.size if isinstance(source, ReadLine) else os.fstat(self._body).st_size
         with _memory_limit(_BASE_MEMORY_BYTES + _MEMORY_PER_BYTE * size):
             match source:
-                case ReadDocument():
-                    body = self._read(0, size)
-                    self._prepare(read_call(source.head, body), message)
-                    return Opened(len(self._opened))
-                case ReadLine():
-                    return self._open_line(read_line(self._read(source.offset, size), source.number), message)
+                case ReadDocument(head):
+                    return Opened(self._prepare(read_call(head, self._read(0, size)), message))
+                case ReadLine(number, offset):
+                    line = self._line = read_line(self._read(offset, size), number)
+                    try:
+                        if line.error is not None:
+                            raise line.error
+                        items = 0 if line.call is None else self._prepare(line.call, message)
+                    except RequestError as error:
+                        return Opened(0, line.form, line.custom_id, Failure.of(error))
+                    return Opened(items, line.form, line.custom_id)
 
-    def _open_line(self, line: Line, message: Open) -> Opened:
-        self._line, error = line, line.error
-        try:
-            if line.call is not None:
-                self._prepare(line.call, message)
-        except RequestError as refusal:
-            error = refusal
-        if error is not None:
-            return Opened(0, line.form, line.custom_id, Failure.of(error))
-        return Opened(len(self._opened), line.form, line.custom_id)
-
-    def _prepare(self, call: Call, message: Open) -> None:
-        assert self._config is not None and self._preparer is not None, "Load comes first"
-        self._document = Document(call, self._preparer, self._config.name, message.seeds, message.line)
+    def _prepare(self, call: Call, message: Open) -> int:
+        """Prepare all items before any runs and return their number. Raises InvalidRequest."""
+        preparer, seeds = self._preparer, message.seeds
+        assert preparer is not None, "it is loaded first"
+        items = [preparer.prepare(item, seeds.seed(message.line, index)) for index, item in enumerate(call.items)]
+        self._document = Document(call, items)
+        return len(items)
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []

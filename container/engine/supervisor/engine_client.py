@@ -331,14 +331,14 @@ class EngineClient:
             words = f"the engine died of this prompt, the last time with nothing else at work: {death.reason}"
             logger.error("a sequence is given up: %s", words, extra={"action": "sequence_failed"})
             cause.on_error(EngineError("engine_killed_by_item", words))
-        if (spent := self._recovery.spent) is not None:
+        if (spent := self._recovery.crashes.spent) is not None:
             self._fail(f"{spent}, last: {death.reason}")
             return
         needed_tokens = max((sequence.max_tokens for sequence in self._sequences.values()), default=0)
         self._recovery.shrink(death, self.info, needed_tokens)
         # A first start that fails has nothing to recover.
         self._change("recovering" if self.info is not None else "starting")
-        await asyncio.sleep(self._recovery.delay_s)
+        await asyncio.sleep(self._recovery.crashes.delay_s)
         self._on_restart()
 
     def _fail(self, reason: str) -> None:

@@ -54,23 +54,13 @@ class Recovery:
         self.config = config
         """Configuration of the next engine."""
         self.suspects = Suspects()
-        self._crashes = Crashes(budget)
-
-    @property
-    def spent(self) -> str | None:
-        """Why no further engine is started; None while the crash budget lasts."""
-        return self._crashes.spent
-
-    @property
-    def delay_s(self) -> float:
-        """Seconds to wait before the next start."""
-        return self._crashes.delay_s
+        self.crashes = Crashes(budget)
 
     def find_cause(self, death: Death, unfinished: Mapping[int, Sequence]) -> Sequence | None:
         """Count a death. Return the sequence that caused it, if that is certain."""
         cause = None if death.is_from_outside else self.suspects.find_cause(death.sequence_ids, unfinished)
         self.suspects.isolated = None
-        self._crashes.count(has_generated=death.has_generated, is_explained=cause is not None)
+        self.crashes.count(has_generated=death.has_generated, is_explained=cause is not None)
         return cause
 
     def shrink(self, death: Death, info: EngineInfo | None, needed_tokens: int) -> None:
