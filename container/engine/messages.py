@@ -8,7 +8,7 @@ from container.engine.sequence import FinishReason, Sampling, TokenLogprobs
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine process is started with. With `None` the engine chooses (see `worker/model.py` for how)."""
+    """Settings that the engine process is started with. `None` lets the engine choose (`worker/model.py` has how)."""
 
     model_dir: str
     device: str | None = None
@@ -25,7 +25,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a started engine can do. Lengths and capacities in tokens."""
+    """Abilities of a started engine. Lengths and capacities are in tokens."""
 
     model_type: str
     device: str
@@ -102,7 +102,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one turn of the engine's loop did. Sent after every step, and when cancellations change what runs."""
+    """Report on one turn of the engine's loop. It is sent after every step, and when cancellations change what runs."""
 
     steps: int
     """Forward passes since the engine's start. If it stands still while the engine has work, the engine is stalled."""

@@ -69,7 +69,7 @@ class Sequence:
     prompt_ids: array[int]
     sampling: Sampling
     owner: Hashable = field(kw_only=True)
-    """Whose sequence it is: owners take turns at admission."""
+    """Owner of the sequence: owners take turns at admission."""
     on_tokens: Callable[[int], None] = field(kw_only=True)
     on_error: Callable[[EngineError], None] = field(kw_only=True)
     id: int = field(default=-1, init=False)

@@ -103,7 +103,7 @@ class Reader:
         self._limits = limits
         self._lock = asyncio.Lock()
         self.opened = Opened(0)
-        """What the document turned out to be."""
+        """Summary of the document, once it is read."""
         limits.pids.add(child.pid)
         child.closed.add_done_callback(lambda _: replies.put_nowait(None))
 

@@ -17,7 +17,7 @@ from container.tokenization.preparer import Prepared
 
 
 class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader needs of the server. Lengths in tokens."""
+    """Values that a reader needs of the server. Lengths are in tokens."""
 
     model_dir: str
     trust_remote_code: bool

@@ -1,4 +1,4 @@
-"""What an engine's death means: its cause, which sequences are suspects, and what the next engine starts with."""
+"""Recovery from an engine's death: its cause, the suspects among its sequences, and the next engine's settings."""
 
 from __future__ import annotations
 
