@@ -76,9 +76,7 @@ class Invocation:
 
     def _check_deadline(self) -> None:
         running = [waiter.generation.sequence for waiter in self._waiters]
-        answer_bytes = self._answer_bytes + sum(
-            _size(len(sequence.output_ids), sequence.sampling) for sequence in running
-        )
+        running_bytes = sum(_size(len(sequence.output_ids), sequence.sampling) for sequence in running)
         left_s = self._deadline.left_s(size=self.body_bytes + self._answer_bytes + running_bytes, items=self.items)
         loop = asyncio.get_running_loop()
         if left_s > 0:  # once a second, because an answer that grows needs more time
