@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -24,7 +23,20 @@ def oom_kills(root: Path = Path("/")) -> int | None:
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.events), cgroup-v1/memory.html (memory.oom_control).
     """
-    for file in _counters(root):
+    groups = root / "sys/fs/cgroup"
+    try:
+        own = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        own = []
+    counters = []
+    for _, controllers, path in own:
+        if controllers == "":
+            counters.append(groups / path.lstrip("/") / "memory.events")
+        elif "memory" in controllers.split(","):
+            counters.append(groups / "memory" / path.lstrip("/") / "memory.oom_control")
+    # In a namespace of its own a container sees its group as the root.
+    counters += [groups / "memory.events", groups / "memory" / "memory.oom_control", root / "proc/vmstat"]
+    for file in counters:
         try:
             counter = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
         except OSError:
@@ -32,23 +44,6 @@ def oom_kills(root: Path = Path("/")) -> int | None:
         if counter:
             return int(counter[1])
     return None
-
-
-def _counters(root: Path) -> Iterable[Path]:
-    groups = root / "sys/fs/cgroup"
-    try:
-        own = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        own = []
-    for _, controllers, path in own:
-        if controllers == "":
-            yield groups / path.lstrip("/") / "memory.events"
-        elif "memory" in controllers.split(","):
-            yield groups / "memory" / path.lstrip("/") / "memory.oom_control"
-    # In a namespace of its own a container sees its group as the root.
-    yield groups / "memory.events"
-    yield groups / "memory" / "memory.oom_control"
-    yield root / "proc/vmstat"
 
 
 def is_shortage(last_words: str | None, status: int, kills_before: int | None, kills: int | None) -> bool:

@@ -203,6 +203,10 @@ class Batch(ContinuousBatchingManager):
         if not (stepped or failed or gauges != self._last_gauges):
             return
         self._last_gauges = gauges
+        cache = processor.cache
+        # Blocks that are only kept for sharing count as free.
+        evictable = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
+        free = cache.compute_free_capacity(relative=False) + evictable
         ios = processor.inputs_and_outputs
         assert isinstance(ios, ContinuousBatchingIOs), "use_async_batching is off"
         with_token = [future for future in ios.requests_in_batch if future.has_new_token] if stepped else []
@@ -211,7 +215,7 @@ class Batch(ContinuousBatchingManager):
                 steps=self._steps,
                 tokens=[_new_tokens(future, self._sampler.logprobs.get(row)) for row, future in enumerate(with_token)],
                 failed=failed,
-                cache_use=_cache_use(processor),
+                cache_use=1.0 - free / (cache.num_sectors * cache.bytes_per_sector),
                 preemptions=preempted,
             )
         )
@@ -228,14 +232,6 @@ def _new_tokens(future: FutureRequestState, scored: TokenLogprobs | None) -> New
     if state.status == RequestStatus.FINISHED:
         finish = "stop" if token_id in state._eos_token_ids else "length"
     return NewTokens(int(state.request_id), [token_id], finish, [] if scored is None else [scored])
-
-
-def _cache_use(processor: ContinuousBatchProcessor) -> float:
-    """Return the share of the cache that live sequences hold. Blocks kept only for sharing count as free."""
-    cache = processor.cache
-    evictable = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
-    free = cache.compute_free_capacity(relative=False) + evictable
-    return 1.0 - free / (cache.num_sectors * cache.bytes_per_sector)
 
 
 def _configuration(loaded: LoadedModel, settings: EngineConfig) -> ContinuousBatchingConfig:

@@ -164,12 +164,17 @@ def _device(name: str | None, needs_gpu: bool) -> torch.device:
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
-        if needs_gpu:
-            raise ModelRefused(
-                f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} can't use: {_cuda_failure_reason()}. "
-                "Set LONGHAUL_DEVICE=cpu to do without it"
-            )
-        return torch.device("cpu")
+        if not needs_gpu:
+            return torch.device("cpu")
+        reason = "it sees no CUDA device"
+        try:  # `is_available` does not say why not, but the initialization that it has tried does
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ModelRefused(
+            f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} can't use: {reason}. "
+            "Set LONGHAUL_DEVICE=cpu to do without it"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -182,15 +187,6 @@ def _device(name: str | None, needs_gpu: bool) -> torch.device:
     if index >= devices:
         raise ModelRefused(f"LONGHAUL_DEVICE is {name}, but PyTorch {torch.__version__} sees {devices} CUDA devices")
     return torch.device("cuda", index)
-
-
-def _cuda_failure_reason() -> str:
-    """Return why CUDA is not available: `is_available` does not say, but the initialization that it has tried does."""
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-    return "it sees no CUDA device"
 
 
 def _dtype(name: str | None, device: torch.device, config: PretrainedConfig) -> torch.dtype:

@@ -92,6 +92,22 @@ class _SampledRows:
     min_p: torch.Tensor
     keys: torch.Tensor  # of the noise
 
+    @classmethod
+    def of(cls, rows: Sequence[Row], vocabulary: int, device: torch.device) -> _SampledRows | None:
+        """Pick the rows that sample; None if there are none."""
+        picked = [(index, row) for index, row in enumerate(rows) if row.sampling.temperature > 0]
+        if not picked:
+            return None
+        values = [row.sampling for _, row in picked]
+        return cls(
+            torch.tensor([index for index, _ in picked], device=device),
+            torch.tensor([s.temperature for s in values], device=device, dtype=torch.float32),
+            torch.tensor([s.top_k or vocabulary for s in values], device=device),
+            torch.tensor([s.top_p for s in values], device=device, dtype=torch.float64),
+            torch.tensor([s.min_p for s in values], device=device, dtype=torch.float64),
+            torch.tensor([noise_key(row.sampling.seed, row.position) for _, row in picked], device=device),
+        )
+
 
 class Sampler:
     """Stands in for `transformers`' ContinuousBatchingLogitsProcessorList; the library then takes the argmax.
@@ -164,27 +180,12 @@ def choose(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     if held_back:
         indices, token_ids = torch.tensor(held_back, device=scores.device).unbind(1)
         scores[indices, token_ids] = float("-inf")
-    sampled = _sampled_rows(rows, scores.shape[1], scores.device)
+    sampled = _SampledRows.of(rows, scores.shape[1], scores.device)
     if sampled is None:
         return scores
     tokens = _sample(scores.index_select(0, sampled.rows), sampled)
     scores[sampled.rows, tokens] = float("inf")
     return scores
-
-
-def _sampled_rows(rows: Sequence[Row], vocabulary: int, device: torch.device) -> _SampledRows | None:
-    picked = [(index, row) for index, row in enumerate(rows) if row.sampling.temperature > 0]
-    if not picked:
-        return None
-    values = [row.sampling for _, row in picked]
-    return _SampledRows(
-        torch.tensor([index for index, _ in picked], device=device),
-        torch.tensor([s.temperature for s in values], device=device, dtype=torch.float32),
-        torch.tensor([s.top_k or vocabulary for s in values], device=device),
-        torch.tensor([s.top_p for s in values], device=device, dtype=torch.float64),
-        torch.tensor([s.min_p for s in values], device=device, dtype=torch.float64),
-        torch.tensor([noise_key(row.sampling.seed, row.position) for _, row in picked], device=device),
-    )
 
 
 def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
