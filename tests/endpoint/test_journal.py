@@ -17,7 +17,7 @@ from testing.endpoint.endpoint_up import EndpointUp, Sent
 from testing.server import TIMEOUT_S, eventually
 
 BUCKET = "longhaul-checkpoints-us-east-1-000000000000"
-LINES, TOKENS = 16, 400
+LINES, TOKENS = 16, 250
 BODY = "".join(
     json.dumps(
         {
