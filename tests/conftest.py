@@ -21,6 +21,22 @@ from testing.exactness import Exactness
 from testing.server import Server
 from testing.tiny_models import TinyModel, save_tiny_family, save_tiny_model
 
+SLOWEST_FILES = (
+    "container/server/test_life.py",
+    "container/server/test_dialects.py",
+    "container/server/test_deadlines.py",
+    "container/server/test_resumed_requests.py",
+    "container/server/test_hostile_clients.py",
+    "container/server/test_large_bodies.py",
+    "container/engine/supervisor/test_recovery.py",
+    "endpoint/test_life.py",
+    "endpoint/test_journal.py",
+    "endpoint/test_invocations.py",
+    "endpoint/fleet/test_fleet.py",
+)
+"""Files below tests/ that take longest, which start first: a process of pytest-xdist that ended with one would be the
+last by a minute."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--image", help="test this Docker image, too (scripts/test-image)")
@@ -34,7 +50,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if missing := [name for name in SLOWEST_FILES if not (ROOT / "tests" / name).is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py names files that are not there: {', '.join(missing)}")
     config.pluginmanager.register(Exactness(), "exactness")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture
