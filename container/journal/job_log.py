@@ -72,6 +72,7 @@ class JobLog:
         self._max_bytes = max_bytes
         self._created: float | None = None if reader.head is None else reader.head.created
         self._claimed = 0  # epoch that this writer's claim may be in
+        self._has_claim = False
         self._last_number = 0  # highest number that may exist in the epoch
         self._written = 0  # entries at the front of the next `append` that segments have already
         self._written_bytes = 0
@@ -89,8 +90,13 @@ class JobLog:
             lowest = max(reader.listing.highest, int(reader.clock() * _EPOCHS_PER_SECOND)) + 1
             self._claimed = lowest + secrets.randbelow(_EPOCHS_PER_SECOND)
         epoch = self._claimed
-        # From here on the former writer learns that it has lost the job.
-        self._create_own(claim_key(self._job_id, epoch), self._writer.encode())
+        if not self._has_claim:
+            # From here on the former writer learns that it has lost the job.
+            self._create_own(claim_key(self._job_id, epoch), self._writer.encode())
+            self._has_claim = True
+        elif reader.store.get(claim_key(self._job_id, epoch)) != self._writer.encode():
+            # The job was deleted. A new claim would make a head count that was put after that.
+            raise EpochLost
         self._catch_up(epoch, table)
         head = Head(
             digest=reader.digest,

@@ -718,6 +718,40 @@ def test_job_deleted_during_take_keeps_nothing(store: Store, tables: Tables, cal
     assert job_log(store).open() is None
 
 
+def test_retried_take_of_deleted_job_revives_nothing(store: Store, tables: Tables) -> None:
+    """Its head comes after the deletion, and its answer is lost. A claim made again would let that head count."""
+    taken(store, tables()).append([record(1, 0, 66)])
+    late = job_log(store)
+    late.open()
+    clock = Clock()
+    clock.now -= 1  # the other server's epoch is lower
+
+    def begin_anew() -> None:
+        store.delete(f"jobs/{JOB}/")
+        taken(store, tables(), clock=clock).append([record(1, 0, 5)])
+
+    class LosingAnswer:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def create(self, key: str, data: bytes) -> bool:
+            is_head = key.endswith("/head")
+            if is_head:
+                begin_anew()
+            store.create(key, data)
+            if is_head:
+                raise StoreError("told to lose the answer")
+            return True
+
+    late.go_through(LosingAnswer())
+    with pytest.raises(StoreError, match="lose the answer"):
+        late.take(SECRET)
+    late.go_through(store)
+    with pytest.raises(EpochLost):
+        late.take(SECRET)
+    assert read(store, tables()) == {1: [5]}
+
+
 def test_late_objects_stop_no_writer(store: Store, tables: Tables) -> None:
     log = taken(store, tables())
     store.put(segment_key(JOB, log.epoch + 5, 3), b"late")
