@@ -70,11 +70,14 @@ class Process:
         """Return once it is dead, with all of its threads; reap it if it is a child."""
         with contextlib.suppress(OSError):  # it is gone already, or this kernel has no pidfd
             descriptor = os.pidfd_open(self.pid)
+            loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
             try:
                 # Compared after it was opened: the descriptor can't be that of a later process with this pid then.
                 if identity_of(self.pid, include_zombie=True) == self.identity:
-                    await _wait_until_readable(descriptor)
+                    loop.add_reader(descriptor, has_ended.set)
+                    await has_ended.wait()
             finally:
+                loop.remove_reader(descriptor)
                 os.close(descriptor)
         while self.is_alive:
             await asyncio.sleep(_POLL_INTERVAL_S)
@@ -172,13 +175,3 @@ def _find_living(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Pro
             if process.pid != os.getpid() and is_wanted(process) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
-
-
-async def _wait_until_readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(descriptor, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(descriptor)

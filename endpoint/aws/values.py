@@ -27,7 +27,15 @@ def read_value(shape: Any, value: Any, path: str = "") -> Any:
     """
     match shape.type_name:
         case "structure":
-            return _read_structure(shape, value, path)
+            names = {member.serialization.get("name", name): name for name, member in shape.members.items()}
+            result = {}
+            for wire_name, inner in _expect(value, dict, "structure").items():
+                if wire_name not in names:
+                    raise UnknownParameter(f'Unknown parameter "{wire_name}"{f" in {path}" if path else ""}')
+                if inner is not None:
+                    name = names[wire_name]
+                    result[name] = read_value(shape.members[name], inner, f"{path}.{name}" if path else name)
+            return result
         case "list":
             members = _expect(value, list, "list")
             return [None if inner is None else read_value(shape.member, inner, path) for inner in members]
@@ -84,18 +92,6 @@ def write_value(shape: Any, value: Any) -> Any:
         case "blob":
             return base64.b64encode(value).decode()
     return value
-
-
-def _read_structure(shape: Any, value: Any, path: str) -> dict[str, Any]:
-    names = {member.serialization.get("name", name): name for name, member in shape.members.items()}
-    result = {}
-    for wire_name, inner in _expect(value, dict, "structure").items():
-        if wire_name not in names:
-            raise UnknownParameter(f'Unknown parameter "{wire_name}"{f" in {path}" if path else ""}')
-        if inner is not None:
-            name = names[wire_name]
-            result[name] = read_value(shape.members[name], inner, f"{path}.{name}" if path else name)
-    return result
 
 
 def _read_string(value: Any) -> str:

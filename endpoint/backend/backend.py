@@ -28,7 +28,6 @@ import os
 import socket
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -189,6 +188,15 @@ class Backend:
         return bool(settings == self._emulator_settings | {"pid": running.pid})
 
     async def _launch(self) -> None:
+        environment = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+        environment |= {  # without the user's settings for AWS, LocalStack or MiniStack
+            "HOME": str(self._dir),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
         listener = _listen(self._running.port if self._running else 0)
         port: int = listener.getsockname()[1]
         with listener:
@@ -197,7 +205,7 @@ class Backend:
                     *(sys.executable, "-m", f"{__package__}.emulator", "--socket", str(listener.fileno())),
                     *("--data-dir", str(self._dir), "--settings", json.dumps(self._emulator_settings)),
                 ],
-                _child_environment(self._dir),
+                environment,
                 self._dir / "log",
                 self._dir,
                 [listener.fileno()],
@@ -261,16 +269,3 @@ def _listen(port: int) -> socket.socket:
     with contextlib.suppress(OSError):
         return socket.create_server(("127.0.0.1", port), backlog=512)
     return socket.create_server(("127.0.0.1", 0), backlog=512)
-
-
-def _child_environment(home: Path) -> dict[str, str]:
-    """Return an environment without the user's settings for AWS, LocalStack or MiniStack."""
-    inherited = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
-    return inherited | {
-        "HOME": str(home),
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }

@@ -121,7 +121,16 @@ class ContainerLogs:
             try:
                 await asyncio.to_thread(self._put, log, lines)
             except (BotoCoreError, ClientError) as error:
-                await self._keep_unsent(log, error)
+                if log.instance not in self._failing_since:
+                    _LOG.warning("CloudWatch Logs does not take what %s prints: %s", log.instance, error)
+                since = self._failing_since.setdefault(log.instance, time.monotonic())
+                begin = log.path.stat().st_size - self._max_bytes
+                if begin > log.sent:
+                    _LOG.warning("Dropped %d bytes of %s's log that were not sent", begin - log.sent, log.instance)
+                    await self._advance(log, begin)
+                if log.ended and time.monotonic() - since > _LAST_LINES_TIMEOUT_S:
+                    _LOG.warning("Gave up sending the last lines of %s", log.instance)
+                    await self._forget(log)
                 return
             self._failing_since.pop(log.instance, None)
             log = await self._advance(log, lines.end)
@@ -136,18 +145,6 @@ class ContainerLogs:
         ):
             events = [{"timestamp": now_ms, "message": text} for text in batch]
             put_log_events(self._backend, log.endpoint, log.stream, events)
-
-    async def _keep_unsent(self, log: Log, error: Exception) -> None:
-        if log.instance not in self._failing_since:
-            _LOG.warning("CloudWatch Logs does not take what %s prints: %s", log.instance, error)
-        since = self._failing_since.setdefault(log.instance, time.monotonic())
-        begin = log.path.stat().st_size - self._max_bytes
-        if begin > log.sent:
-            _LOG.warning("Dropped %d bytes of %s's log that were not sent", begin - log.sent, log.instance)
-            await self._advance(log, begin)
-        if log.ended and time.monotonic() - since > _LAST_LINES_TIMEOUT_S:
-            _LOG.warning("Gave up sending the last lines of %s", log.instance)
-            await self._forget(log)
 
     async def _advance(self, log: Log, sent: int) -> Log:
         await self._database.write(

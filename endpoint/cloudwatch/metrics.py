@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from endpoint.backend.clients import Clients
 from endpoint.cloudwatch.batches import batches
 from endpoint.cloudwatch.sender import Sender
 from endpoint.settings import Settings
-from endpoint.state.catalog import Catalog, Endpoint, NotFound
+from endpoint.state.catalog import Catalog, NotFound
 from endpoint.state.queue import Queue
 
 NAMESPACE = "AWS/SageMaker"
@@ -151,7 +151,13 @@ class Metrics:
 
     async def _gauges(self, now: float) -> AsyncIterator[_Entry]:
         for endpoint in await self._catalog.endpoints():
-            if not await self._takes_async_requests(endpoint):
+            if endpoint.status in ("Creating", "Failed", "Deleting"):
+                continue
+            try:
+                deployment = await self._catalog.deployment(endpoint, endpoint.config_name)
+            except NotFound:
+                continue
+            if not deployment.config.get("AsyncInferenceConfig"):
                 continue
             backlog = await self._queue.backlog(endpoint.name)
             instances = self._healthy(endpoint.name)
@@ -166,20 +172,18 @@ class Metrics:
                 datum = _datum(name, GAUGES[name], now, {"EndpointName": endpoint.name})
                 yield _Entry(datum | {"Value": float(value)})
 
-    async def _takes_async_requests(self, endpoint: Endpoint) -> bool:
-        if endpoint.status in ("Creating", "Failed", "Deleting"):
-            return False
-        try:
-            deployment = await self._catalog.deployment(endpoint, endpoint.config_name)
-        except NotFound:
-            return False
-        return bool(deployment.config.get("AsyncInferenceConfig"))
-
     async def _send(self, gauges: list[_Entry]) -> None:
         async with self._send_lock:
             tallies, self._tallies = self._tallies, {}
             now = time.time()
-            entries = gauges + [entry for key, tally in tallies.items() for entry in _entries(key, tally, now)]
+            entries = list(gauges)
+            for key, tally in tallies.items():
+                endpoint, variant, name = key
+                datum = _datum(name, COUNTERS[name], now, {"EndpointName": endpoint, "VariantName": variant})
+                values = {"Values": list(tally.values), "Counts": list(tally.values.values())}
+                entries.append(_Entry(datum | values, (key, Tally(values=tally.values))))
+                if tally.rest:
+                    entries.append(_Entry(datum | {"StatisticValues": tally.rest}, (key, Tally(rest=tally.rest))))
             is_down = False
             for batch in batches(
                 entries, size=lambda entry: len(json.dumps(entry.datum)), max_items=_MAX_DATA, max_size=_MAX_BYTES
@@ -192,15 +196,6 @@ class Metrics:
 
     def _put(self, data: list[dict[str, Any]]) -> None:
         self._backend.client("cloudwatch").put_metric_data(Namespace=NAMESPACE, MetricData=data)
-
-
-def _entries(key: _Key, tally: Tally, now: float) -> Iterator[_Entry]:
-    endpoint, variant, name = key
-    datum = _datum(name, COUNTERS[name], now, {"EndpointName": endpoint, "VariantName": variant})
-    values = {"Values": list(tally.values), "Counts": list(tally.values.values())}
-    yield _Entry(datum | values, (key, Tally(values=tally.values)))
-    if tally.rest:
-        yield _Entry(datum | {"StatisticValues": tally.rest}, (key, Tally(rest=tally.rest)))
 
 
 def _datum(name: str, unit: str, now: float, dimensions: dict[str, str]) -> dict[str, Any]:

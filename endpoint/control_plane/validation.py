@@ -32,10 +32,7 @@ def validate_model(parameters: dict[str, Any]) -> None:
         raise invalid(f"A model of several Containers {_LOCAL}: it runs one container per instance.")
     if parameters.get("InferenceExecutionConfig"):
         raise invalid(f"InferenceExecutionConfig {_LOCAL}: it runs one container per instance.")
-    _validate_container(containers[0] if primary is None else primary)
-
-
-def _validate_container(container: dict[str, Any]) -> None:
+    container = containers[0] if primary is None else primary
     if "ModelPackageName" in container or "InferenceSpecificationName" in container:
         raise invalid(f"ModelPackageName {_LOCAL}: give an Image.")
     if "Image" not in container:
@@ -84,19 +81,15 @@ def validate_config(parameters: dict[str, Any]) -> None:
         if not output.get("S3OutputPath"):
             raise invalid(f"An AsyncInferenceConfig without OutputConfig.S3OutputPath {_LOCAL}.")
         for name in ("S3OutputPath", "S3FailurePath"):
-            if name in output:
-                _validate_path(name, output[name])
+            if (path := output.get(name)) is None:
+                continue
+            try:  # AWS's pattern allows what isn't a location
+                bucket, _ = parse_location(f"{path.rstrip('/')}/x")
+            except ValueError:
+                raise invalid(f"{name} {path} is not a location on S3.") from None
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+                raise invalid(f"{name} {path}: invalid bucket name.")
     _validate_variant(parameters["ProductionVariants"][0], supporter)
-
-
-def _validate_path(name: str, path: str) -> None:
-    # AWS's pattern allows what isn't a location.
-    try:
-        bucket, _ = parse_location(f"{path.rstrip('/')}/x")
-    except ValueError:
-        raise invalid(f"{name} {path} is not a location on S3.") from None
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-        raise invalid(f"{name} {path}: invalid bucket name.")
 
 
 def _validate_variant(variant: dict[str, Any], supporter: str) -> None:

@@ -178,8 +178,11 @@ class _Call:
                 self.hang_up()
                 response.close()
         except aiohttp.ClientResponseError as error:
-            if _has_cause(error, LineTooLong):
-                raise BadAnswer(_TOO_LONG) from error
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, LineTooLong):
+                    raise BadAnswer(_TOO_LONG) from error
+                cause = cause.__cause__
             raise NoAnswer(f"no HTTP answer: {error.message}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise NoAnswer(f"the connection ended: {type(error).__name__}") from error
@@ -265,9 +268,3 @@ def _check(response: aiohttp.ClientResponse) -> None:
         raise BadAnswer(_TOO_LONG)
     if "Content-Length" not in response.headers and response.status not in (204, 304):
         raise BadAnswer(_NO_LENGTH)
-
-
-def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__
-    return error is not None

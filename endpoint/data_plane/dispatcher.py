@@ -135,6 +135,11 @@ class Dispatcher:
 
     async def _process(self, job: Job, instance: Instance) -> None:
         """See a leased job to its end, or back into the queue."""
+
+        def resume() -> None:
+            self._resting.discard(instance.id)
+            self._may_give.set()
+
         try:
             outcome = await self._make_attempt(job, instance).run()
         finally:
@@ -144,7 +149,9 @@ class Dispatcher:
                 del in_flight[instance.id]
             self._may_give.set()
         if outcome is None or outcome.kind == "no_answer":
-            self._rest(instance)
+            # A dead instance is quick to fail, and would drain the queue before the fleet sees that it is dead.
+            self._resting.add(instance.id)
+            asyncio.get_running_loop().call_later(self._settings.ping_every_s, resume)
         if outcome is None:
             await self._release(job)
         else:
@@ -159,19 +166,6 @@ class Dispatcher:
     async def _release(self, job: Job) -> None:
         await self._queue.release(job)
         self._may_give.set()
-
-    def _rest(self, instance: Instance) -> None:
-        """Give no work to an instance that has just failed, until the fleet has had time to see whether it is dead.
-
-        A dead one is quick to fail, and would drain the whole queue.
-        """
-
-        def resume() -> None:
-            self._resting.discard(instance.id)
-            self._may_give.set()
-
-        self._resting.add(instance.id)
-        asyncio.get_running_loop().call_later(self._settings.ping_every_s, resume)
 
     # Ending what was given to no instance
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Any
 
 from endpoint.backoff import Backoff
@@ -152,7 +153,13 @@ class EndpointReconciler:
             case "Updating":
                 await self._resize(endpoint)
             case _:
-                await self._maintain(endpoint)
+                await self._keep(endpoint, endpoint.desired)
+                self._end_other_than(endpoint.config_name)
+                if self._count_healthy(endpoint.config_name) == endpoint.desired:
+                    self._failures.clear()
+                    if self._own_reason is not None and endpoint.failure_reason == self._own_reason:
+                        await self._change(failure_reason=None)
+                    self._own_reason = None
 
     async def _create(self, endpoint: Endpoint) -> None:
         config = endpoint.config_name
@@ -193,15 +200,6 @@ class EndpointReconciler:
             await self._settle(endpoint, status="InService")
         else:
             await self._update_current(endpoint)
-
-    async def _maintain(self, endpoint: Endpoint) -> None:
-        await self._keep(endpoint, endpoint.desired)
-        self._end_other_than(endpoint.config_name)
-        if self._count_healthy(endpoint.config_name) == endpoint.desired:
-            self._failures.clear()
-            if self._own_reason is not None and endpoint.failure_reason == self._own_reason:
-                await self._change(failure_reason=None)
-            self._own_reason = None
 
     async def _keep(self, endpoint: Endpoint, wanted: int) -> None:
         """Keep `wanted` instances of the config that serves, with pauses while they fail again and again."""
@@ -262,23 +260,19 @@ class EndpointReconciler:
             del self.instances[supervisor.id]
             self._on_end()
         elif supervisor.record.state == "ending" and not supervisor.is_end_requested:
-            self._note_failure(supervisor)
+            if time.monotonic() - (supervisor.healthy_since or inf) > _STABLE_AFTER_S:
+                self._failures_in_row = 0
+                self._backoff.reset()
+            self._failures_in_row += 1
+            if self._failures_in_row > 1:
+                self._next_start_at = time.monotonic() + self._backoff.next_s()
+            failure = supervisor.failure
+            if failure is None and self._failures_in_row >= self._context.settings.start_attempts:
+                failure = ping_failure(supervisor.record.variant)  # healthy for a moment each time
+            if failure is not None:
+                self._failures.setdefault(supervisor.record.config_name, failure[:_MAX_REASON_LENGTH])
         self._on_change()
         self.wake()
-
-    def _note_failure(self, supervisor: InstanceSupervisor) -> None:
-        healthy_since = supervisor.healthy_since
-        if healthy_since is not None and time.monotonic() - healthy_since > _STABLE_AFTER_S:
-            self._failures_in_row = 0
-            self._backoff.reset()
-        self._failures_in_row += 1
-        if self._failures_in_row > 1:
-            self._next_start_at = time.monotonic() + self._backoff.next_s()
-        failure = supervisor.failure
-        if failure is None and self._failures_in_row >= self._context.settings.start_attempts:
-            failure = ping_failure(supervisor.record.variant)  # healthy for a moment each time
-        if failure is not None:
-            self._failures.setdefault(supervisor.record.config_name, failure[:_MAX_REASON_LENGTH])
 
     def _wake_in(self, seconds: float) -> None:
         asyncio.get_running_loop().call_later(seconds, self.wake)

@@ -174,7 +174,19 @@ def environment(
 ) -> dict[str, str]:
     """Return all variables of the process: of the developer's own (`own`) only what a program needs to run."""
     variables = {name: own[name] for name in (*_INHERITED, *settings.pass_environment) if name in own}
-    variables |= _aws_variables(settings, is_isolated=bool(deployment.model.get("EnableNetworkIsolation")))
+    variables |= {  # nothing leads to the developer's own AWS, whose files are under HOME
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_REGION": settings.region,
+        "AWS_DEFAULT_REGION": settings.region,
+    }
+    if not deployment.model.get("EnableNetworkIsolation"):
+        variables |= {
+            "AWS_ENDPOINT_URL": settings.url,
+            "AWS_ACCESS_KEY_ID": settings.account,  # the emulator takes an account's number from there
+            "AWS_SECRET_ACCESS_KEY": "local",
+        }
     if (journal := journal_bucket.uri(settings, deployment, record.endpoint)) is not None:
         variables[journal_bucket.VARIABLE] = journal
     variables["SM_MODEL_DIR"] = str(model_dir)
@@ -189,21 +201,3 @@ def environment(
         "SAGEMAKER_SAFE_PORT_RANGE": f"{first}-{first + _SAFE_PORTS - 1}",
         MARKER: record.id,
     }
-
-
-def _aws_variables(settings: Settings, *, is_isolated: bool) -> dict[str, str]:
-    """Return what leads to the emulated AWS, and never to the developer's own, whose files are under HOME."""
-    variables = {
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_REGION": settings.region,
-        "AWS_DEFAULT_REGION": settings.region,
-    }
-    if not is_isolated:
-        variables |= {
-            "AWS_ENDPOINT_URL": settings.url,
-            "AWS_ACCESS_KEY_ID": settings.account,  # the emulator takes an account's number from there
-            "AWS_SECRET_ACCESS_KEY": "local",
-        }
-    return variables

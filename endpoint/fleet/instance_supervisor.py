@@ -140,10 +140,18 @@ class InstanceSupervisor:
 
     async def _start(self, deployment: Deployment) -> Process:
         """Return the process once it answers pings. Raises StartFailed."""
-        window_s = self._window_s(deployment, "ContainerStartupHealthCheckTimeoutInSeconds", _START_UP_S)
+        settings, variant = self._context.settings, deployment.variant
+        window_s = settings.window_s(variant.get("ContainerStartupHealthCheckTimeoutInSeconds", _START_UP_S))
         process = self._process
-        model_dir = await self._lay_out_model(deployment) if process is None else Path(self.record.model_dir or "")
-        for attempt in range(self._context.settings.start_attempts):
+        model_dir = Path(self.record.model_dir or "")
+        if process is None:
+            download_s = settings.window_s(variant.get("ModelDataDownloadTimeoutInSeconds", _DOWNLOAD_S))
+            try:
+                async with self._context.models.hold(ModelSource.of(deployment.container), download_s) as model_dir:
+                    await self._context.records.change(self.record, model_dir=str(model_dir))
+            except ModelDataError as error:
+                raise StartFailed(str(error)) from error
+        for attempt in range(settings.start_attempts):
             if process is None:
                 await asyncio.sleep(attempt)
                 process = await self._launch(deployment, model_dir)
@@ -155,19 +163,6 @@ class InstanceSupervisor:
                 return process
             process = None
         raise StartFailed(ping_failure(self.record.variant))
-
-    def _window_s(self, deployment: Deployment, name: str, default_s: float) -> float:
-        return self._context.settings.window_s(deployment.variant.get(name, default_s))
-
-    async def _lay_out_model(self, deployment: Deployment) -> Path:
-        timeout_s = self._window_s(deployment, "ModelDataDownloadTimeoutInSeconds", _DOWNLOAD_S)
-        try:
-            source = ModelSource.of(deployment.container)
-            async with self._context.models.hold(source, timeout_s) as directory:
-                await self._context.records.change(self.record, model_dir=str(directory))
-        except ModelDataError as error:
-            raise StartFailed(str(error)) from error
-        return directory
 
     async def _launch(self, deployment: Deployment, model_dir: Path) -> Process:
         """Start the process. Raises StartFailed.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import uvicorn
@@ -47,13 +46,6 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        for sock in sockets or []:
-            # asyncio sets this only where the socket was made with a protocol's number. Head and body of a response are
-            # two packets; without it the second waits 40 ms for the client to acknowledge the first.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await super().startup(sockets)
-
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the command: there is more to end than this server."""
@@ -82,7 +74,12 @@ class Gateway:
             try:
                 response = await self._respond(request)
                 if response is None:
-                    await self._forward(request, scope, receive, send)
+                    path, host = scope["raw_path"].decode("latin-1"), request.headers["host"]
+                    if self._backend.services is not None and request.bucket is not None:
+                        # By path: MiniStack takes some keys at a virtual host for its own routes, its reset among them.
+                        path, host = f"/{request.bucket}{path}", f"localhost:{self._settings.port}"
+                    query = f"?{request.query}" if request.query else ""
+                    await self._proxy.forward(request, f"{self._backend.url}{path}{query}", host, receive, send)
                     return
             except ClientGone:
                 return
@@ -100,30 +97,19 @@ class Gateway:
                 return Response(b'{"status": "ok"}', headers={"content-type": "application/json"})
             # The backend's own routes (MiniStack's reset, say) are for no client.
             return error_response(request, 404, "NotFound", f"There is nothing at {request.path}")
-        if request.service in self._routes:
-            return await self._handle(request)
+        if handle := self._routes.get(request.service):
+            try:
+                return await handle(request)
+            except ClientGone:
+                raise
+            except BodyTooLarge as error:
+                return error_response(request, 413, "RequestEntityTooLargeException", str(error))
+            except Exception:
+                logger.exception("%s %s failed", request.method, request.path)
+                return error_response(request, 500, "InternalFailure", "An internal error occurred.")
         if self._backend.services is not None:
             if request.service and request.service not in self._backend.services:
                 return not_implemented(request, request.service)
             if request.service in ("s3", "") and (gap := gap_in_s3(request)):
                 return not_implemented(request, gap)
         return None
-
-    async def _handle(self, request: Request) -> Response:
-        try:
-            return await self._routes[request.service](request)
-        except ClientGone:
-            raise
-        except BodyTooLarge as error:
-            return error_response(request, 413, "RequestEntityTooLargeException", str(error))
-        except Exception:
-            logger.exception("%s %s failed", request.method, request.path)
-            return error_response(request, 500, "InternalFailure", "An internal error occurred.")
-
-    async def _forward(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        path, host = scope["raw_path"].decode("latin-1"), request.headers["host"]
-        if self._backend.services is not None and request.bucket is not None:
-            # By path: MiniStack takes some keys at a virtual host for its own routes, its reset among them.
-            path, host = f"/{request.bucket}{path}", f"localhost:{self._settings.port}"
-        query = f"?{request.query}" if request.query else ""
-        await self._proxy.forward(request, f"{self._backend.url}{path}{query}", host, receive, send)

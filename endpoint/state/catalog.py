@@ -210,8 +210,7 @@ def _put_tags(db: sqlite3.Connection, arn: str, tags: dict[str, str]) -> None:
 
 
 def _resource(row: sqlite3.Row) -> Resource:
-    columns = {name: row[name] for name in ("kind", "name", "arn", "created_at", "modified_at")}
-    return Resource(**columns, request=json.loads(row["request"]), state=json.loads(row["state"]))
+    return Resource(**dict(row) | {name: json.loads(row[name]) for name in ("request", "state")})
 
 
 def _endpoint(resource: Resource) -> Endpoint:

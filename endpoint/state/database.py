@@ -62,18 +62,22 @@ class Database:
 
     def _write_on(self) -> None:
         connection = _connect(self._path)
-        while (batch := _next_batch(self._writes)) is not None:
-            self._resolve(_commit(connection, batch))
+        while (first := self._writes.get()) is not None:
+            batch = [first]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _MAX_BATCH:
+                    if (call := self._writes.get_nowait()) is None:
+                        self._writes.put(None)  # the end is met again, behind this batch
+                        break
+                    batch.append(call)
+            self._loop.call_soon_threadsafe(_resolve, _commit(connection, batch))
         connection.close()
 
     def _read_on(self) -> None:
         connection = _connect(self._path)
         while (call := self._reads.get()) is not None:
-            self._resolve([_execute(connection, call)])
+            self._loop.call_soon_threadsafe(_resolve, [_execute(connection, call)])
         connection.close()
-
-    def _resolve(self, results: list[_Result]) -> None:
-        self._loop.call_soon_threadsafe(_resolve, results)
 
 
 _Call = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
@@ -86,20 +90,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
-
-
-def _next_batch(calls: queue.SimpleQueue[_Call | None]) -> list[_Call] | None:
-    """Wait for a call and return all that are there, or None at the end."""
-    if (first := calls.get()) is None:
-        return None
-    batch = [first]
-    with contextlib.suppress(queue.Empty):
-        while len(batch) < _MAX_BATCH:
-            if (call := calls.get_nowait()) is None:
-                calls.put(None)  # the end is met again, behind this batch
-                break
-            batch.append(call)
-    return batch
 
 
 def _commit(connection: sqlite3.Connection, batch: list[_Call]) -> list[_Result]:

@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,7 +61,17 @@ class ModelDownload:
                 self._etags |= {found["Key"]: found["ETag"] for found in page.get("Contents", [])}
             if not self._etags:
                 raise cannot_download(source)
-            _check_names(source, self._etags)
+            files: set[str] = set()
+            directories: set[str] = set()
+            for key in self._etags:
+                path = key.removeprefix(source.key)
+                parts = path.split("/")
+                for part in parts:
+                    _check_name(source, key, part)
+                files.add(path)
+                directories |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+            if clashes := sorted(files & directories):
+                raise cannot_download(source, f'"{clashes[0]}" is both a file and a directory.')
             return
         if source.kind == "object":
             _check_name(source, source.key, source.key.rpartition("/")[2])
@@ -149,20 +159,6 @@ class _Stoppable:
         self._check()
         data: bytes = self._body.read(size)
         return data
-
-
-def _check_names(source: ModelSource, keys: Iterable[str]) -> None:
-    files: set[str] = set()
-    directories: set[str] = set()
-    for key in keys:
-        path = key.removeprefix(source.key)
-        parts = path.split("/")
-        for part in parts:
-            _check_name(source, key, part)
-        files.add(path)
-        directories |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-    if clashes := sorted(files & directories):
-        raise cannot_download(source, f'"{clashes[0]}" is both a file and a directory.')
 
 
 def _check_name(source: ModelSource, key: str, name: str) -> None:

@@ -31,15 +31,12 @@ class ModelSource:
         name = container.get("ContainerHostname", "container_1")
         if container.get("AdditionalModelDataSources"):
             raise ModelDataError("AdditionalModelDataSources are not supported by the local endpoint.")
-        if source := container.get("ModelDataSource", {}).get("S3DataSource"):
-            return cls._of_data_source(source, name)
-        if uri := container.get("ModelDataUrl"):
+        source = container.get("ModelDataSource", {}).get("S3DataSource")
+        if not source:
+            if not (uri := container.get("ModelDataUrl")):
+                return None
             bucket, key = _parse(uri)
             return cls(uri=uri, bucket=bucket, key=key, kind="archive", container=name)
-        return None
-
-    @classmethod
-    def _of_data_source(cls, source: dict[str, Any], name: str) -> ModelSource:
         for field in ("HubAccessConfig", "ManifestS3Uri"):
             if field in source:
                 raise ModelDataError(f"S3DataSource.{field} is not supported by the local endpoint.")
