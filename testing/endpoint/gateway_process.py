@@ -111,6 +111,7 @@ async def main(data_dir: str, port: str, backend_url: str) -> None:
     watch = asyncio.create_task(backend.watch())
     app = Gateway(settings, backend, {"sagemaker": tell_control, "sagemaker-runtime": tell_runtime})
     with socket.create_server((settings.host, settings.port)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the socket of `up` has it
         await make_server(app).serve(sockets=[sock])
     watch.cancel()
 
