@@ -177,7 +177,7 @@ class JobJournal:
 
     async def _open(self) -> Past | None:
         async with self._lock:
-            past = await self._read(self._take_past)
+            past = await self._run_reader(self._take_past)
             if self.state is not JournalState.UNOPENED:  # the answer came too late: the job has begun anew
                 if past is not None:
                     past.table.close()
@@ -231,7 +231,7 @@ class JobJournal:
             reader.read(table)
             return secret
 
-        return self.state is JournalState.OPEN or await self._read(read) in (None, self.secret)
+        return self.state is JournalState.OPEN or await self._run_reader(read) in (None, self.secret)
 
     # New entries
 
@@ -258,12 +258,11 @@ class JobJournal:
         """Add an entry that is to be written, and known to later requests."""
         if self.outputs.table is not None:
             self.outputs.add([entry])
-        if self.state is not JournalState.GIVEN_UP and self._is_wanted(entry):
-            self._unsaved.append(entry)
-            self._context.backlog.add(self, _size(entry))
-
-    def _is_wanted(self, entry: Entry) -> bool:
-        return self.state is not JournalState.TAKEN_WITHOUT_RANDOM or entry.slot == SHARED
+        state = self.state
+        if state is JournalState.GIVEN_UP or (state is JournalState.TAKEN_WITHOUT_RANDOM and entry.slot != SHARED):
+            return
+        self._unsaved.append(entry)
+        self._context.backlog.add(self, _size(entry))
 
     async def save(self, at_work: Collection[Generation]) -> int:
         """Write all that was generated until now; return the bytes that this took. Raises StoreError.
@@ -301,12 +300,14 @@ class JobJournal:
             if self.state is not JournalState.OPEN:  # given up meanwhile
                 return 0
             self._log = log
-            is_own = secret == self.secret
-            self.become(JournalState.TAKEN if is_own else JournalState.TAKEN_WITHOUT_RANDOM)
-            dropped = [e for e in self._handed_over + self._unsaved if not self._is_wanted(e)]
-            self._handed_over = list(filter(self._is_wanted, self._handed_over))
-            self._unsaved = list(filter(self._is_wanted, self._unsaved))
-            self._context.backlog.add(self, -sum(map(_size, dropped)))
+            if secret == self.secret:
+                self.become(JournalState.TAKEN)
+            else:
+                self.become(JournalState.TAKEN_WITHOUT_RANDOM)
+                dropped = [entry for entry in self._handed_over + self._unsaved if entry.slot != SHARED]
+                self._handed_over = [entry for entry in self._handed_over if entry.slot == SHARED]
+                self._unsaved = [entry for entry in self._unsaved if entry.slot == SHARED]
+                self._context.backlog.add(self, -sum(map(_size, dropped)))
         entries = self._handed_over
         written = await self._run_writer(partial(self._log.append, entries))
         if self.state is not JournalState.GIVEN_UP:
@@ -353,11 +354,11 @@ class JobJournal:
     def _new_log(self, reader: JobReader) -> JobLog:
         return JobLog(reader, writer=self._context.writer, max_bytes=self._context.max_bytes)
 
-    async def _read(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._context.readers, function)
+    def _run_reader(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._context.readers, function)
 
-    async def _run_writer(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._context.writers, function)
+    def _run_writer(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._context.writers, function)
 
 
 def _pause(attempt: int) -> None:

@@ -631,6 +631,27 @@ def test_next_server_resumes_while_first_still_writes(new_jobs: Callable[[], Job
     run(test())
 
 
+def test_random_outputs_need_the_stores_secret(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
+    """The first server's secret came to light late: outputs with the second one's seeds are of no use to a third."""
+
+    async def test() -> None:
+        first, second = new_jobs(), new_jobs()
+        left, attachment = await first.attach("a-job", DIGEST), await second.attach("a-job", DIGEST)
+        engine.generate(left, 0)
+        engine.say(1)
+        first.release(left, is_complete=False)
+        await first.wait_idle()
+        engine.generate(attachment, 0, has_random_seed=True)
+        engine.say(8)
+        await second.save_all()
+        assert attachment.job.journal.state is JournalState.TAKEN_WITHOUT_RANDOM
+        assert unsaved_bytes(engine) == 0 and not second.is_saved(attachment)
+        third = await new_jobs().attach("a-job", DIGEST)
+        assert third.job.journal.outputs.get(GenerationKey(third.slot, 0, 0, 0)) is None
+
+    run(test())
+
+
 # Promises
 
 
