@@ -42,7 +42,7 @@ Route = Literal["invocations", "chat", "completions"]
 """Path of a request: SageMaker's takes every dialect, OpenAI's take one each."""
 
 
-class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
+class RequestHead(msgspec.Struct, frozen=True, kw_only=True, tag="document"):
     """Everything that a request's route and headers say about it, parsed once."""
 
     route: Route

@@ -10,7 +10,6 @@ from container.disk.ordered_spool import close_soon
 from container.disk.spool import Spool
 from container.invocations.invocation import Invocation, run_in_thread
 from container.invocations.service import Service
-from container.reader.messages import ReadDocument
 from container.tokenization.preparer import Prepared
 
 
@@ -44,7 +43,7 @@ async def answer_large(
         async with AsyncExitStack() as stack:
             async with invocation.before_deadline():
                 invocation.attachment = attachment = await service.jobs.attach(head.job, digest)
-                reading = service.readers.read(ReadDocument(head), body, answer, attachment.seeds)
+                reading = service.readers.read(head, body, answer, attachment.seeds)
                 reader = await stack.enter_async_context(reading)
             invocation.items = reader.opened.items
             await invocation.run_read(reader)

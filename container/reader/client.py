@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from container.core import Completion, Seeds
+from container.dialects.document import RequestHead
 from container.disk.spool import Spool
 from container.errors import RequestError
 from container.processes.child_process import ChildProcess, python_command
@@ -23,7 +24,6 @@ from container.reader.messages import (
     Open,
     Opened,
     Put,
-    ReadDocument,
     ReaderConfig,
     ReadLine,
     Render,
@@ -78,7 +78,7 @@ class Readers:
 
     @asynccontextmanager
     async def read(
-        self, source: ReadDocument | ReadLine, body: Spool, answer: Spool, seeds: Seeds, line: int = 0
+        self, source: RequestHead | ReadLine, body: Spool, answer: Spool, seeds: Seeds, line: int = 0
     ) -> AsyncIterator[Reader]:
         """Yield a reader that has read the document in `body`, and end it with the context. Raises RequestError."""
         async with self._limits.open:

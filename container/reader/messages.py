@@ -27,14 +27,8 @@ class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the served model."""
 
 
-class ReadDocument(msgspec.Struct, frozen=True, tag="document"):
-    """The whole body is one document."""
-
-    head: RequestHead
-
-
 class ReadLine(msgspec.Struct, frozen=True, tag="line"):
-    """Line `number` of JSON lines: `size` bytes of the body from `offset` on."""
+    """A document that is line `number` of JSON lines: `size` bytes of the body from `offset` on."""
 
     number: int
     offset: int
@@ -50,7 +44,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 class Open(msgspec.Struct, frozen=True, tag="open"):
     """The second message: read the document."""
 
-    source: ReadDocument | ReadLine
+    source: RequestHead | ReadLine
+    """A request's head if the whole body is its document."""
     seeds: Seeds
     line: int = 0
     """Index of the line in its batch, from 0: together with `seeds` it decides the seeds of the items."""

@@ -23,7 +23,7 @@ from setproctitle import setproctitle
 
 from container.core import Call, Completion, Result
 from container.dialects.batch import Line, read_line
-from container.dialects.document import read_call
+from container.dialects.document import RequestHead, read_call
 from container.disk.full_disk import naming_a_full_disk
 from container.errors import RequestError
 from container.processes.child_process import encode, read_frames
@@ -37,7 +37,6 @@ from container.reader.messages import (
     Open,
     Opened,
     Put,
-    ReadDocument,
     ReaderConfig,
     ReadLine,
     Render,
@@ -134,8 +133,8 @@ class Reader:
         size = source.size if isinstance(source, ReadLine) else os.fstat(self._body).st_size
         with _memory_limit(_BASE_MEMORY_BYTES + _MEMORY_PER_BYTE * size):
             match source:
-                case ReadDocument(head):
-                    return Opened(self._prepare(read_call(head, self._read(0, size)), message))
+                case RequestHead():
+                    return Opened(self._prepare(read_call(source, self._read(0, size)), message))
                 case ReadLine(number, offset):
                     line = self._line = read_line(self._read(offset, size), number)
                     try:
