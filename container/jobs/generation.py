@@ -102,8 +102,14 @@ class Generation:
     def _on_tokens(self, new: int) -> None:
         if self.has_ended:
             return
-        self._measure(new)
-        sequence = self.sequence
+        sequence, metrics, now = self.sequence, self.generator.metrics, time.monotonic()
+        since, self._last_token_at = now - self._last_token_at, now
+        if len(sequence.output_ids) - self.resumed_tokens == new:
+            metrics.time_to_first_token.observe(since)
+            metrics.prompt_tokens.inc(len(sequence.prompt_ids))
+        else:
+            metrics.inter_token_latency.observe(since / new)
+        metrics.generation_tokens.inc(new)
         text = self._stop.find(sequence.output_ids) if self._stop is not None else None
         if text is not None:
             self.stop_chars = len(text)
@@ -131,17 +137,6 @@ class Generation:
             waiters, self.waiters = self.waiters, set()
             for waiter in waiters:
                 waiter.settle()
-
-    def _measure(self, new: int) -> None:
-        metrics = self.generator.metrics
-        now = time.monotonic()
-        since, self._last_token_at = now - self._last_token_at, now
-        if len(self.sequence.output_ids) - self.resumed_tokens == new:
-            metrics.time_to_first_token.observe(since)
-            metrics.prompt_tokens.inc(len(self.sequence.prompt_ids))
-        else:
-            metrics.inter_token_latency.observe(since / new)
-        metrics.generation_tokens.inc(new)
 
 
 class Waiter:
