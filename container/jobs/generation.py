@@ -123,9 +123,16 @@ class Generation:
         self._finish("length" if self.end == "length" else "stop")
 
     def _on_error(self, error: EngineError) -> None:
-        if not self.has_ended:
-            self.error = _request_error(error)
-            self._finish("error")
+        if self.has_ended:
+            return
+        match error.code:
+            case "engine_stopped":
+                self.error = Unavailable(str(error), code="shutting_down")
+            case "sequence_failed" | "engine_killed_by_item":
+                self.error = SequenceFailure(str(error), code=error.code)
+            case _:
+                self.error = EngineFailure(str(error))
+        self._finish("error")
 
     def _finish(self, outcome: str) -> None:
         self.tokens = len(self.sequence.output_ids)
@@ -199,12 +206,3 @@ class Waiter:
             seed=sampling.seed if sampling.temperature > 0 else None,
             logprobs=scored,
         )
-
-
-def _request_error(error: EngineError) -> RequestError:
-    match error.code:
-        case "engine_stopped":
-            return Unavailable(str(error), code="shutting_down")
-        case "sequence_failed" | "engine_killed_by_item":
-            return SequenceFailure(str(error), code=error.code)
-    return EngineFailure(str(error))

@@ -106,7 +106,8 @@ class JobRegistry:
         if job is None:
             job = self._jobs[id] = Job(id, name, digest, self._context)
             job.opening = asyncio.create_task(self._open(job))
-            job.opening.add_done_callback(_retrieve_exception)
+            # Retrieved: asyncio would report an error that no request waits for any more.
+            job.opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())
         attachment = Attachment(job)
         job.attachments.add(attachment)
         try:
@@ -248,12 +249,6 @@ class JobRegistry:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _retrieve_exception(task: asyncio.Task[None]) -> None:
-    """Keep asyncio from reporting an error that no request waits for any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _conflict() -> Conflict:
