@@ -467,12 +467,12 @@ from container.journal.output_table import OutputTable
 from container.journal.segment import Record, pack
 from container.journal.stores.open_store import open_store
 
-uri, mine = sys.argv[1], int(sys.argv[2])
+uri, job, mine = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store = open_store(uri)
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(6):
-    reader = JobReader(store, "a" * 64, "digest", lifetime_s=1e9)
+    reader = JobReader(store, job, "digest", lifetime_s=1e9)
     table = OutputTable(tempfile.gettempdir())
     reader.open()
     reader.read(table)
@@ -496,7 +496,7 @@ def test_competing_processes_mix_no_outputs(uri: str, tables: Tables) -> None:
     """Each epoch's pieces lie in one stretch, no epoch has two writers, and all durable pieces are there."""
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", RACER, uri, str(number)],
+            [sys.executable, "-c", RACER, uri, JOB, str(number)],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for number in range(1, 4)
@@ -851,7 +851,7 @@ from container.journal.output_table import OutputTable
 from container.journal.segment import Record, pack
 from container.journal.stores.open_store import open_store
 
-reader = JobReader(open_store(sys.argv[1]), "a" * 64, "digest", lifetime_s=1e9)
+reader = JobReader(open_store(sys.argv[1]), sys.argv[2], "digest", lifetime_s=1e9)
 table = OutputTable(tempfile.gettempdir())
 reader.open()
 reader.read(table)
@@ -870,7 +870,7 @@ def test_killed_writer_keeps_what_is_durable(uri: str, tables: Tables) -> None:
     """The writers follow each other on one job, and each goes on where the last one was killed."""
     rng = random.Random(7)
     for _ in range(4):
-        command = [sys.executable, "-c", WRITER, uri]
+        command = [sys.executable, "-c", WRITER, uri, JOB]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             durable = [int(writer.stdout.readline()) for _ in range(rng.randrange(1, 20))][-1]
