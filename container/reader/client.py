@@ -15,24 +15,7 @@ from container.dialects.document import RequestHead
 from container.disk.spool import Spool
 from container.errors import RequestError
 from container.processes.child_process import ChildProcess, python_command
-from container.reader.messages import (
-    Broken,
-    Done,
-    Failure,
-    Get,
-    Load,
-    Open,
-    Opened,
-    Put,
-    ReaderConfig,
-    ReadLine,
-    Render,
-    Rendered,
-    ToReader,
-    ToServer,
-    to_server,
-    too_much_memory,
-)
+from container.reader import messages
 from container.tokenization.preparer import Prepared
 
 logger = logging.getLogger(__name__)
@@ -56,7 +39,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-T = TypeVar("T", bound=ToServer)
+T = TypeVar("T", bound=messages.ToServer)
 
 
 class ReaderLimits:
@@ -72,19 +55,19 @@ class ReaderLimits:
 class Readers:
     """Starts readers, one a document."""
 
-    def __init__(self, config: ReaderConfig, limits: ReaderLimits) -> None:
+    def __init__(self, config: messages.ReaderConfig, limits: ReaderLimits) -> None:
         self._config = config
         self._limits = limits
 
     @asynccontextmanager
     async def read(
-        self, source: RequestHead | ReadLine, body: Spool, answer: Spool, seeds: Seeds, line: int = 0
+        self, source: RequestHead | messages.ReadLine, body: Spool, answer: Spool, seeds: Seeds, line: int = 0
     ) -> AsyncIterator[Reader]:
         """Yield a reader that has read the document in `body`, and end it with the context. Raises RequestError."""
         async with self._limits.open:
             reader = await Reader.start(body, answer, self._limits)
             try:
-                await reader.open(self._config, Open(source, seeds, line))
+                await reader.open(self._config, messages.Open(source, seeds, line))
                 yield reader
             finally:
                 await reader.close()
@@ -102,7 +85,7 @@ class Reader:
         self._answer = answer
         self._limits = limits
         self._lock = asyncio.Lock()
-        self.opened = Opened(0)
+        self.opened = messages.Opened(0)
         """Summary of the document, once it is read."""
         limits.pids.add(child.pid)
         child.closed.add_done_callback(lambda _: replies.put_nowait(None))
@@ -126,25 +109,25 @@ class Reader:
             raise error from cause
         return cls(child, replies, answer, limits)
 
-    async def open(self, config: ReaderConfig, question: Open) -> None:
+    async def open(self, config: messages.ReaderConfig, question: messages.Open) -> None:
         """Have the document read; `opened` says what it is. Raises RequestError."""
-        await self._ask(Load(config), Done)
+        await self._ask(messages.Load(config), messages.Done)
         async with self._limits.reading:
-            self.opened = await self._ask(question, Opened)
+            self.opened = await self._ask(question, messages.Opened)
 
     async def item(self, index: int) -> Prepared:
         """Return one item. Its text is empty: the reader keeps that."""
-        return await self._ask(Get(index), Prepared)
+        return await self._ask(messages.Get(index), Prepared)
 
     async def put(self, index: int, completions: Iterable[Completion]) -> None:
         """Hand an item's completions to the reader."""
         for completion in completions:  # one a message: with log probabilities each can be large
-            await self._ask(Put(index, completion), Done)
+            await self._ask(messages.Put(index, completion), messages.Done)
 
-    async def render(self, error: Failure | None = None) -> str:
+    async def render(self, error: messages.Failure | None = None) -> str:
         """Have the answer's file written, for a line with an error if there is one. Return its content type."""
         async with self._limits.rendering:
-            rendered = await self._ask(Render(error), Rendered)
+            rendered = await self._ask(messages.Render(error), messages.Rendered)
         self._answer.size = rendered.size
         return rendered.content_type
 
@@ -162,7 +145,7 @@ class Reader:
         finally:
             self._limits.pids.discard(self._child.pid)
 
-    async def _ask(self, question: ToReader, kind: type[T]) -> T:
+    async def _ask(self, question: messages.ToReader, kind: type[T]) -> T:
         async with self._lock:
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
@@ -173,11 +156,11 @@ class Reader:
         if encoded is None:
             self._replies.put_nowait(None)  # for the next question
             raise await self._cause_of_death()
-        answer = to_server.decode(encoded)
+        answer = messages.to_server.decode(encoded)
         match answer:
-            case Failure():
+            case messages.Failure():
                 raise answer.error()
-            case Broken():
+            case messages.Broken():
                 raise _broken(answer.cause)
         assert isinstance(answer, kind), f"{type(answer).__name__} is no answer to {type(question).__name__}"
         return answer
@@ -190,7 +173,7 @@ class Reader:
         status = await self._child.wait(_EXIT_TIMEOUT_S)
         if status is None:
             return _broken("the reader closed its connection but did not exit")
-        return too_much_memory() if status < 0 else _broken(f"exit status {status}")
+        return messages.too_much_memory() if status < 0 else _broken(f"exit status {status}")
 
 
 def _broken(cause: str) -> RequestError:

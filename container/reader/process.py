@@ -28,24 +28,7 @@ from container.disk.full_disk import naming_a_full_disk
 from container.errors import RequestError
 from container.processes.child_process import encode, read_frames
 from container.processes.parent_death import die_with_parent
-from container.reader.messages import (
-    Broken,
-    Done,
-    Failure,
-    Get,
-    Load,
-    Open,
-    Opened,
-    Put,
-    ReaderConfig,
-    ReadLine,
-    Render,
-    Rendered,
-    ToReader,
-    ToServer,
-    to_reader,
-    too_much_memory,
-)
+from container.reader import messages
 from container.tokenization.model_defaults import ModelDefaults
 from container.tokenization.preparer import Prepared, Preparer, unstarted_completions
 from container.tokenization.tokenizer import Tokenizer
@@ -87,23 +70,23 @@ class Reader:
         self._document: Document | None = None
         self._line: Line | None = None
 
-    def reply_to(self, message: ToReader) -> ToServer:
+    def reply_to(self, message: messages.ToReader) -> messages.ToServer:
         """Carry out a question and return its answer. Raises RequestError, MemoryError."""
         match message:
-            case Load(config):
+            case messages.Load(config):
                 self._load(config)
-                return Done()
-            case Open():
+                return messages.Done()
+            case messages.Open():
                 return self._open(message)
-            case Get(index):
+            case messages.Get(index):
                 return msgspec.structs.replace(self._opened.items[index], prompt_text="")
-            case Put(index, completion):
+            case messages.Put(index, completion):
                 self._opened.completions[index].append(completion)
-                return Done()
-            case Render(failure):
+                return messages.Done()
+            case messages.Render(failure):
                 return self._render(failure)
 
-    def _load(self, config: ReaderConfig) -> None:
+    def _load(self, config: messages.ReaderConfig) -> None:
         defaults = ModelDefaults.load(config.model_dir)
         self._name = config.name
         self._preparer = Preparer(
@@ -115,7 +98,7 @@ class Reader:
             default_max_new_tokens=config.default_max_new_tokens,
         )
 
-    def _render(self, failure: Failure | None) -> Rendered:
+    def _render(self, failure: messages.Failure | None) -> messages.Rendered:
         if failure is not None:
             assert self._line is not None, "only a line's answer says why it failed"
             return self._write(self._line.failure(failure.error()), "")
@@ -128,24 +111,24 @@ class Reader:
         assert self._document is not None, "it is opened first"
         return self._document
 
-    def _open(self, message: Open) -> Opened:
+    def _open(self, message: messages.Open) -> messages.Opened:
         source = message.source
-        size = source.size if isinstance(source, ReadLine) else os.fstat(self._body).st_size
+        size = source.size if isinstance(source, messages.ReadLine) else os.fstat(self._body).st_size
         with _memory_limit(_BASE_MEMORY_BYTES + _MEMORY_PER_BYTE * size):
             match source:
                 case RequestHead():
-                    return Opened(self._prepare(read_call(source, self._read(0, size)), message))
-                case ReadLine(number, offset):
+                    return messages.Opened(self._prepare(read_call(source, self._read(0, size)), message))
+                case messages.ReadLine(number, offset):
                     line = self._line = read_line(self._read(offset, size), number)
                     try:
                         if line.error is not None:
                             raise line.error
                         items = 0 if line.call is None else self._prepare(line.call, message)
                     except RequestError as error:
-                        return Opened(0, line.form, line.custom_id, Failure.of(error))
-                    return Opened(items, line.form, line.custom_id)
+                        return messages.Opened(0, line.form, line.custom_id, messages.Failure.of(error))
+                    return messages.Opened(items, line.form, line.custom_id)
 
-    def _prepare(self, call: Call, message: Open) -> int:
+    def _prepare(self, call: Call, message: messages.Open) -> int:
         """Prepare all items before any runs and return their number. Raises InvalidRequest."""
         preparer, seeds = self._preparer, message.seeds
         assert preparer is not None, "it is loaded first"
@@ -160,12 +143,12 @@ class Reader:
             offset, size = offset + len(part), size - len(part)
         return b"".join(parts)
 
-    def _write(self, answer: bytes, content_type: str) -> Rendered:
+    def _write(self, answer: bytes, content_type: str) -> messages.Rendered:
         written = 0
         with naming_a_full_disk():
             while written < len(answer):
                 written += os.pwrite(self._answer, memoryview(answer)[written:], written)
-        return Rendered(len(answer), content_type)
+        return messages.Rendered(len(answer), content_type)
 
 
 @contextlib.contextmanager
@@ -179,17 +162,17 @@ def _memory_limit(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def answer(reader: Reader, message: ToReader) -> ToServer:
+def answer(reader: Reader, message: messages.ToReader) -> messages.ToServer:
     """Return the reader's answer, which is Broken after an unexpected error."""
     try:
         return reader.reply_to(message)
     except RequestError as error:
-        return Failure.of(error)
+        return messages.Failure.of(error)
     except MemoryError:
-        return Failure.of(too_much_memory())
+        return messages.Failure.of(messages.too_much_memory())
     except BaseException as error:  # a panic of Rust's is not an Exception, and its message could quote the document
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-        return Broken(f"{type(error).__name__} at {Path(frame.f_code.co_filename).name}:{line}")
+        return messages.Broken(f"{type(error).__name__} at {Path(frame.f_code.co_filename).name}:{line}")
 
 
 def main() -> None:
@@ -203,9 +186,9 @@ def main() -> None:
     reader = Reader(body_file, answer_file)
     with socket.socket(fileno=link) as sock, sock.makefile("rb") as stream:
         for frame in read_frames(stream):
-            reply = answer(reader, to_reader.decode(frame))
+            reply = answer(reader, messages.to_reader.decode(frame))
             sock.sendall(encode(reply))
-            if isinstance(reply, Broken):
+            if isinstance(reply, messages.Broken):
                 sys.exit(1)
 
 
