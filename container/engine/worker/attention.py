@@ -71,21 +71,22 @@ def plan_step(
     decodes.sort()
     # Length classes by powers of two bound the padding: no row is padded to more than twice its length.
     classes = groupby(decodes, key=lambda row: row[0].bit_length())
-    groups = tuple(_decode_group(list(rows), dtype, device) for _, rows in classes)
-    return StepPlan(groups, tuple(prefills))
+    groups = []
+    for rows in (list(rows) for _, rows in classes):
+        lengths, queries, starts = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))
+        longest = rows[-1][0]
+        column = torch.arange(longest, device=device)
+        inside = column < lengths[:, None]
+        key_index = torch.where(inside, starts[:, None] + column, starts[:, None]).flatten()
+        mask = None
+        if rows[0][0] != longest:
+            mask = _additive_mask(inside, dtype)[:, None, None]
+        groups.append(DecodeGroup(queries, key_index, mask))
+    return StepPlan(tuple(groups), tuple(prefills))
 
 
-def _decode_group(rows: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> DecodeGroup:
-    lengths = torch.tensor([length for length, _, _ in rows], device=device)
-    starts = torch.tensor([start for _, _, start in rows], device=device)
-    longest = rows[-1][0]
-    column = torch.arange(longest, device=device)
-    inside = column < lengths[:, None]
-    key_index = torch.where(inside, starts[:, None] + column, starts[:, None]).flatten()
-    mask = None
-    if rows[0][0] != longest:
-        mask = torch.zeros(inside.shape, dtype=dtype, device=device).masked_fill_(~inside, float("-inf"))[:, None, None]
-    return DecodeGroup(torch.tensor([q0 for _, q0, _ in rows], device=device), key_index, mask)
+def _additive_mask(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def _prefill_mask(
@@ -98,7 +99,7 @@ def _prefill_mask(
     seen = key <= query
     if window is not None:
         seen &= key > query - window
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+    return _additive_mask(seen, dtype)
 
 
 class _Plans:

@@ -20,13 +20,12 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 from transformers.generation.continuous_batching.requests import (
-    FutureRequestState,
     GenerationOutput,
     RequestStatus,
 )
 
 from container.engine.messages import Cancel, EngineConfig, EngineInfo, Failed, NewTokens, Step, Submit
-from container.engine.sequence import FinishReason, TokenLogprobs
+from container.engine.sequence import FinishReason
 from container.engine.worker import fair_scheduler
 from container.engine.worker.memory import cache_tokens
 from container.engine.worker.model import LoadedModel, ModelRefused
@@ -209,29 +208,21 @@ class Batch(ContinuousBatchingManager):
         free = cache.compute_free_capacity(relative=False) + evictable
         ios = processor.inputs_and_outputs
         assert isinstance(ios, ContinuousBatchingIOs), "use_async_batching is off"
-        with_token = [future for future in ios.requests_in_batch if future.has_new_token] if stepped else []
-        self._on_step(
-            Step(
-                steps=self._steps,
-                tokens=[_new_tokens(future, self._sampler.logprobs.get(row)) for row, future in enumerate(with_token)],
-                failed=failed,
-                cache_use=1.0 - free / (cache.num_sectors * cache.bytes_per_sector),
-                preemptions=preempted,
-            )
-        )
+        with_token = [future.state for future in ios.requests_in_batch if future.has_new_token] if stepped else []
+        tokens = []
+        for row, state in enumerate(with_token):
+            token_id = state.generated_tokens[-1]
+            finish: FinishReason | None = None
+            if state.status == RequestStatus.FINISHED:
+                finish = "stop" if token_id in state._eos_token_ids else "length"
+            scored = self._sampler.logprobs.get(row)
+            tokens.append(NewTokens(int(state.request_id), [token_id], finish, [] if scored is None else [scored]))
+        cache_use = 1.0 - free / (cache.num_sectors * cache.bytes_per_sector)
+        self._on_step(Step(steps=self._steps, tokens=tokens, failed=failed, cache_use=cache_use, preemptions=preempted))
 
     def _handle_critical_error(self, error: Exception, batch_processor: ContinuousBatchProcessor | None) -> None:
         """Say why the loop is dead, and this process with it. The server has every token."""
         self._on_crash(error)
-
-
-def _new_tokens(future: FutureRequestState, scored: TokenLogprobs | None) -> NewTokens:
-    state = future.state
-    token_id = state.generated_tokens[-1]
-    finish: FinishReason | None = None
-    if state.status == RequestStatus.FINISHED:
-        finish = "stop" if token_id in state._eos_token_ids else "length"
-    return NewTokens(int(state.request_id), [token_id], finish, [] if scored is None else [scored])
 
 
 def _configuration(loaded: LoadedModel, settings: EngineConfig) -> ContinuousBatchingConfig:

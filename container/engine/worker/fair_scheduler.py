@@ -128,35 +128,28 @@ class FairScheduler(FIFOScheduler):
     def _let_in(
         self, group: list[RequestState], needed: BlockCounts, reclaimable: Blocks, chosen: list[RequestState]
     ) -> BlockCounts:
-        """Add to `chosen` those of the group before the first that lacks room. Return what all that are in need."""
-        for state in group:
-            with_it = self._needed_with(state, needed, reclaimable, may_evict=not chosen)
-            if with_it is None:
-                break
-            needed = with_it
-            chosen.append(state)
-        return needed
-
-    def _needed_with(
-        self, state: RequestState, needed: BlockCounts, reclaimable: Blocks, *, may_evict: bool
-    ) -> BlockCounts | None:
-        """Return `needed` and what this prompt needs as a whole; None if there is no room for both.
+        """Add to `chosen` those of the group before the first that lacks room. Return what all that are in need.
 
         `reclaimable` counts as room. The cheapest question comes first: most prompts have room without a look at what
         the cache has of them already, and evicting what it keeps for sharing is the last resort.
         """
-        with_all = total([needed, self._pages.needed(state, _tokens_to_come(state))])
-        if self._have_room(minus(with_all, count(reclaimable))):
-            return with_all
-        shared = self._pages.shared(state)
-        with_rest = minus(with_all, count(shared))
-        missing = minus(with_rest, count(reclaimable, except_for=shared))
-        if self._have_room(missing):
-            return with_rest
-        if may_evict and self._have_room(minus(missing, count(self._pages.cached(), except_for=shared))):
-            self._pages.evict_cached()
-            return minus(with_all, count(self._pages.shared(state)))  # what of it was only cached is gone
-        return None
+        for state in group:
+            with_all = total([needed, self._pages.needed(state, _tokens_to_come(state))])
+            if self._have_room(minus(with_all, count(reclaimable))):
+                needed = with_all
+            else:
+                shared = self._pages.shared(state)
+                with_rest = minus(with_all, count(shared))
+                missing = minus(with_rest, count(reclaimable, except_for=shared))
+                if self._have_room(missing):
+                    needed = with_rest
+                elif not chosen and self._have_room(minus(missing, count(self._pages.cached(), except_for=shared))):
+                    self._pages.evict_cached()
+                    needed = minus(with_all, count(self._pages.shared(state)))  # what of it was only cached is gone
+                else:
+                    break
+            chosen.append(state)
+        return needed
 
     def _have_room(self, needed: BlockCounts) -> bool:
         return self._pages.have_room(needed, margin=self.safety_margin)

@@ -74,9 +74,7 @@ class LoadedModel:
 def load(settings: EngineConfig) -> LoadedModel:
     """Load the model's weights onto the device. Raises ModelRefused when no restart would help."""
     _check_weights(Path(settings.model_dir), settings.allow_pickle)
-    whole, own_code = _read_config(settings)
-    config = whole.get_text_config()
-    _check_architecture(whole, config, own_code=own_code)
+    config, own_code = _read_config(settings)
     max_model_len = _max_model_len(config, settings.max_model_len)
     device, threads = _device(settings.device, settings.needs_gpu), settings.threads or cpu_count()
     torch.set_num_threads(threads)
@@ -125,7 +123,7 @@ def _check_weights(directory: Path, allow_pickle: bool) -> None:
 
 
 def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
-    """Return the configuration and whether the model's own code runs.
+    """Return the text model's configuration and whether the model's own code runs.
 
     It runs only if it is trusted, and only for a model type that is not supported without it: some repositories still
     carry code for a type that transformers has learned since.
@@ -134,17 +132,18 @@ def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
     try:
         raw = json.loads((Path(directory) / "config.json").read_text())
         own_code = "auto_map" in raw and raw.get("model_type") not in SUPPORTED
-        if settings.trust_remote_code or not own_code:
-            return AutoConfig.from_pretrained(directory, trust_remote_code=own_code, local_files_only=True), own_code
+        if own_code and not settings.trust_remote_code:
+            whole = None
+        else:
+            whole = AutoConfig.from_pretrained(directory, trust_remote_code=own_code, local_files_only=True)
     except Exception as error:  # of many kinds, none of which a restart would mend
         raise ModelRefused(f"{directory}: the model's configuration can't be read: {error}") from error
-    raise ModelRefused(
-        f"model type {raw.get('model_type')} brings its own Python code: "
-        "set LONGHAUL_TRUST_REMOTE_CODE=1 if you trust its source"
-    )
-
-
-def _check_architecture(whole: PretrainedConfig, config: PretrainedConfig, *, own_code: bool) -> None:
+    if whole is None:
+        raise ModelRefused(
+            f"model type {raw.get('model_type')} brings its own Python code: "
+            "set LONGHAUL_TRUST_REMOTE_CODE=1 if you trust its source"
+        )
+    config = whole.get_text_config()
     unknown = sorted({whole.model_type, config.model_type} - SUPPORTED)
     if unknown and not own_code:
         raise ModelRefused(
@@ -158,6 +157,7 @@ def _check_architecture(whole: PretrainedConfig, config: PretrainedConfig, *, ow
         )
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelRefused(f"this {config.model_type} model attends in both directions: it is an encoder")
+    return config, own_code
 
 
 def _device(name: str | None, needs_gpu: bool) -> torch.device:
@@ -247,18 +247,14 @@ def _load_weights(
         cause = f"{type(error).__name__}: {error}"
         raise ModelRefused(f"{settings.model_dir}: the weights can't be loaded: {cause}") from error
     model: PreTrainedModel = loaded[0]
-    _check_loaded(settings.model_dir, loaded[1])
+    # The library would make up random weights for these, and only warn.
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ModelRefused(f"{settings.model_dir}: {len(missing)} weights are missing, the first is {missing[0]}")
+    if mismatched := sorted(loaded[1]["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        what = f"{settings.model_dir}: {len(mismatched)} weights have another shape than config.json says"
+        raise ModelRefused(f"{what}; the first is {name}, {list(found)} instead of {list(expected)}")
     if not model._supports_attention_backend:
         raise ModelRefused(f"the code of {type(model).__name__} fixes its attention function: it can't run in batches")
     model.train(False)
     return model
-
-
-def _check_loaded(directory: str, report: dict[str, Any]) -> None:
-    """Refuse missing weights and wrong shapes: the library would make up random weights for them, and only warn."""
-    if missing := sorted(report["missing_keys"]):
-        raise ModelRefused(f"{directory}: {len(missing)} weights are missing, the first is {missing[0]}")
-    if mismatched := sorted(report["mismatched_keys"]):
-        name, found, expected = mismatched[0]
-        first = f"the first is {name}, {list(found)} instead of {list(expected)}"
-        raise ModelRefused(f"{directory}: {len(mismatched)} weights have another shape than config.json says; {first}")

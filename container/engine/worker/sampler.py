@@ -205,7 +205,10 @@ def _sample(scores: torch.Tensor, rows: _SampledRows) -> torch.Tensor:
         kept[:, :beaten] &= ~keeps_all[:, None]
         sums = (log_probabilities + gumbel(rows.keys[left], ids)).masked_fill(~kept, float("-inf"))
         highest, column = sums.max(dim=-1)
-        beyond = _beyond(log_probabilities, rows.keys[left], vocabulary)
+        # The largest sum of all tokens beyond the candidates, whose noise takes an id past the vocabulary: no token's.
+        rest = (1 - log_probabilities.exp().sum(dim=-1)).clamp(min=0)
+        own_id = torch.full((len(left), 1), vocabulary + count, device=scores.device)
+        beyond = rest.log() + gumbel(rows.keys[left], own_id).squeeze(1)
         settled = is_known & (~keeps_all | (highest >= beyond)) | (count == vocabulary)
         tokens[left[settled]] = ids[settled].gather(1, column[settled, None]).squeeze(1)
         left, beaten = left[~settled], count
@@ -240,14 +243,3 @@ def _keep(
     ends_here = (~likely).any(dim=1) & (p_is_off | knows_k)
     opens = (min_p <= 0) | ends_here
     return kept & likely, (knows_k & knows_p & opens) | ends_here
-
-
-def _beyond(log_probabilities: torch.Tensor, keys: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Return the largest sum [R] of all tokens beyond the candidates [R, C], drawn as one Gumbel variable.
-
-    Its noise takes ids past the vocabulary, which no token has.
-    """
-    count = log_probabilities.shape[1]
-    rest = (1 - log_probabilities.exp().sum(dim=-1)).clamp(min=0)
-    own_id = torch.full((len(keys), 1), vocabulary + count, device=keys.device)
-    return rest.log() + gumbel(keys, own_id).squeeze(1)
