@@ -132,14 +132,12 @@ class HeadTooLarge(RequestError):
 class EngineFailure(RequestError):
     """The engine died before the request was done, and no other will come."""
 
-    status = 500
     code = "engine_failed"
 
 
 class SequenceFailure(RequestError):
     """The engine goes on without this prompt: it could not take it, or died of it (`engine_killed_by_item`)."""
 
-    status = 500
     code = "sequence_failed"
 
 

@@ -240,15 +240,10 @@ def _read(kind: Kind, variable: str, text: str) -> Any:
 def is_service_link(name: str, value: str) -> bool:
     """Return whether Kubernetes made the variable for a service: those of a service called `longhaul` look like ours
     (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)."""
-    if not name.startswith(PREFIX):
-        return False
+    pattern = r"LONGHAUL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))"
     if re.match(r"(tcp|udp|sctp)://", value):
-        return bool(re.fullmatch(r"LONGHAUL_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?", name))
-    return bool(
-        re.fullmatch(
-            r"LONGHAUL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))", name
-        )
-    )
+        pattern = r"LONGHAUL_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?"
+    return bool(re.fullmatch(pattern, name))
 
 
 def settings_table() -> str:

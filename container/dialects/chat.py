@@ -244,25 +244,25 @@ def read_messages(value: object, at: str, template: Template) -> Chat:
         raise InvalidRequest(f"{at} must be a list of messages", param=at)
     if not value:
         raise InvalidRequest(f"{at} is empty; give at least one message", param=at)
-    messages = tuple(_message(message, f"{at}[{index}]") for index, message in enumerate(value))
-    return Chat(messages=messages, template=template)
-
-
-def _message(value: object, at: str) -> dict[str, Any]:
-    """Read a message as chat templates know it: `developer` is OpenAI's newer name for `system`."""
-    message = read(Message, value, f"{at}.")
-    template_message = {
-        "role": "system" if message.role == "developer" else message.role,
-        "content": _content(message, f"{at}.content"),
-    }
-    if message.name is not None:
-        template_message["name"] = message.name
-    if message.tool_call_id is not None:
-        template_message["tool_call_id"] = message.tool_call_id
-    calls = None if message.tool_calls is None else read_tool_calls(message.tool_calls, f"{at}.tool_calls")
-    if calls and message.role != "assistant":
-        raise InvalidRequest(f"{at}.tool_calls are the assistant's alone: leave them out", param=f"{at}.tool_calls")
-    return template_message | ({"tool_calls": calls} if calls else {})
+    messages = []
+    for index, entry in enumerate(value):
+        path = f"{at}[{index}]"
+        message = read(Message, entry, f"{path}.")
+        read_message: dict[str, Any] = {
+            "role": "system" if message.role == "developer" else message.role,  # OpenAI's newer name for it
+            "content": _content(message, f"{path}.content"),
+        }
+        if message.name is not None:
+            read_message["name"] = message.name
+        if message.tool_call_id is not None:
+            read_message["tool_call_id"] = message.tool_call_id
+        if message.tool_calls is not None and (calls := read_tool_calls(message.tool_calls, f"{path}.tool_calls")):
+            if message.role != "assistant":
+                path = f"{path}.tool_calls"
+                raise InvalidRequest(f"{path} are the assistant's alone: leave them out", param=path)
+            read_message["tool_calls"] = calls
+        messages.append(read_message)
+    return Chat(messages=tuple(messages), template=template)
 
 
 def _content(message: Message, at: str) -> str:

@@ -71,7 +71,12 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True, tag="document"):
             key, equals, value = part.partition("=")
             if equals:
                 attributes.setdefault(key.strip(), []).append(value.strip())
-        timeout_s = _value(attributes, "timeout", _is_timeout, EXPECTED_TIMEOUT)
+        timeout_s = _value(
+            attributes,
+            "timeout",
+            lambda text: re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", text) and 1 <= float(text) <= MAX_TIMEOUT_S,
+            EXPECTED_TIMEOUT,
+        )
         return cls(
             route=route,
             media_type=media_type,
@@ -131,10 +136,6 @@ def _value(
     if not is_valid(value):
         raise InvalidRequest(f"{PREFIX}{key} must be {expected}", param=f"{PREFIX}{key}")
     return value
-
-
-def _is_timeout(value: str) -> bool:
-    return bool(re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", value)) and 1 <= float(value) <= MAX_TIMEOUT_S
 
 
 class RequestDigest:

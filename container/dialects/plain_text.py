@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -22,19 +23,28 @@ NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens")}
 
 def read_prompt(body: bytes, attributes: Mapping[str, Sequence[str]]) -> Call:
     """Read a prompt; `attributes` has the values of each key. Raises InvalidRequest."""
-    given = {
-        key: list(attributes[key]) if key == "stop" else _scalar(single_value(attributes, key))
-        for key in ScalarOptions.model_fields
-        if key in attributes
-    }
+    given: dict[str, object] = {}
+    for key in [key for key in ScalarOptions.model_fields if key in attributes]:
+        if key == "stop":
+            given[key] = list(attributes[key])
+            continue
+        given[key] = value = single_value(attributes, key)
+        # A scalar is as JSON writes it: `64`, `0.5`, `true`. Other text stays text, which its field then refuses.
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+            given[key] = msgspec.json.decode(value) if value != "null" else value
     options = read(ScalarOptions, given, PREFIX)
     try:
         prompt = body.removeprefix(BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:
         position = error.start
     else:
-        text = read_text(prompt, "body")
-        item = Item(prompt=text, parameters=options.parameters(), sample_by_default=False, param="body", names=NAMES)
+        item = Item(
+            prompt=read_text(prompt, "body"),
+            parameters=options.parameters(),
+            sample_by_default=False,
+            param="body",
+            names=NAMES,
+        )
         return Call(items=(item,), render=partial(_render, options), content_type="text/plain; charset=utf-8")
     raise InvalidRequest(f"the body is not UTF-8 (byte {position})", param="body")
 
@@ -45,14 +55,6 @@ def single_value(attributes: Mapping[str, Sequence[str]], key: str) -> str:
     if len(values) > 1:
         raise InvalidRequest(f"{PREFIX}{key} is given {len(values)} times; give it once", param=PREFIX + key)
     return values[0]
-
-
-def _scalar(text: str) -> object:
-    """Read a scalar as JSON writes it: `64`, `0.5`, `true`. Other text stays text, which its field then refuses."""
-    try:
-        return msgspec.json.decode(text) if text != "null" else text
-    except (msgspec.DecodeError, RecursionError):
-        return text
 
 
 def _render(options: ScalarOptions, results: Sequence[Result], model: str) -> bytes:

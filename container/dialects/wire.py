@@ -90,8 +90,15 @@ def read(model: type[Model], value: object, prefix: str = "") -> Model:
     try:
         return model.model_validate({name: value[name] for name in model.model_fields if name in value})
     except ValidationError as error:
-        invalid = _invalid(model, error, prefix)
-    raise invalid  # not within `except`: the error's context would hold the document
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # Not within `except`: the error's context would hold the document. Pydantic's own sentences may quote the value.
+    field_name, *indices = first["loc"]
+    field = f"{prefix}{field_name}"
+    if first["type"] == "missing":
+        raise InvalidRequest(f"{field} is missing", param=field)
+    path = field + "".join(f"[{index}]" for index in indices)
+    expected = model.model_fields[str(field_name)].description
+    raise InvalidRequest(f"{field} must be {expected}" + (f"; see {path}" if indices else ""), param=path)
 
 
 def _unknown(model: type[Wire], unknown: Sequence[str], prefix: str) -> InvalidRequest:
@@ -105,18 +112,6 @@ def _unknown(model: type[Wire], unknown: Sequence[str], prefix: str) -> InvalidR
         what = f"{param or 'the document'} has {len(unknown)} unknown {fields}"
     message = f"{what}; known are {', '.join(model.model_fields)}"
     return InvalidRequest(message, param=param or None, code="unknown_parameter")
-
-
-def _invalid(model: type[Wire], error: ValidationError, prefix: str) -> InvalidRequest:
-    """Put the first error in the caller's words. Pydantic's own sentences are not used: some quote the value."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    name, *indices = first["loc"]
-    field = f"{prefix}{name}"
-    path = field + "".join(f"[{index}]" for index in indices)
-    if first["type"] == "missing":
-        return InvalidRequest(f"{field} is missing", param=field)
-    expected = model.model_fields[str(name)].description
-    return InvalidRequest(f"{field} must be {expected}" + (f"; see {path}" if indices else ""), param=path)
 
 
 _STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_LENGTH}

@@ -54,28 +54,22 @@ class OrderedSpool:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Read all records in order, in pieces of about `CHUNK_BYTES`. Call `flush` first."""
-        parts = self._parts()
-        while piece := await asyncio.to_thread(_join_next, parts):
+        pieces = self._pieces()
+        while piece := await asyncio.to_thread(next, pieces, b""):
             yield piece
 
-    def _parts(self) -> Iterator[bytes]:
+    def _pieces(self) -> Iterator[bytes]:
+        piece = bytearray()
         for first in range(0, self._count, _ENTRIES_PER_READ):
             end = min(self._count, first + _ENTRIES_PER_READ)
             entries = self._index.read_at(first * _ENTRY.size, (end - first) * _ENTRY.size)
             for offset, size in _ENTRY.iter_unpack(entries):
                 for start in range(offset, offset + size, CHUNK_BYTES):
-                    yield self._records.read_at(start, min(CHUNK_BYTES, offset + size - start))
-
-
-def _join_next(parts: Iterator[bytes]) -> bytes:
-    """Join as many of the next parts as make a piece of moderate size; empty at the end."""
-    joined, size = [], 0
-    for part in parts:
-        joined.append(part)
-        size += len(part)
-        if size >= CHUNK_BYTES:
-            break
-    return b"".join(joined)
+                    piece += self._records.read_at(start, min(CHUNK_BYTES, offset + size - start))
+                    if len(piece) >= CHUNK_BYTES:
+                        yield bytes(piece)
+                        piece.clear()
+        yield bytes(piece)
 
 
 def close_soon(*spools: Spool | OrderedSpool) -> None:

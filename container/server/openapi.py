@@ -48,6 +48,20 @@ _TOKEN_IDS: Schema = {
     "items": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
     "minItems": 1,
 }
+_SCALAR: Schema = {"type": ["string", "number", "boolean", "null"]}
+_VARIABLES: Schema = {
+    "type": ["object", "null"],
+    "maxProperties": template_inputs.MAX_VARIABLES,
+    "propertyNames": {"pattern": f"^[A-Za-z_][A-Za-z0-9_]{{0,{template_inputs.MAX_VARIABLE_LENGTH - 1}}}$"},
+    "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]},
+}
+_CUSTOM_ATTRIBUTES: Schema = {
+    "name": plain_text.HEADER,
+    "in": "header",
+    "description": "the deadline, `timeout=1800`, and the text dialect's parameters, `max_new_tokens=64;seed=1`; "
+    "what isn't known passes",
+    "schema": {"type": "string"},
+}
 _ERRORS = {
     "400": "a field is unknown, of the wrong type, out of range, or can't be honoured",
     "408": "no more of the request came in time, or not all of it before the deadline",
@@ -65,6 +79,8 @@ _ERRORS = {
 @cache
 def document() -> Schema:
     """Return the OpenAPI document. Treat it as frozen."""
+    health = {"200": _content("can take work", _ref("Health")), "503": _content("can't", _ref("Health"))}
+    ping = {"summary": "Whether the server can take work", "responses": health}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -72,33 +88,27 @@ def document() -> Schema:
             "version": __version__,
             "description": "Long LLM generation in continuous batches",
         },
-        "paths": _paths(),
+        "paths": {
+            "/ping": {"get": ping | {"operationId": "ping"}, "post": ping | {"operationId": "pingPost"}},
+            "/invocations": {"post": _invocations()},
+            "/v1/chat/completions": {"post": _document_route("chatCompletions", "ChatRequest", "ChatCompletion")},
+            "/v1/completions": {"post": _document_route("completions", "CompletionRequest", "TextCompletion")},
+            "/v1/models": {
+                "get": {
+                    "operationId": "models",
+                    "summary": "The one model",
+                    "responses": {"200": _content("a list of one", _ref("Models"))},
+                }
+            },
+            "/metrics": {
+                "get": {
+                    "operationId": "metrics",
+                    "summary": "Prometheus text",
+                    "responses": {"200": _content("samples", {"type": "string"}, "text/plain")},
+                }
+            },
+        },
         "components": {"schemas": _requests() | _answers()},
-    }
-
-
-def _paths() -> Schema:
-    health = {"200": _content("can take work", _ref("Health")), "503": _content("can't", _ref("Health"))}
-    ping = {"summary": "Whether the server can take work", "responses": health}
-    return {
-        "/ping": {"get": ping | {"operationId": "ping"}, "post": ping | {"operationId": "pingPost"}},
-        "/invocations": {"post": _invocations()},
-        "/v1/chat/completions": {"post": _document_route("chatCompletions", "ChatRequest", "ChatCompletion")},
-        "/v1/completions": {"post": _document_route("completions", "CompletionRequest", "TextCompletion")},
-        "/v1/models": {
-            "get": {
-                "operationId": "models",
-                "summary": "The one model",
-                "responses": {"200": _content("a list of one", _ref("Models"))},
-            }
-        },
-        "/metrics": {
-            "get": {
-                "operationId": "metrics",
-                "summary": "Prometheus text",
-                "responses": {"200": _content("samples", {"type": "string"}, "text/plain")},
-            }
-        },
     }
 
 
@@ -110,7 +120,7 @@ def _invocations() -> Schema:
         "operationId": "invocations",
         "summary": "Generate, in the dialect that content type and shape of the body tell",
         "description": "JSON lines are described by one line of theirs: it fails alone, and is answered by one line.",
-        "parameters": [_custom_attributes()],
+        "parameters": [_CUSTOM_ATTRIBUTES],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": documents}, "text/plain": {"schema": _TEXT}}
@@ -130,21 +140,11 @@ def _invocations() -> Schema:
     }
 
 
-def _custom_attributes() -> Schema:
-    return {
-        "name": plain_text.HEADER,
-        "in": "header",
-        "description": "the deadline, `timeout=1800`, and the text dialect's parameters, `max_new_tokens=64;seed=1`; "
-        "what isn't known passes",
-        "schema": {"type": "string"},
-    }
-
-
 def _document_route(operation: str, request: str, answer: str) -> Schema:
     return {
         "operationId": operation,
         "summary": f"OpenAI's {operation.removeprefix('chat').lower()}",
-        "parameters": [_custom_attributes()],
+        "parameters": [_CUSTOM_ATTRIBUTES],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {"200": _content("whole", _ref(answer))} | _errors(),
     }
@@ -161,7 +161,7 @@ def _content(description: str, schema: Schema, media_type: str = "application/js
 def _requests() -> dict[str, Schema]:
     template = {
         "tools": _nullable(_array(_ref("Tool"), least=0, most=template_inputs.MAX_TOOLS)),
-        "chat_template_kwargs": _variables(),
+        "chat_template_kwargs": _VARIABLES,
     }
     messages = {"type": "array", "items": _ref("Message"), "minItems": 1}
     prompts = [messages, _array(messages), _TEXT, _array(_TEXT)]
@@ -216,16 +216,6 @@ def _object(model: type[Wire], *required: str, **within: Schema) -> Schema:
     schema["properties"] |= within | refused | {name: {} for name in sorted(model.ignored)}
     schema["required"] = [*schema.get("required", []), *required]
     return schema
-
-
-def _variables() -> Schema:
-    scalar = {"type": ["string", "number", "boolean", "null"]}
-    return {
-        "type": ["object", "null"],
-        "maxProperties": template_inputs.MAX_VARIABLES,
-        "propertyNames": {"pattern": f"^[A-Za-z_][A-Za-z0-9_]{{0,{template_inputs.MAX_VARIABLE_LENGTH - 1}}}$"},
-        "additionalProperties": {"anyOf": [scalar, {"type": "array", "items": scalar}]},
-    }
 
 
 def _answers() -> dict[str, Schema]:

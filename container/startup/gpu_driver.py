@@ -161,7 +161,12 @@ def decide(facts: Facts, device: str | None = None) -> Decision:
     first, _ = _capabilities(torch.cuda) or ((0, 0), None)
     too_old = [gpu for gpu in facts.gpus if (_capability(gpu) or first) < first]
     if too_old and len(too_old) == len(facts.gpus):
-        decision = Decision(action="refuse", sentence=_wrong_generation(too_old[0], torch, torch.cuda))
+        gpu, release = too_old[0], _dotted(torch.cuda)
+        generation = [name for name, first in GENERATIONS if first <= (_capability(gpu) or (3, 0))][-1]
+        sentence = f"{gpu.name} is too old a GPU for CUDA {release}: its generation is {generation}."
+        advice = f"choose an instance of {INSTANCES}, with InferenceAmiVersion {AMI[torch.cuda[0]]}."
+        sentence = f"{sentence}{_supported(torch, torch.cuda)} On SageMaker {advice}"
+        decision = Decision(action="refuse", sentence=sentence)
     else:
         decision = _decide_on_driver(facts, torch, torch.cuda)
     if decision.action == "refuse":
@@ -229,15 +234,6 @@ def _compat_doubt(facts: Facts) -> str | None:
     if _branch(facts.compat or "0") not in FORWARD_BASES:
         return "it is not known which drivers they work on"
     return None
-
-
-def _wrong_generation(gpu: GPU, torch: Torch, cuda: Release) -> str:
-    generation = [name for name, first in GENERATIONS if first <= (_capability(gpu) or (3, 0))]
-    return (
-        f"{gpu.name} is too old a GPU for CUDA {_dotted(cuda)}: its generation is {generation[-1]}."
-        f"{_supported(torch, cuda)} On SageMaker choose an instance of {INSTANCES}, with InferenceAmiVersion "
-        f"{AMI[cuda[0]]}."
-    )
 
 
 def _supported(torch: Torch, cuda: Release) -> str:

@@ -61,13 +61,29 @@ def read_facts(
     root: Path, environ: Mapping[str, str], torch_dir: Path | None, timeout_s: float = NVIDIA_SMI_TIMEOUT_S
 ) -> Facts:
     """Read the facts of the machine whose file system is at `root`. Runs a program only if there is a GPU."""
-    compat_dir = root / COMPAT
-    if not _has_gpu(root, environ):
+    # Device nodes tell whether there is a GPU. NVIDIA_VISIBLE_DEVICES does not: it is `void` in containers that got
+    # their GPUs by CDI (https://github.com/NVIDIA/nvidia-container-toolkit/pull/395), and all files of a driver may be
+    # there without a GPU. CUDA sees none where CUDA_VISIBLE_DEVICES is empty or begins with an index that does not
+    # exist (CUDA programming guide, "CUDA Environment Variables").
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")[0].strip()
+    nodes = (re.fullmatch(r"nvidia\d+", node.name) for node in root.glob("dev/nvidia*"))
+    if visible in ("", "-1") or not any(nodes):
         return Facts(has_gpu=False)
-    driver, gpus = _driver_of_module(root), _gpus_of_module(root)
+    module = root / "proc/driver/nvidia"
+    # The closed module says `NVIDIA UNIX x86_64 Kernel Module  535.161.08  …`, the open one `NVIDIA UNIX Open Kernel
+    # Module for x86_64  580.95.05  Release Build …`.
+    found = re.search(r"^NVRM version:.*Kernel Module(?: for \S+)?\s+(\d+\.\d[\d.]*)", _text(module / "version"), re.M)
+    driver = found[1] if found else None
+    models = [
+        re.search(r"^Model:[ \t]*(\S.*)$", _text(file), re.M) for file in sorted(module.glob("gpus/*/information"))
+    ]
+    gpus = tuple(GPU(name=model[1].strip()) for model in models if model and model[1].strip() != "Unknown")
     if driver is None or not gpus:
         smi_driver, smi_gpus = _ask_nvidia_smi(root, timeout_s)
         driver, gpus = driver or smi_driver, smi_gpus or gpus
+    compat_dir = root / COMPAT
+    entries = filter(None, environ.get("LD_LIBRARY_PATH", "").split(":"))
+    real = os.path.realpath(compat_dir)  # the directory in any spelling: /usr/local/cuda is a link
     return Facts(
         has_gpu=True,
         driver=driver,
@@ -75,34 +91,8 @@ def read_facts(
         compat_dir=str(compat_dir),
         compat=_driver_of_compat(compat_dir),
         torch=read_torch(torch_dir) if torch_dir is not None else None,
-        library_path=_entries_without(compat_dir, environ.get("LD_LIBRARY_PATH", "")),
+        library_path=tuple(entry for entry in entries if os.path.realpath(entry) != real),
     )
-
-
-def _has_gpu(root: Path, environ: Mapping[str, str]) -> bool:
-    """Return whether there are device nodes of GPUs.
-
-    NVIDIA_VISIBLE_DEVICES does not count: it is `void` in containers that got their GPUs by CDI
-    (https://github.com/NVIDIA/nvidia-container-toolkit/pull/395), and all files of a driver may be there without a
-    GPU. CUDA sees no GPU where CUDA_VISIBLE_DEVICES is empty or begins with an index that does not exist
-    (CUDA programming guide, "CUDA Environment Variables").
-    """
-    visible = environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")[0].strip()
-    return visible not in ("", "-1") and any(re.fullmatch(r"nvidia\d+", node.name) for node in root.glob("dev/nvidia*"))
-
-
-def _driver_of_module(root: Path) -> str | None:
-    """Return the module's version. The closed one says `NVIDIA UNIX x86_64 Kernel Module  535.161.08  …`, the open one
-    `NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build …`."""
-    text = _text(root / "proc/driver/nvidia/version")
-    found = re.search(r"^NVRM version:.*Kernel Module(?: for \S+)?\s+(\d+\.\d[\d.]*)", text, re.M)
-    return found[1] if found else None
-
-
-def _gpus_of_module(root: Path) -> tuple[GPU, ...]:
-    files = sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
-    names = [re.search(r"^Model:[ \t]*(\S.*)$", _text(file), re.M) for file in files]
-    return tuple(GPU(name=found[1].strip()) for found in names if found and found[1].strip() != "Unknown")
 
 
 def _ask_nvidia_smi(root: Path, timeout_s: float) -> tuple[str | None, tuple[GPU, ...]]:
@@ -147,12 +137,6 @@ def _driver_of_compat(directory: Path) -> str | None:
         return None
     found = re.fullmatch(r"libcuda\.so\.(\d+\.\d[\d.]*)", os.path.basename(target))
     return found[1] if found else None
-
-
-def _entries_without(directory: Path, library_path: str) -> tuple[str, ...]:
-    """Return the path's entries without the directory in any spelling: /usr/local/cuda is a link."""
-    real = os.path.realpath(directory)
-    return tuple(entry for entry in library_path.split(":") if entry and os.path.realpath(entry) != real)
 
 
 def find_torch() -> Path | None:

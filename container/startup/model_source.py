@@ -18,9 +18,15 @@ _CODE = ["*.py"]
 
 def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> str:
     """Return a local directory, or a hub id that is still to be fetched. Raises BadSetting if there is none."""
-    if settings.model is not None:
-        _check(settings.model)
-        return settings.model
+    if (model := settings.model) is not None:
+        directory = Path(model)
+        if directory.is_dir():
+            _check_readable(directory)
+            if not (directory / "config.json").is_file():
+                raise BadSetting(f"LONGHAUL_MODEL is {model!r}, a directory that holds no model: it has no config.json")
+        elif model.startswith(("/", ".")) or model.count("/") > 1:  # else a hub may have it, which shows later
+            raise BadSetting(f"LONGHAUL_MODEL is {model!r}, which is neither a directory nor a hub id")
+        return model
     directory = Path(sagemaker_dir)
     if settings.hf_model_id is None and directory.is_dir():
         _check_readable(directory)
@@ -34,20 +40,13 @@ def find_model(settings: Settings, sagemaker_dir: str = SAGEMAKER_MODEL_DIR) -> 
     )
 
 
-def _check(model: str) -> None:
-    """Check what can be seen at once; whether a hub has such a model shows later. Raises BadSetting."""
-    directory = Path(model)
-    if directory.is_dir():
-        _check_readable(directory)
-    if not directory.is_dir() and (model.startswith(("/", ".")) or model.count("/") > 1):
-        raise BadSetting(f"LONGHAUL_MODEL is {model!r}, which is neither a directory nor a hub id")
-    if directory.is_dir() and not (directory / "config.json").is_file():
-        raise BadSetting(f"LONGHAUL_MODEL is {model!r}, a directory that holds no model: it has no config.json")
-
-
 def _check_readable(directory: Path) -> None:
     """Raise BadSetting for files that may not be read, which libraries would take for missing ones."""
-    for path in (directory, *_model_files(directory)):
+    try:
+        files = [path for path in directory.iterdir() if any(map(path.match, _ALWAYS + _WEIGHTS))]
+    except PermissionError:
+        files = []
+    for path in (directory, *files):
         if path.is_symlink() and not path.exists():
             raise BadSetting(f"{path} is a link to {os.readlink(path)}, which is not there: give what it links to, too")
         if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
@@ -55,14 +54,6 @@ def _check_readable(directory: Path) -> None:
                 f"user {os.getuid()} may not read {path} (mode {path.lstat().st_mode & 0o7777:o}): "
                 f"chmod -R a+rX {directory}, or run as its owner"
             )
-
-
-def _model_files(directory: Path) -> list[Path]:
-    """Return the files in it that would be used; none if it may not be listed."""
-    try:
-        return [path for path in directory.iterdir() if any(path.match(pattern) for pattern in _ALWAYS + _WEIGHTS)]
-    except PermissionError:
-        return []
 
 
 def local_directory(model: str, settings: Settings) -> str:

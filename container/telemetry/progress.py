@@ -53,6 +53,19 @@ class Snapshot:
     """Tokens that all items may generate at most, if known."""
     deadline_left_s: float
 
+    def tokens_left(self) -> tuple[float | None, Literal["mean", "bound"] | None]:
+        """Estimate the tokens still to be generated, and say by what."""
+        if not self.has_all_items:
+            return None, None
+        if self.items_done:
+            unfinished = self.items - self.items_done
+            mean = self.done_tokens / self.items_done
+            running = self.completion_tokens - self.done_tokens
+            return max(unfinished * mean - running, unfinished, 0), "mean"
+        if self.max_completion_tokens is not None:
+            return max(self.max_completion_tokens - self.completion_tokens, 0), "bound"
+        return None, None
+
 
 TakeSnapshot = Callable[[], Snapshot]
 """Describes an open invocation. It is called on the event loop, so it must be quick."""
@@ -194,7 +207,7 @@ class Progress:
         # At the end of an invocation the last mark may be a moment old: it is too close to measure a rate.
         recent = (mark for mark in reversed(tracked.marks) if now.at - mark.at >= self._interval_s / 2)
         last = next(recent, tracked.opened)
-        tokens_left, estimated_by = _tokens_left(snapshot) if is_running else (None, None)
+        tokens_left, estimated_by = snapshot.tokens_left() if is_running else (None, None)
         rate = _rate(tracked.marks[0], now)
         tracked.marks.append(now)
         estimated_left_s = None if tokens_left is None or not rate else tokens_left / rate
@@ -214,20 +227,6 @@ class Progress:
             "estimated_by": None if estimated_left_s is None else estimated_by,
             "deadline_left_s": _rounded(max(snapshot.deadline_left_s, 0.0)),
         }
-
-
-def _tokens_left(snapshot: Snapshot) -> tuple[float | None, Literal["mean", "bound"] | None]:
-    """Estimate the tokens still to be generated, and say by what."""
-    if not snapshot.has_all_items:
-        return None, None
-    if snapshot.items_done:
-        unfinished = snapshot.items - snapshot.items_done
-        mean = snapshot.done_tokens / snapshot.items_done
-        running = snapshot.completion_tokens - snapshot.done_tokens
-        return max(unfinished * mean - running, unfinished, 0), "mean"
-    if snapshot.max_completion_tokens is not None:
-        return max(snapshot.max_completion_tokens - snapshot.completion_tokens, 0), "bound"
-    return None, None
 
 
 def _rate(since: _Mark, now: _Mark) -> float | None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +47,15 @@ class Tokenizer:
         # Transformers would import torch if it found it. None stays there, so that from here on `import torch` fails in
         # this process: a process that needs it (a test's) must have imported it before.
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # what import takes for "not there"
-        with _no_advice():
+        silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"  # else it advises to install torch while it is imported
+        before = os.environ.get(silent)
+        os.environ[silent] = "1"
+        try:
             from transformers import AutoTokenizer
-
+        finally:
+            del os.environ[silent]
+            if before is not None:
+                os.environ[silent] = before
         tokenizer: Any = AutoTokenizer.from_pretrained(
             model_dir, trust_remote_code=trust_remote_code, local_files_only=True
         )
@@ -90,14 +95,7 @@ class Tokenizer:
         return text
 
     def _ids(self, text: str, param: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
-        self._validate_length(text, param, max_tokens)
-        # verbose=False: no warning past the tokenizer's own idea of the model's length, which is checked here.
-        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-        self._validate_ids(ids, param, max_tokens)
-        return ids
-
-    def _validate_length(self, text: str, param: str, max_tokens: int) -> None:
-        """Raise InvalidRequest if the text can't fit even if all tokens are the longest: tokenizing takes minutes."""
+        # A text that can't fit even if all tokens are the longest is refused first: tokenizing it takes minutes.
         max_characters = max_tokens * self._max_token_characters
         characters = len(text)
         if max_characters < characters <= max_characters * _MAX_COMPOSED and self._tokenizer.is_fast:
@@ -110,6 +108,10 @@ class Tokenizer:
                 f" {max_characters} characters at the very most"
             )
             raise InvalidRequest(message, param=param, code="context_length_exceeded")
+        # verbose=False: no warning past the tokenizer's own idea of the model's length, which is checked here.
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        self._validate_ids(ids, param, max_tokens)
+        return ids
 
     def _validate_ids(self, ids: list[int], param: str, max_tokens: int) -> None:
         if not ids:
@@ -129,7 +131,15 @@ class Tokenizer:
             message = f"{param}: the model has no chat template; send the prompt as text (inputs or prompt)"
             raise InvalidRequest(message, param=param, code="no_chat_template")
         source = "\n".join(template.values()) if isinstance(template, dict) else template
-        _validate_tools(chat, source, param, tools_param)
+        # The template would silently leave these out.
+        if chat.template.tools and "tools" not in source:
+            message = f"{tools_param}: the model's chat template takes no tools; leave them out"
+            raise InvalidRequest(message, param=tools_param, code="unsupported_parameter")
+        calls = next((index for index, message in enumerate(chat.messages) if "tool_calls" in message), None)
+        if calls is not None and "tool_calls" not in source:
+            at = f"{param}[{calls}].tool_calls"
+            message = f"{at}: the model's chat template takes no tool calls; leave them out"
+            raise InvalidRequest(message, param=at, code="unsupported_parameter")
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(chat.messages),
@@ -142,44 +152,11 @@ class Tokenizer:
         except MemoryError:
             raise
         except Exception as error:  # a template is a program: it can fail in any way
-            reason = _template_error(error, chat, source)
+            reason = str(error)
+            if not reason or reason not in source:  # only a sentence of the template's own quotes no message
+                reason = type(error).__name__
+                if chat.template.ending == "continue" and type(error) is ValueError:
+                    reason = "it doesn't show the last message as it was written, so that it can't be continued"
         else:
             return text
         raise InvalidRequest(f"{param}: the model's chat template refuses these messages: {reason}", param=param)
-
-
-def _validate_tools(chat: Chat, source: str, param: str, tools_param: str) -> None:
-    """Raise InvalidRequest if there are tools or tool calls that the template would silently leave out."""
-    if chat.template.tools and "tools" not in source:
-        message = f"{tools_param}: the model's chat template takes no tools; leave them out"
-        raise InvalidRequest(message, param=tools_param, code="unsupported_parameter")
-    calls = next((index for index, message in enumerate(chat.messages) if "tool_calls" in message), None)
-    if calls is not None and "tool_calls" not in source:
-        at = f"{param}[{calls}].tool_calls"
-        message = f"{at}: the model's chat template takes no tool calls; leave them out"
-        raise InvalidRequest(message, param=at, code="unsupported_parameter")
-
-
-def _template_error(error: Exception, chat: Chat, source: str) -> str:
-    """Return the template's own reason if it is a sentence of the template: any other could quote a message."""
-    sentence = str(error)
-    if sentence and sentence in source:
-        return sentence
-    if chat.template.ending == "continue" and type(error) is ValueError:
-        return "it doesn't show the last message as it was written, so that it can't be continued"
-    return type(error).__name__
-
-
-@contextmanager
-def _no_advice() -> Iterator[None]:
-    """Keep transformers from advising to install torch while it is imported."""
-    silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(silent)
-    os.environ[silent] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[silent]
-        else:
-            os.environ[silent] = before
