@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,29 @@ LINES = [
     for kind in KINDS
 ]
 BODY = "".join(json.dumps(line) + "\n" for line in LINES)
+BLANK_LINES = count(1)
 UNSEEDED = COMMON | {"temperature": 1.0, "prompt": "The sea is", "max_tokens": 100, "n": 2}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
-    with Server(tiny_model_dir, tmp_path_factory.mktemp("undisturbed") / "log") as server:
-        response = send(server.wait_until_ready())
-        assert response.status_code == 200
-        return told(response)
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
+    """Start a server for the tests that end none, and leave it no open request."""
+    log = tmp_path_factory.mktemp("shared") / "log"
+    with Server(tiny_model_dir, log, LONGHAUL_CHECKPOINT_INTERVAL_S=INTERVAL_S) as server:
+        yield server.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: Server) -> Any:
+    response = send(shared)
+    assert response.status_code == 200
+    return told(response)
+
+
+@pytest.fixture
+def body() -> str:
+    """Return BODY with blank lines after it, which make it another job than that of any other test."""
+    return BODY + "\n" * next(BLANK_LINES)
 
 
 @pytest.fixture
@@ -179,66 +194,66 @@ def test_unseeded_job_resumes_with_its_seeds(begin: Callable[..., Server]) -> No
 # The deadline, and clients that leave
 
 
-def test_interrupted_retries_end_with_undisturbed_answer(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
-    server = begin()
+def test_interrupted_retries_end_with_undisturbed_answer(shared: Server, undisturbed: list[Any], body: str) -> None:
+    before = generated(shared)
     for _ in range(100):
-        response = send(server, timeout_s=2)
+        response = send(shared, timeout_s=2, body=body)
         assert response.status_code == 200
         if "x-longhaul-finish-reason" not in response.headers:
             break
     assert told(response) == undisturbed
-    assert generated(server) == total(undisturbed)
+    assert generated(shared) - before == total(undisturbed)
 
 
-def test_disconnected_request_is_freed_and_journalled(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
-    server = begin()
-    with server.connect() as sock:
-        head = f"Host: a\r\nContent-Type: application/jsonlines\r\nContent-Length: {len(BODY)}"
-        sock.sendall(f"POST /invocations HTTP/1.1\r\n{head}\r\n\r\n{BODY}".encode())
-        wait_for_tokens(server, 500)
-    eventually(lambda: server.metric("longhaul_sequences_running") == 0)
-    assert told(send(server)) == undisturbed
-    assert generated(server) == total(undisturbed)
+def test_disconnected_request_is_freed_and_journalled(shared: Server, undisturbed: list[Any], body: str) -> None:
+    before = generated(shared)
+    with shared.connect() as sock:
+        head = f"Host: a\r\nContent-Type: application/jsonlines\r\nContent-Length: {len(body)}"
+        sock.sendall(f"POST /invocations HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+        wait_for_tokens(shared, before + 500)
+    eventually(lambda: shared.metric("longhaul_sequences_running") == 0)
+    assert told(send(shared, body=body)) == undisturbed
+    assert generated(shared) - before == total(undisturbed)
 
 
 # Identical requests at the same time
 
 
-@pytest.mark.parametrize("name", ["a-job", None])
+@pytest.mark.parametrize("name", ["many", None])
 def test_identical_requests_share_one_generation(
-    begin: Callable[..., Server], undisturbed: list[Any], name: str | None
+    shared: Server, undisturbed: list[Any], body: str, name: str | None
 ) -> None:
-    server = begin()
-    requests = [send_soon(server, name)]
+    before = generated(shared)
+    requests = [send_soon(shared, name, body)]
     for share in (4, 3, 2):  # the last ones come when much is finished
-        wait_for_tokens(server, total(undisturbed) // share)
-        requests.append(send_soon(server, name))
+        wait_for_tokens(shared, before + total(undisturbed) // share)
+        requests.append(send_soon(shared, name, body))
     for request in requests:
         assert told(request.result()) == undisturbed
-    assert generated(server) == total(undisturbed)
+    assert generated(shared) - before == total(undisturbed)
 
 
-def test_unseeded_requests_share_no_generation(begin: Callable[..., Server]) -> None:
-    server = begin()
-    requests = [server.post_soon(json=UNSEEDED) for _ in range(3)]
+def test_unseeded_requests_share_no_generation(shared: Server) -> None:
+    before = generated(shared)
+    requests = [shared.post_soon(json=UNSEEDED) for _ in range(3)]
     texts = {choice["text"] for request in requests for choice in request.result().json()["choices"]}
-    assert len(texts) == 6 and generated(server) == 6 * 100
+    assert len(texts) == 6 and generated(shared) - before == 6 * 100
 
 
-def test_unseeded_requests_of_one_name_share_generation(begin: Callable[..., Server]) -> None:
-    server = begin()
-    requests = [server.post_soon(json=UNSEEDED, headers=headers("a-job")) for _ in range(3)]
+def test_unseeded_requests_of_one_name_share_generation(shared: Server) -> None:
+    before = generated(shared)
+    requests = [shared.post_soon(json=UNSEEDED, headers=headers("unseeded")) for _ in range(3)]
     choices = [request.result().json()["choices"] for request in requests]
-    assert choices[0] == choices[1] == choices[2] and generated(server) == 2 * 100
+    assert choices[0] == choices[1] == choices[2] and generated(shared) - before == 2 * 100
 
 
-def test_remaining_request_has_whole_answer(begin: Callable[..., Server], undisturbed: list[Any]) -> None:
-    server = begin()
-    other = send_soon(server, "a-job")
-    wait_for_tokens(server, 500)
-    assert send(server, "a-job", timeout_s=1.5).headers["x-longhaul-finish-reason"] == "deadline"
+def test_remaining_request_has_whole_answer(shared: Server, undisturbed: list[Any], body: str) -> None:
+    before = generated(shared)
+    other = send_soon(shared, "left", body)
+    wait_for_tokens(shared, before + 500)
+    assert send(shared, "left", timeout_s=1.5, body=body).headers["x-longhaul-finish-reason"] == "deadline"
     assert told(other.result()) == undisturbed
-    assert generated(server) == total(undisturbed)
+    assert generated(shared) - before == total(undisturbed)
 
 
 # Conflicts
