@@ -22,15 +22,18 @@ from testing.server import Server
 from testing.tiny_models import TinyModel, save_tiny_family, save_tiny_model
 
 SLOWEST_FILES = (
-    "container/server/test_life.py",
-    "container/server/test_dialects.py",
-    "container/server/test_deadlines.py",
     "container/server/test_resumed_requests.py",
-    "container/server/test_hostile_clients.py",
-    "container/server/test_large_bodies.py",
     "container/engine/supervisor/test_recovery.py",
-    "endpoint/test_life.py",
+    "container/server/test_life.py",
+    "container/server/test_large_bodies.py",
+    "container/server/test_dialects.py",
     "endpoint/test_journal.py",
+    "container/server/test_deadlines.py",
+    "container/engine/worker/test_batch.py",
+    "container/server/test_hostile_clients.py",
+    "endpoint/test_life.py",
+    "container/server/test_openapi.py",
+    "container/journal/test_job_log.py",
     "endpoint/test_invocations.py",
     "endpoint/fleet/test_fleet.py",
 )
