@@ -49,7 +49,7 @@ def test_tied_token_passes_and_is_counted(reference: Reference, apart: float) ->
     exactness = Exactness()
     exactness.check(reference, [PROMPT], [got], [expected], test="test_this")
     (told,) = exactness.ties
-    assert told.startswith(f"test_this row 0: token {PLACE} is {other} instead of {expected[PLACE]}, ")
+    assert told.startswith(f"test_this row 0: token {PLACE} is {other}, not {expected[PLACE]}, ")
 
 
 def test_a_token_that_nearly_ties_fails(reference: Reference) -> None:
