@@ -24,6 +24,11 @@ FENCED = re.findall(r"(<!-- request -->\n)?```(\w+)\n(.*?)```", README, re.DOTAL
 REQUESTS = [text for marked, language, text in FENCED if marked and language == "json"]
 LINES = [text for marked, language, text in FENCED if not marked and language == "json"]
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+CASES = re.findall(
+    r"^\| (.+) \| (.+) \| (0\.\d+) \| `(test_\w+(?:\[[^`]+\])?)` \|$",
+    (ROOT / "docs" / "requests.md").read_text(),
+    re.MULTILINE,
+)
 PROMISES = re.findall(r"^\| ([^|`]+?) \| (`test_.*) \|$", RELIABILITY, re.MULTILINE)
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("findings/*.md")]
 FOLDERS = "container|endpoint|testing|tests|scripts|examples|docs|findings"
@@ -95,13 +100,25 @@ def test_commands_body_is_accepted(command: str) -> None:
         assert read_document(content_type[1], body[1].encode(), attributes[1] if attributes else None).items
 
 
-def test_every_promise_names_existing_tests() -> None:
+def names_of_tests() -> set[str]:
     files = (path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    there = {name for text in files for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)}
+    return {name for text in files for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)}
+
+
+def test_every_promise_names_existing_tests() -> None:
+    there = names_of_tests()
     assert len(PROMISES) >= 10
     for promise, tests in PROMISES:
         named = re.findall(r"`(test_\w+)`", tests)
         assert named and set(named) <= there, (promise, set(named) - there)
+
+
+def test_every_case_of_requests_is_tested() -> None:
+    rows = re.findall(r"^\| (?!sent|answered)", (ROOT / "docs" / "requests.md").read_text(), re.MULTILINE)
+    tests = [test for *_, test in CASES]
+    assert len(CASES) == len(rows), "each row has four columns, the last with one test"
+    assert len(set(tests)) == len(tests), "each case has a test of its own"
+    assert {test.partition("[")[0] for test in tests} <= names_of_tests()
 
 
 def test_every_promise_is_explained_and_tested() -> None:
