@@ -19,6 +19,7 @@ from container.core import Call, Result
 from container.dialects.chat import read_chat
 from container.dialects.completions import read_completion
 from container.dialects.document import read_object
+from container.dialects.encoding import encode
 from container.dialects.wire import BYTE_ORDER_MARK, Wire, decode, read
 from container.errors import InvalidRequest, RequestError
 
@@ -122,7 +123,7 @@ class Line:
 
     def failure(self, error: RequestError) -> bytes:
         """Return the error's line, newline included."""
-        return self._line(Raw(msgspec.json.encode(error.body())), error)
+        return self._line(Raw(encode(error.body())), error)
 
     def _line(self, output: Raw, error: RequestError | None) -> bytes:
         line: Struct | Raw = output
@@ -136,7 +137,7 @@ class Line:
             line = BedrockResult(self.custom_id, model_input, output)
             if error is not None:
                 line = BedrockFailure(self.custom_id, model_input, BedrockError(error.status, error.message))
-        return msgspec.json.encode(line) + b"\n"
+        return encode(line) + b"\n"
 
 
 def is_blank(line: bytes) -> bool:

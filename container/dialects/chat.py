@@ -16,11 +16,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 from pydantic import AfterValidator, Field
 
 from container.core import Call, Chat, FinishReason, Item, Result, Template, TokenLogprob
+from container.dialects.encoding import encode
 from container.dialects.template_inputs import read_tool_calls, read_tools, read_variables
 from container.dialects.wire import (
     MAX_COUNT,
@@ -303,7 +303,7 @@ def _render(request: ChatRequest, results: Sequence[Result], model: str) -> byte
         choices=choices,
         usage=usage(results),
     )
-    return msgspec.json.encode(answer)
+    return encode(answer)
 
 
 def _token(token: TokenLogprob) -> ChatToken:

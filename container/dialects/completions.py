@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 from pydantic import Field
 
 from container.core import Call, FinishReason, Item, Prompt, Result, TokenLogprob
 from container.dialects.chat import OTHER_DIALECT, Count, OpenAIOptions, Usage, usage
+from container.dialects.encoding import encode
 from container.dialects.prompt import read_each, read_text, read_token_ids
 from container.dialects.wire import Choices, Flag, Logprobs, read
 from container.errors import InvalidRequest
@@ -116,7 +116,7 @@ def _render(request: CompletionRequest, results: Sequence[Result], model: str) -
         choices=choices,
         usage=usage(results),
     )
-    return msgspec.json.encode(answer)
+    return encode(answer)
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field
 
 from container.core import Call, FinishReason, Item, Prompt, Result, Template, TokenLogprob
 from container.dialects.chat import Count, Logprob, TemplateOptions, read_messages
+from container.dialects.encoding import encode
 from container.dialects.prompt import read_each, read_text
 from container.dialects.wire import (
     Choices,
@@ -172,7 +172,7 @@ def _render(options: Options, results: Sequence[Result], model: str) -> bytes:
             )
         text = result.prompt_text + completion.text if options.return_full_text else completion.text
         answer.append(Generated(text, details))
-    return msgspec.json.encode(answer)
+    return encode(answer)
 
 
 def _token(token: TokenLogprob) -> GeneratedToken:
