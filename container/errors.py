@@ -2,6 +2,9 @@
 
 RequestError
 ├── InvalidRequest      400  a field is wrong; `param` names it
+├── Forbidden           403  web pages of other origins may not call
+├── NotFound            404  there is no such path or model
+├── MethodNotAllowed    405  the path does not take this method
 ├── ClientTimeout       408  the client kept us waiting
 ├── Conflict            409  the request contradicts another one
 ├── TooLarge            413  the body is over a limit
@@ -79,6 +82,30 @@ class InvalidRequest(RequestError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
+
+
+class Forbidden(RequestError):
+    """A browser asks whether a web page may call."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "cross_origin"
+
+
+class NotFound(RequestError):
+    """There is no such path, or no such model."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path does not take this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
 
 
 class ClientTimeout(RequestError):

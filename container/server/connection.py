@@ -209,7 +209,8 @@ class Connection(HttpToolsProtocol):
         response = error_response(error)
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
         lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + bytes(response.body))
+        body = b"" if self.parser.get_method() == b"HEAD" else bytes(response.body)
+        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
         # As in `close`, but the request's end can't be made out.
         self.transport.write_eof()
         if self._clock is not None:

@@ -18,6 +18,7 @@ from container.dialects.document import JSON_LINES
 from container.dialects.prompt import MAX_TEXTS
 from container.dialects.wire import MAX_COUNT, Wire
 from container.errors import ErrorBody
+from container.server.paths import HEALTH
 from container.server.state import Status
 
 Schema = dict[str, Any]
@@ -80,7 +81,9 @@ _ERRORS = {
 def document() -> Schema:
     """Return the OpenAPI document. Treat it as frozen."""
     health = {"200": _content("can take work", _ref("Health")), "503": _content("can't", _ref("Health"))}
-    ping = {"summary": "Whether the server can take work", "responses": health}
+    model = {"200": _content("the one model", _ref("ServedModel")), "404": _content("another name", _ref("ErrorBody"))}
+    name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    samples = {"200": _content("samples", {"type": "string"}, "text/plain")}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -89,27 +92,28 @@ def document() -> Schema:
             "description": "Long LLM generation in continuous batches",
         },
         "paths": {
-            "/ping": {"get": ping | {"operationId": "ping"}, "post": ping | {"operationId": "pingPost"}},
+            **{path: _reading(path.strip("/") or "root", "Whether it can take work", health) for path in HEALTH},
+            "/ping": _reading("ping", "Whether it can take work", health, "post"),
             "/invocations": {"post": _invocations()},
             "/v1/chat/completions": {"post": _document_route("chatCompletions", "ChatRequest", "ChatCompletion")},
             "/v1/completions": {"post": _document_route("completions", "CompletionRequest", "TextCompletion")},
-            "/v1/models": {
-                "get": {
-                    "operationId": "models",
-                    "summary": "The one model",
-                    "responses": {"200": _content("a list of one", _ref("Models"))},
-                }
-            },
-            "/metrics": {
-                "get": {
-                    "operationId": "metrics",
-                    "summary": "Prometheus text",
-                    "responses": {"200": _content("samples", {"type": "string"}, "text/plain")},
-                }
-            },
+            "/v1/models": _reading("models", "The one model", {"200": _content("a list of one", _ref("Models"))}),
+            "/v1/models/{name}": _reading("model", "The one model, if that is its name", model, parameters=[name]),
+            "/metrics": _reading("metrics", "Prometheus text", samples),
         },
         "components": {"schemas": _requests() | _answers()},
     }
+
+
+def _reading(operation: str, summary: str, responses: Schema, *methods: str, **more: object) -> Schema:
+    """Return what GET reads, and `methods` as well, and what HEAD tells of it."""
+    told = {status: {"description": response["description"]} for status, response in responses.items()}
+    paths = {
+        method: {"operationId": f"{operation}{method.title()}", "summary": summary, "responses": responses} | more
+        for method in ("get", *methods)
+    }
+    paths["get"]["operationId"] = operation
+    return paths | {"head": {"operationId": f"{operation}Head", "summary": summary, "responses": told} | more}
 
 
 def _invocations() -> Schema:
