@@ -55,12 +55,7 @@ class ModelDownload:
         """Find the objects and their ETags. Raises ModelDataError."""
         source = self._source
         if source.kind == "prefix":
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=source.bucket, Prefix=source.key)
-            for page in pages:
-                self._check_stop()
-                self._etags |= {found["Key"]: found["ETag"] for found in page.get("Contents", [])}
-            if not self._etags:
-                raise cannot_download(source)
+            self._etags = self._find_objects()
             files: set[str] = set()
             directories: set[str] = set()
             for key in self._etags:
@@ -79,6 +74,28 @@ class ModelDownload:
         if source.etag and source.etag.strip('"') != found["ETag"].strip('"'):
             raise cannot_download(source, f"Its ETag is {found['ETag']}, not {source.etag}.")
         self._etags = {source.key: found["ETag"]}
+
+    def _find_objects(self) -> dict[str, str]:
+        """Return the ETag of each object under the prefix, by its key. Raises ModelDataError if there is none.
+
+        An empty object that has a folder's name is no file: consoles and file managers make it to show the folder.
+        """
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._source.bucket, Prefix=self._source.key
+        )
+        objects: dict[str, Any] = {}
+        for page in pages:
+            self._check_stop()
+            objects |= {found["Key"]: found for found in page.get("Contents", [])}
+        folders = {key[: at + 1] for key in objects for at, character in enumerate(key) if character == "/"}
+        etags = {
+            key: found["ETag"]
+            for key, found in objects.items()
+            if found["Size"] or (not key.endswith("/") and f"{key}/" not in folders)
+        }
+        if not etags:
+            raise cannot_download(self._source)
+        return etags
 
     def download(self, directory: Path) -> None:
         """Bring the data into `directory`. Raises ModelDataError, Changed, DiskFull and Stopped."""

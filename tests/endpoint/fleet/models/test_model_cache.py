@@ -238,6 +238,21 @@ def test_missing_data_is_named_in_error(cache: ModelCache, s3: Any) -> None:
         assert "Please ensure that there is an object located at the URL" in reason(cache, source)
 
 
+@pytest.mark.parametrize("marker", ["m/", "m/a/", "m/a", "m/empty/", "m/a/deep/"])
+def test_folder_marker_is_no_file(cache: ModelCache, s3: Any, marker: str) -> None:
+    for key in ("m/a/deep/weights", "m/config.json"):
+        s3.put_object(Bucket=BUCKET, Key=key, Body=b"1")
+    s3.put_object(Bucket=BUCKET, Key=marker, Body=b"")
+    directory = lay_out(cache, from_s3(f"s3://{BUCKET}/m/"))
+    assert content(directory) == {"a/deep/weights": b"1", "config.json": b"1"}
+    assert {path.name for path in directory.iterdir()} == {"a", "config.json"}
+
+
+def test_folder_marker_alone_is_no_model(cache: ModelCache, s3: Any) -> None:
+    s3.put_object(Bucket=BUCKET, Key="m/", Body=b"")
+    assert "Please ensure that there is an object located" in reason(cache, from_s3(f"s3://{BUCKET}/m/"))
+
+
 @pytest.mark.parametrize(
     "keys",
     [("m/",), ("m/a/",), ("m/a", "m/a/b"), ("m//a",), ("m/./a",), ("m/../a",), ("m/" + "x" * 256,), ("m/ /a",)],
@@ -245,7 +260,7 @@ def test_missing_data_is_named_in_error(cache: ModelCache, s3: Any) -> None:
 )
 def test_keys_that_are_not_paths_are_refused(cache: ModelCache, s3: Any, keys: tuple[str, ...]) -> None:
     for key in ("m/good", *keys):
-        s3.put_object(Bucket=BUCKET, Key=key, Body=b"")
+        s3.put_object(Bucket=BUCKET, Key=key, Body=b"1")
     assert "name for a file" in (text := reason(cache, from_s3(f"s3://{BUCKET}/m/"))) or "both" in text
 
 
