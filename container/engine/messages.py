@@ -34,6 +34,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     vocab_size: int
     max_model_len: int
+    length_reason: str = ""
+    """Origin of `max_model_len`, in words for the log."""
     kv_cache_tokens: int
     max_sequence_tokens: int
     """The longest sequence (prompt and output) that fits in an empty cache and in the model's context."""

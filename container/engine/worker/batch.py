@@ -152,6 +152,7 @@ class Batch(ContinuousBatchingManager):
             threads=loaded.threads,
             vocab_size=loaded.config.vocab_size,
             max_model_len=loaded.max_model_len,
+            length_reason=loaded.length_reason,
             kv_cache_tokens=capacity,
             max_sequence_tokens=min(loaded.max_model_len, infer_max_single_request_tokens(cache)),
             max_batch_tokens=cache.max_batch_tokens,

@@ -17,6 +17,7 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 
 from container.engine.messages import EngineConfig
 from container.engine.worker import attention, packed_linear
+from container.engine.worker.context_length import context_length
 from container.engine.worker.memory import cpu_count
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class LoadedModel:
     dtype: torch.dtype
     attention: str
     max_model_len: int
+    length_reason: str
     threads: int
 
     @property
@@ -75,7 +77,7 @@ def load(settings: EngineConfig) -> LoadedModel:
     """Load the model's weights onto the device. Raises ModelRefused when no restart would help."""
     _check_weights(Path(settings.model_dir), settings.allow_pickle)
     config, own_code = _read_config(settings)
-    max_model_len = _max_model_len(config, settings.max_model_len)
+    max_model_len, length_reason = _max_model_len(config, settings.max_model_len)
     device, threads = _device(settings.device, settings.needs_gpu), settings.threads or cpu_count()
     torch.set_num_threads(threads)
     dtype = _dtype(settings.dtype, device, config)
@@ -92,6 +94,7 @@ def load(settings: EngineConfig) -> LoadedModel:
         dtype=dtype,
         attention="flash" if not_flash is None else f"padded ({not_flash})",
         max_model_len=max_model_len,
+        length_reason=length_reason,
         threads=threads,
     )
 
@@ -206,23 +209,24 @@ def _dtype(name: str | None, device: torch.device, config: PretrainedConfig) -> 
     return torch.bfloat16
 
 
-def _max_model_len(config: PretrainedConfig, wanted: int | None) -> int:
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    why = ""
-    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        # Past this length the library takes other rotary factors, and takes them for a whole step: one long sequence
-        # would change the results of all that run beside it.
-        limit = int(rope["original_max_position_embeddings"])
-        why = " in batches: beyond that, its longrope scaling depends on the longest sequence of a batch"
-        logger.warning("the model holds %d tokens%s", limit, why)
-    if wanted is None and limit is None:
-        raise ModelRefused(
-            f"model type {config.model_type} doesn't tell its context length: set LONGHAUL_MAX_MODEL_LEN"
-        )
-    if wanted is not None and limit is not None and wanted > limit:
-        raise ModelRefused(f"LONGHAUL_MAX_MODEL_LEN is {wanted}; the model holds {limit} tokens{why}")
-    return int(wanted or limit or 0)
+def _max_model_len(config: PretrainedConfig, wanted: int | None) -> tuple[int, str]:
+    """Return the longest sequence, and what makes it so long. Raises ModelRefused if the model can't hold `wanted`."""
+    own = context_length(config)
+    if own.tokens is None:
+        if wanted is None:
+            raise ModelRefused(
+                f"model type {config.model_type} doesn't tell its context length: set LONGHAUL_MAX_MODEL_LEN"
+            )
+        return wanted, "LONGHAUL_MAX_MODEL_LEN"
+    if own.is_cut:
+        logger.warning("the model holds %d tokens in batches: %s", own.tokens, own.reason)
+    reason = own.reason or "its max_position_embeddings"
+    if wanted is None:
+        return own.tokens, reason
+    if wanted > own.tokens:
+        why = f" in batches: {reason}" if own.is_cut else f" ({reason})"
+        raise ModelRefused(f"LONGHAUL_MAX_MODEL_LEN is {wanted}; the model holds {own.tokens} tokens{why}")
+    return wanted, f"LONGHAUL_MAX_MODEL_LEN, of the model's {own.tokens}"
 
 
 def _load_weights(

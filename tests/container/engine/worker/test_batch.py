@@ -156,6 +156,25 @@ def test_variants_of_a_family_equal_generate(
     assert_exact(reference, PROMPTS, engine.generate(PROMPTS), reference.generate(PROMPTS))
 
 
+ORIGINAL = 64
+"""Tokens that the models below reach without scaling. In the batch some sequences stay within and some go beyond."""
+SCALED: dict[str, tuple[str, dict[str, Any]]] = {
+    "yarn": ("qwen2", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL}),
+    "yarn, nothing but a factor": ("llama", {"rope_type": "yarn", "factor": 4.0}),
+    "linear": ("llama", {"rope_type": "linear", "factor": 4.0}),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_positions_beyond_original_equal_generate(tiny: TinyModel, assert_exact: AssertExact, name: str) -> None:
+    family, rope = SCALED[name]
+    model_dir = tiny(family, max_position_embeddings=ORIGINAL, rope_parameters={"rope_theta": 10000.0} | rope)
+    reference, engine = Reference(model_dir), Engine(model_dir, max_batch_tokens=BATCH_TOKENS)
+    assert engine.info.max_model_len == 4 * ORIGINAL
+    prompts = [random_prompt(n) for n in (5, ORIGINAL - 8, ORIGINAL, 3 * ORIGINAL, 4 * ORIGINAL - 16)]
+    assert_exact(reference, prompts, engine.generate(prompts), reference.generate(prompts))
+
+
 def test_cached_prefix_is_not_computed_again(tiny: TinyModel) -> None:
     engine = Engine(tiny(), max_batch_tokens=16)
     engine.generate([PROMPTS[-2]], max_new_tokens=1)

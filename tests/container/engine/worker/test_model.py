@@ -123,6 +123,26 @@ def test_longrope_model_is_limited_to_original_length(tmp_path: Path) -> None:
         load(EngineConfig(model_dir=str(tmp_path), threads=1, max_model_len=129))
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 512}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "wanted", "reason"),
+    [
+        ({}, 513, r"holds 512 tokens \(its max_position_embeddings\)"),
+        (YARN, 2049, r"holds 2048 tokens \(512 times the yarn scaling's factor of 4\)"),
+        (DYNAMIC, 513, "holds 512 tokens in batches: beyond that, its dynamic scaling depends on the longest"),
+    ],
+    ids=["none", "yarn", "dynamic"],
+)
+def test_length_beyond_models_is_refused(tmp_path: Path, rope: dict[str, object], wanted: int, reason: str) -> None:
+    save_tiny_family(tmp_path, "llama", **({"rope_parameters": rope} if rope else {}))
+    with pytest.raises(ModelRefused, match=f"LONGHAUL_MAX_MODEL_LEN is {wanted}; the model {reason}"):
+        load(EngineConfig(model_dir=str(tmp_path), threads=1, max_model_len=wanted))
+    assert load(EngineConfig(model_dir=str(tmp_path), threads=1, max_model_len=wanted - 1)).max_model_len == wanted - 1
+
+
 def test_code_for_known_type_is_ignored(tmp_path: Path) -> None:
     """microsoft/Phi-3-mini-4k-instruct is such a model."""
     change_config(llama(tmp_path), auto_map={"AutoModelForCausalLM": "no_such_file.Model"})
