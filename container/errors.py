@@ -9,7 +9,7 @@ RequestError
 ├── Conflict            409  the request contradicts another one
 ├── TooLarge            413  the body is over a limit
 ├── URLTooLong          414  the URL is over its limit
-├── UnsupportedMedia    415  no dialect for this content type
+├── UnsupportedMedia    415  no dialect for this content type, or no decoder for this content coding
 ├── HeadTooLarge        431  the headers are over their limit
 ├── EngineFailure       500  the engine died, and no other will come
 ├── SequenceFailure     500  the engine goes on without this prompt: it could not take it, or died of it
@@ -68,6 +68,8 @@ class RequestError(Exception):
         """`facts` are further fields of the error object, `job` and `resumable`."""
         super().__init__(message)
         self.facts = dict(facts or {})
+        self.headers: dict[str, str] = {}
+        """Headers of the answer that the status asks for."""
         self.message = message
         self.param = param
         self.code = code or type(self).code
@@ -141,7 +143,7 @@ class URLTooLong(RequestError):
 
 
 class UnsupportedMedia(RequestError):
-    """No dialect reads this content type."""
+    """No dialect reads this content type, or nothing decodes this content coding."""
 
     status = 415
     type = "invalid_request_error"

@@ -6,6 +6,7 @@ The forms are OpenAI's Batch (`custom_id`, `method`, `url`, `body`), Amazon Bedr
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
@@ -20,10 +21,13 @@ from container.dialects.chat import read_chat
 from container.dialects.completions import read_completion
 from container.dialects.document import read_object
 from container.dialects.encoding import encode
+from container.dialects.torn_line import read_members
 from container.dialects.wire import BYTE_ORDER_MARK, Wire, decode, read
 from container.errors import InvalidRequest, RequestError
 
 Form = Literal["openai", "bedrock", "bare"]
+_LINE = re.compile(r"line [0-9]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 ROUTES: dict[str, Callable[[object], Call]] = {
     "/v1/chat/completions": read_chat,
@@ -145,15 +149,20 @@ def is_blank(line: bytes) -> bool:
     return not line.removeprefix(BYTE_ORDER_MARK).strip()
 
 
+def is_unread(param: str | None) -> bool:
+    """Return whether an error with this `param` says that a line can't be read at all: then it names no field."""
+    return param is not None and _LINE.fullmatch(param) is not None
+
+
 def read_line(line: bytes, number: int) -> Line:
     """Read line `number`, counted from 1, with or without its newline. A bad line is a Line with an error."""
-    named = Line(form="bare")
+    named: Line | None = None
     try:
         document = _document(line, number)
         named = _named(document, line, number)
         return replace(named, call=_call(named.form, document))
     except RequestError as error:
-        return named.failed(error)
+        return (named or name_torn_line(line)).failed(error)
 
 
 def name_line(line: bytes, number: int) -> Line:
@@ -161,7 +170,7 @@ def name_line(line: bytes, number: int) -> Line:
     try:
         return _named(_document(line, number), line, number)
     except RequestError as error:
-        return Line(form="bare").failed(error)
+        return name_torn_line(line).failed(error)
 
 
 def name_long_line(line: bytes, number: int) -> Line:
@@ -173,7 +182,7 @@ def name_long_line(line: bytes, number: int) -> Line:
         value = {"openai": head.custom_id, "bedrock": head.recordId, "bare": UNSET}[form]
         name = None if value is UNSET else _name(msgspec.json.decode(value))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Line(form="bare")
+        return name_torn_line(line)
     return Line(form=form, custom_id=name or _made_up_id(number) if form == "bedrock" else name)
 
 
@@ -204,6 +213,16 @@ def _named(document: dict[str, Any], line: bytes, number: int) -> Line:
         # A line may hold other white space, but an answer's line must have no line break of any kind.
         model_input=None if echo is UNSET else msgspec.json.format(bytes(echo), indent=-1),
     )
+
+
+def name_torn_line(line: bytes) -> Line:
+    """Name a line that isn't JSON, or only the beginning of one, as far as it can be read."""
+    members = read_members(line)
+    form = _form(members.keys())
+    name = _name(members.get("recordId" if form == "bedrock" else "custom_id"))
+    if name is None or _SURROGATE.search(name):  # half a character, or bytes that are no UTF-8
+        return Line(form="bare")
+    return Line(form=form, custom_id=name)
 
 
 def _made_up_id(number: int) -> str:

@@ -19,8 +19,34 @@ from container.dialects.wire import decode
 from container.errors import InvalidRequest, UnsupportedMedia
 
 JSON_LINES = frozenset({"application/jsonlines", "application/x-ndjson", "application/jsonl"})
-UNSPECIFIED = frozenset({"", "application/octet-stream", "binary/octet-stream"})
-"""Content types of clients that give none: SageMaker and S3 then fill in a stream of bytes."""
+JSON_LINES_ALIASES = frozenset(
+    {
+        "application/json-lines",
+        "application/ndjson",
+        "application/x-jsonl",
+        "application/x-jsonlines",
+        "application/x-json-lines",
+        "text/jsonl",
+        "text/jsonlines",
+        "text/ndjson",
+        "text/x-jsonl",
+        "text/x-jsonlines",
+        "text/x-ndjson",
+    }
+)
+"""Names that are registered nowhere, and that tools write all the same."""
+UNSPECIFIED = frozenset(
+    {
+        "",
+        "application/octet-stream",
+        "binary/octet-stream",
+        "application/gzip",
+        "application/x-gzip",
+        "application/zstd",
+    }
+)
+"""Content types of clients that give none, for which SageMaker and S3 fill in a stream of bytes, and of compressed
+files, whose type does not say what is in them."""
 CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 ACCEPTED = "application/json, application/jsonlines (one JSON object a line) and text/plain are, in UTF-8"
 MAX_TIMEOUT_S = 3600
@@ -60,6 +86,10 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True, tag="document"):
     """Name under which the request can be sent again and resumed."""
     timeout_s: float | None = None
     """Seconds from the request's arrival until the caller gives up, if it says so."""
+
+    @property
+    def is_json_lines(self) -> bool:
+        return self.media_type in JSON_LINES or self.media_type in JSON_LINES_ALIASES
 
     @classmethod
     def parse(cls, route: Route, content_type: str | None, custom_attributes: str | None) -> RequestHead:

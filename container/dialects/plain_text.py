@@ -11,6 +11,7 @@ import msgspec
 from container.core import Call, Item, Result
 from container.dialects.huggingface import ScalarOptions
 from container.dialects.prompt import read_text
+from container.dialects.sniffing import unicode_name
 from container.dialects.wire import BYTE_ORDER_MARK, read
 from container.errors import InvalidRequest
 
@@ -33,6 +34,8 @@ def read_prompt(body: bytes, attributes: Mapping[str, Sequence[str]]) -> Call:
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             given[key] = msgspec.json.decode(value) if value != "null" else value
     options = read(ScalarOptions, given, PREFIX)
+    if (encoding := unicode_name(body)) is not None:  # ASCII in UTF-16 is UTF-8, too, with NULs
+        raise InvalidRequest(f"the body seems to be {encoding}; send it in UTF-8", param="body")
     try:
         prompt = body.removeprefix(BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:

@@ -17,6 +17,8 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from container.core import MAX_TEMPERATURE, Parameters
+from container.dialects.json_faults import explain
+from container.dialects.sniffing import SNIFFED_BYTES, guess_binary
 from container.errors import InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -63,8 +65,10 @@ def decode(body: bytes, *, what: str = "the body", param: str | None = None) -> 
         reason = str(error).removeprefix("JSON is malformed: ")
         if reason == "Input data was truncated":
             reason = "it ends within a value or a surrogate pair"
-        elif "trailing characters" in reason:
-            reason += "; several values go as JSON lines, one a line"
+        else:
+            reason = explain(body.removeprefix(BYTE_ORDER_MARK), reason)
+    if (what_it_is := guess_binary(body[:SNIFFED_BYTES])) is not None:
+        reason = f"it seems to be {what_it_is}"
     raise InvalidRequest(f"{what} is not valid JSON: {reason}", param=param, code="invalid_json")
 
 

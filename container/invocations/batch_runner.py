@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from container.core import Seeds
-from container.dialects.batch import Line, is_blank, name_line, name_long_line, read_line
+from container.dialects.batch import Line, is_blank, is_unread, name_line, name_long_line, name_torn_line, read_line
+from container.dialects.sniffing import SNIFFED_BYTES, guess
 from container.disk.ordered_spool import OrderedSpool, close_soon
 from container.disk.seen_ids import SeenIds
 from container.disk.spool import Spool, SpooledLine
@@ -76,6 +77,9 @@ class BatchRunner:
         self.items = 0
         self._failed = 0
         self._skipped = 0  # counted by the worker thread, as `_failed` is by the event loop
+        self._has_readable_line = False
+        self._first_fault: RequestError | Failure | None = None
+        """Error of the first line that could not be read."""
 
     @property
     def failed(self) -> int:
@@ -84,7 +88,8 @@ class BatchRunner:
     async def run(self, body: Spool, seeds: Seeds) -> None:
         """Answer every line. `seeds` are the batch's job's.
 
-        Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line.
+        Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line that can be
+        read.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -96,6 +101,22 @@ class BatchRunner:
             self._invocation.unfinished += self._skipped
         if not self.items:
             raise InvalidRequest("the body has no items: expected one JSON object a line", code="empty_batch")
+        if not self._has_readable_line:
+            raise await asyncio.to_thread(self._nothing_read, body)
+
+    def _nothing_read(self, body: Spool) -> InvalidRequest:
+        fault, seems = self._first_fault, guess(body.read_at(0, SNIFFED_BYTES))
+        assert fault is not None, "a line that was not read has an error"
+        why = f"{fault.message}; expected is one JSON object a line" if seems is None else f"it seems to be {seems}"
+        message = f"no line of the body could be read: {why}"
+        return InvalidRequest(message, param=fault.param, code="unreadable_batch")
+
+    def _note(self, error: RequestError | Failure | None) -> None:
+        """Note how the reading of a line ended, in any thread."""
+        if error is None or not is_unread(error.param):
+            self._has_readable_line = True
+        elif self._first_fault is None:
+            self._first_fault = error
 
     async def _start_all(self, body: Spool, seeds: Seeds, group: asyncio.TaskGroup) -> None:
         service = self._present_service()
@@ -132,10 +153,11 @@ class BatchRunner:
                 if self._invocation.is_cut:
                     # Answered at once, and here, as there may be a hundred thousand.
                     line = self._only_named(spooled, body)
+                    self._note(line.error)
                     self._answers.put(index, line.failure(line.error or self._invocation.exceeded()))
                     self._skipped += 1
                 else:
-                    entries.append(self._read(spooled, index, seeds))
+                    entries.append(self._read(spooled, body, index, seeds))
                     size = entries[-1].weight
             lines, weight = lines + 1, weight + size
             if len(entries) == _SLICE_ITEMS or lines == _SLICE_LINES or weight >= _SLICE_BYTES:
@@ -145,15 +167,15 @@ class BatchRunner:
 
     def _only_named(self, spooled: SpooledLine, body: Spool) -> Line:
         if spooled.size > self._max_line_bytes:
-            return self._too_long(spooled)
+            return self._too_long(spooled, body)
         if spooled.text is None:
             return name_long_line(body.read_at(spooled.offset, spooled.size), spooled.number)
         return name_line(spooled.text, spooled.number)
 
-    def _read(self, spooled: SpooledLine, index: int, seeds: Seeds) -> _Entry:
+    def _read(self, spooled: SpooledLine, body: Spool, index: int, seeds: Seeds) -> _Entry:
         prepared: tuple[Prepared, ...] = ()
         if spooled.size > self._max_line_bytes:
-            line: Line | None = self._too_long(spooled)
+            line: Line | None = self._too_long(spooled, body)
         elif spooled.text is None:
             line = None
         else:
@@ -165,15 +187,23 @@ class BatchRunner:
                 prepared = tuple(preparer.prepare(item, seeds.seed(index, number)) for number, item in enumerate(items))
             except InvalidRequest as error:
                 line = line.failed(error)
+        if line is not None:
+            self._note(line.error)
         return _Entry(index=index, spooled=spooled, line=line, prepared=prepared)
 
-    def _too_long(self, spooled: SpooledLine) -> Line:
+    def _too_long(self, spooled: SpooledLine, body: Spool) -> Line:
         name = f"line {spooled.number}"
         message = f"{name} is longer than {self._max_line_bytes} bytes"
-        return Line(form="bare", error=InvalidRequest(message, param=name, code="line_too_long"))
+        named = name_torn_line(body.read_at(spooled.offset, min(spooled.size, MAX_INLINE_BYTES)))
+        return named.failed(InvalidRequest(message, param=name, code="line_too_long"))
 
     def _check_name(self, line: Line) -> None:
-        """Raises InvalidRequest if an earlier line has the line's name. For a worker thread."""
+        """Raises InvalidRequest if an earlier line has the line's name. For a worker thread.
+
+        A line that can't be read takes no name from one that can: it may be a torn copy of it.
+        """
+        if line.error is not None and is_unread(line.error.param):
+            return
         if line.unique_id is not None and not self._seen.add(line.unique_id):
             message = "custom_id is that of an earlier line; each line needs its own"
             raise InvalidRequest(message, param="custom_id", code="duplicate_custom_id")
@@ -210,8 +240,10 @@ class BatchRunner:
                     document = ReadLine(spooled.number, spooled.offset, spooled.size)
                     reading = service.readers.read(document, body, answer, seeds, entry.index)
                     reader = await stack.enter_async_context(reading)
-                line = Line(form=reader.opened.form, custom_id=reader.opened.custom_id)
                 failure = reader.opened.error
+                fault = None if failure is None else failure.error()
+                line = Line(form=reader.opened.form, custom_id=reader.opened.custom_id, error=fault)
+                self._note(failure)
                 try:
                     await run_in_thread(service.workers, partial(self._check_name, line))
                 except InvalidRequest as error:
@@ -229,6 +261,7 @@ class BatchRunner:
         except RequestError as error:
             if line is None:
                 line = await run_in_thread(service.writers, lambda: self._unopened(spooled, body))
+                self._note(line.error)
                 error = line.error or error
             self._invocation.unfinished += isinstance(error, DeadlineExceeded)
             await self._fail(entry, line, error)

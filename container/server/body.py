@@ -9,11 +9,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from container.dialects.document import RequestDigest
+from container.dialects.sniffing import has_lines
 from container.disk.ordered_spool import close_soon
 from container.disk.spool import Spool
 from container.errors import ClientTimeout, DeadlineExceeded, TooLarge, Unavailable
 from container.invocations.deadline import Deadline
 from container.reader.client import MAX_INLINE_BYTES
+from container.server.content_coding import Decoder
 from container.server.state import ServerState
 
 _SPOOL_WRITE_BYTES = 1 << 20
@@ -25,7 +27,7 @@ def waits_for_100(request: Request) -> bool:
 
 
 class RequestBody:
-    """Owns the reading of one body, with its digest. Either `read` or `spool` is called, once.
+    """Owns the reading of one body, decoded, with its digest. Either `read` or `spool` is called, once.
 
     A body over the limit is read to its end all the same, if that is near: a client that is still sending would not
     read the answer. Only one that asked first (`Expect`) is answered at once.
@@ -34,6 +36,7 @@ class RequestBody:
     def __init__(
         self, state: ServerState, request: Request, digest: RequestDigest, deadline: Deadline, job_name: str | None
     ) -> None:
+        """Raises UnsupportedMedia for a content coding that isn't supported."""
         self.is_unsent = waits_for_100(request)
         """True while the client waits to be asked for the body, and if we no longer wait for it: the next request on
         its connection would be taken for the body."""
@@ -43,14 +46,32 @@ class RequestBody:
         self._deadline = deadline
         self._job_name = job_name
         self._declared_bytes = int(request.headers.get("content-length", "0"))
+        self._decoder = Decoder(request.headers.getlist("content-encoding"))
+        self._has_more = True
+        self._received_bytes = 0
+        """Bytes that have come, still coded."""
+        self._beginning = bytearray()
+        """Bytes that were looked at and not handed on yet."""
+
+    async def begins_with_lines(self) -> bool:
+        """Return whether the body shows by its beginning that it is JSON lines. Raises RequestError."""
+        if self._declared_bytes > self._state.settings.max_body_bytes:
+            return False  # and is refused for it
+        self.is_unsent = False
+        verdict, may_tell = None, False
+        while verdict is None and len(self._beginning) <= MAX_INLINE_BYTES and (piece := await self._next_piece()):
+            self._beginning += piece
+            may_tell |= b"\n" in piece
+            verdict = has_lines(self._beginning) if may_tell else None
+        return bool(verdict)
 
     async def read(self) -> bytes | Spool:
         """Return a document's body; a large one as a file, which the caller closes. Raises RequestError."""
         max_bytes = self._state.settings.max_json_bytes
         chunks = self._chunks(max_bytes, "send JSON lines (application/jsonlines) for more")
         body = bytearray()
-        async for chunk in chunks:
-            body += chunk
+        async for piece in chunks:
+            body += piece
             if len(body) > MAX_INLINE_BYTES:
                 spool = Spool(self._state.settings.spool_dir)
                 try:
@@ -86,24 +107,50 @@ class RequestBody:
     async def _chunks(
         self, max_bytes: int, hint: str, on_chunk: Callable[[bytes], None] = lambda chunk: None
     ) -> AsyncIterator[bytes]:
-        """Yield the body as it comes, as far as it is within `max_bytes`. Raises RequestError.
+        """Yield the decoded body as it comes, as far as it is within `max_bytes`. Raises RequestError.
 
         Any byte in time will do, there is no minimum rate: a gigabyte may come over a slow link.
         """
-        size = self._declared_bytes
-        if size <= max_bytes or "expect" not in self._request.headers:
+        if self._declared_bytes <= max_bytes:
             self.is_unsent = False
-            received, has_more = 0, True
-            while has_more and received - max_bytes <= self._state.settings.max_body_bytes:
-                message = await self._receive()
-                chunk, has_more = message.get("body", b""), message.get("more_body", False)
-                received += len(chunk)
-                size = max(received, self._declared_bytes)
-                if chunk and size <= max_bytes:
-                    on_chunk(chunk)
-                    yield chunk
-        if size > max_bytes:
-            raise TooLarge(f"the body is larger than {max_bytes} bytes; {hint}")
+            decoded_bytes = 0
+            piece, self._beginning = bytes(self._beginning), bytearray()
+            while piece or (piece := await self._next_piece()):
+                decoded_bytes += len(piece)
+                if max(decoded_bytes, self._received_bytes) > max_bytes:
+                    break
+                on_chunk(piece)
+                yield piece
+                piece = b""
+            else:
+                return
+        if not self.is_unsent:
+            await self._drop_rest(max_bytes)
+        decoded = "" if self._decoder.is_identity else ", when it is decoded,"
+        raise TooLarge(f"the body{decoded} is larger than {max_bytes} bytes; {hint}")
+
+    async def _next_piece(self) -> bytes:
+        """Return the next piece of the decoded body, or nothing at its end. Raises RequestError."""
+        while True:
+            decoder = self._decoder
+            piece = decoder.read() if decoder.is_identity else await asyncio.to_thread(decoder.read)
+            if piece or not self._has_more:
+                return piece
+            chunk = await self._next_chunk()
+            decoder.feed(chunk, is_last=not self._has_more)
+
+    async def _drop_rest(self, max_bytes: int) -> None:
+        """Read on until the body's end, if that is near."""
+        self.is_unsent = False
+        while self._has_more and self._received_bytes - max_bytes <= self._state.settings.max_body_bytes:
+            await self._next_chunk()
+
+    async def _next_chunk(self) -> bytes:
+        message = await self._receive()
+        chunk: bytes = message.get("body", b"")
+        self._has_more = message.get("more_body", False)
+        self._received_bytes += len(chunk)
+        return chunk
 
     async def _receive(self) -> Message:
         """Wait for the next message, in short turns: a server that was frozen for long does not blame the client, whose

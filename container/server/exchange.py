@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from container.dialects.document import JSON_LINES, RequestDigest, RequestHead, Route, validate_charset
+from container.dialects.document import UNSPECIFIED, RequestDigest, RequestHead, Route, validate_charset
 from container.dialects.plain_text import HEADER as CUSTOM_ATTRIBUTES
 from container.disk.ordered_spool import OrderedSpool, close_soon
 from container.disk.spool import Spool
@@ -173,7 +173,9 @@ class Exchange:
         self._fields |= {"timeout_s": deadline.timeout_s, "timeout_source": deadline.source}
         digest = RequestDigest(service.identity, head)
         self._body = body = RequestBody(self._state, self._request, digest, deadline, head.job)
-        if self._route == "invocations" and head.media_type in JSON_LINES:
+        if self._route == "invocations" and (
+            head.is_json_lines or (head.media_type in UNSPECIFIED and await body.begins_with_lines())
+        ):
             validate_charset(head)
             return await self._answer_batch(service, deadline, head, body, digest)
         return await self._answer_document(service, deadline, head, body, digest)

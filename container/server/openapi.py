@@ -68,7 +68,7 @@ _ERRORS = {
     "408": "no more of the request came in time, or not all of it before the deadline",
     "413": "the body is over a limit, or takes too much memory to read",
     "414": "the URL is too long",
-    "415": "no dialect for the content type",
+    "415": "no dialect for the content type, or a content coding other than gzip and zstd",
     "431": "the head is too large",
     "500": "the engine died of this prompt, could not take it, or died for good",
     "503": "starting, draining or failed",
@@ -123,7 +123,8 @@ def _invocations() -> Schema:
     return {
         "operationId": "invocations",
         "summary": "Generate, in the dialect that content type and shape of the body tell",
-        "description": "JSON lines are described by one line of theirs: it fails alone, and is answered by one line.",
+        "description": "JSON lines are described by one line of theirs: it fails alone, and is answered by one line. "
+        "A body may be compressed with gzip or zstd.",
         "parameters": [_CUSTOM_ATTRIBUTES],
         "requestBody": {
             "required": True,

@@ -35,7 +35,9 @@ def json_response(value: object, status: int = 200) -> Response:
 
 
 def error_response(error: RequestError) -> Response:
-    return json_response(error.body(), error.status)
+    response = json_response(error.body(), error.status)
+    response.headers.update(error.headers)
+    return response
 
 
 def error_response_for(request: Request, error: RequestError) -> Response:

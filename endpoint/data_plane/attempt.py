@@ -82,15 +82,15 @@ class Attempt:
             return await self._send(job.body or b"", job.content_type)
         source = await self.storage.open(job.input_location)
         try:
-            return await self._send(source, job.content_type or source.content_type)
+            return await self._send(source, job.content_type or source.content_type, source.content_encoding)
         finally:
             await source.close()
             self._count("RequestDownloadLatency", source.seconds * 1e6)
 
-    async def _send(self, body: bytes | Body, content_type: str | None) -> Answer:
+    async def _send(self, body: bytes | Body, content_type: str | None, content_encoding: str | None = None) -> Answer:
         job = self.job
         inference_id = job.inference_id if self.settings.forward_inference_id else None
-        headers = request_headers(content_type, job.accept, job.custom_attributes, inference_id)
+        headers = request_headers(content_type, job.accept, job.custom_attributes, inference_id, content_encoding)
         spool = self.answers / f"{job.id}-{job.fence}"
         answer = await self.containers.invoke(self.instance.url, headers, body, job.timeout_s, spool)
         self._count("ModelLatency", answer.seconds * 1e6)

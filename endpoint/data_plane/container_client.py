@@ -69,11 +69,17 @@ class Body(Protocol):
 
 
 def request_headers(
-    content_type: str | None, accept: str | None, custom_attributes: str | None, inference_id: str | None
+    content_type: str | None,
+    accept: str | None,
+    custom_attributes: str | None,
+    inference_id: str | None,
+    content_encoding: str | None = None,
 ) -> dict[str, str]:
-    """Return the headers that a container is called with: those of the caller's that SageMaker forwards."""
+    """Return the headers that a container is called with: those of the caller's that SageMaker forwards, and those of
+    the input."""
     headers = {
         "Content-Type": content_type,
+        "Content-Encoding": content_encoding,
         "Accept": accept,
         "X-Amzn-SageMaker-Custom-Attributes": custom_attributes,
         "X-Amzn-SageMaker-Inference-Id": inference_id,

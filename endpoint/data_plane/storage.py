@@ -24,6 +24,7 @@ _PART_BYTES = 8 << 20
 _READERS, _WRITERS = 16, 8
 
 _TRANSFER = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=2)
+_UPLOAD_CODING = "aws-chunked"
 _MAY_PASS = (408, 409, 429)
 """HTTP statuses below 500 after which another attempt may succeed."""
 
@@ -48,6 +49,7 @@ class Source:
 
     def __init__(self, found: Any, threads: ThreadPoolExecutor, seconds: float) -> None:
         self.content_type: str | None = found.get("ContentType")
+        self.content_encoding = _content_encoding(found.get("ContentEncoding", ""))
         self.size: int = found["ContentLength"]
         self.seconds = seconds
         """Seconds spent waiting for S3 until now."""
@@ -160,6 +162,12 @@ class Storage:
         else:
             with TransferManager(client, _TRANSFER) as manager:
                 manager.upload(str(source), bucket, key, extra).result()
+
+
+def _content_encoding(stored: str) -> str | None:
+    """Return how the object's bytes are coded. The coding of its upload is gone by then, which not every S3 forgets."""
+    codings = [coding.strip() for coding in stored.split(",")]
+    return ", ".join(coding for coding in codings if coding and coding.lower() != _UPLOAD_CODING) or None
 
 
 def _one_line(error: Exception) -> str:

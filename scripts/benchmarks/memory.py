@@ -2,6 +2,8 @@
 work.
 
 lines       200 MB of JSON lines, short items
+gzip        as many lines, compressed
+bomb        1.5 GB of zeros, compressed 1:1000: refused at the limit of a body
 prompts     one JSON document of 64 MiB, 10,000 prompts
 text        one JSON document of 64 MiB, a single prompt that is too long
 nonsense    one JSON document of 64 MiB, made to take gigabytes when it is decoded
@@ -13,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,16 +29,17 @@ MAX_GROWTH_MB = 150.0
 MAX_PING_P99_MS = 100.0
 _MIB = 1 << 20
 _PIECE = 1 << 20
+_GZIP = 31  # deflate's largest window, within gzip's head and checksum
 
 
-def lines(size: int) -> Iterator[bytes]:
+def lines(size: int, name: str = "item") -> Iterator[bytes]:
     """Generate items of about 1,000 characters, each with an answer of one token."""
     words = _words()
     number = written = 0
     while written < size:
         prompt = " ".join(words[(number * 7 + index) % len(words)] for index in range(150))
         body = {"prompt": prompt, "max_tokens": 1, "temperature": 0}
-        request = {"custom_id": f"item-{number}", "method": "POST", "url": "/v1/completions", "body": body}
+        request = {"custom_id": f"{name}-{number}", "method": "POST", "url": "/v1/completions", "body": body}
         line = json.dumps(request).encode() + b"\n"
         yield line
         number, written = number + 1, written + len(line)
@@ -53,6 +57,14 @@ def prompts(size: int) -> Iterator[bytes]:
     yield b"]}"
 
 
+def other_lines(size: int) -> Iterator[bytes]:
+    return lines(size, "another")  # the same lines would be the same job, which would only repeat its texts
+
+
+def bomb(size: int) -> Iterator[bytes]:
+    yield from (bytes(_PIECE) for _ in range(size // _PIECE))
+
+
 def text(size: int) -> Iterator[bytes]:
     yield b'{"prompt": "'
     yield from (b"the sea " * (size // 8 - 8) for _ in range(1))
@@ -65,6 +77,13 @@ def nonsense(size: int) -> Iterator[bytes]:
     yield b"{}]}"
 
 
+def compressed(body: Iterator[bytes]) -> Iterator[bytes]:
+    compressor = zlib.compressobj(wbits=_GZIP)
+    for piece in body:
+        yield compressor.compress(piece)
+    yield compressor.flush()
+
+
 def _words() -> list[str]:
     documents = (ROOT / "examples/documents.jsonl").read_text()
     return [word for word in documents.split() if word.isascii() and '"' not in word and "\\" not in word]
@@ -72,16 +91,20 @@ def _words() -> list[str]:
 
 BODIES: dict[str, tuple[Callable[[int], Iterator[bytes]], int, str]] = {
     "lines": (lines, 200_000_000, "application/jsonlines"),
+    "gzip": (other_lines, 200_000_000, "application/jsonlines"),
+    "bomb": (bomb, 1_500_000_000, "application/jsonlines"),
     "prompts": (prompts, 64 * _MIB - 1000, "application/json"),
     "text": (text, 64 * _MIB - 1000, "application/json"),
     "nonsense": (nonsense, 64 * _MIB - 1000, "application/json"),
 }
+COMPRESSED = ("gzip", "bomb")
 
 
 def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, Any]]:
     make, size, content_type = BODIES[name]
     with tempfile.TemporaryFile() as body:
-        for piece in make(int(size * scale)):
+        pieces = make(int(size * scale))
+        for piece in compressed(pieces) if name in COMPRESSED else pieces:
             body.write(piece)
         length = body.tell()
         body.seek(0)
@@ -89,6 +112,8 @@ def measure(served: Served, name: str, scale: float) -> tuple[Watch, dict[str, A
         with served.watched() as watch:
             started = time.perf_counter()
             headers = {"content-type": content_type, "content-length": str(length)}
+            if name in COMPRESSED:
+                headers["content-encoding"] = "gzip"
             connection.request("POST", "/invocations", body, headers)
             response = connection.getresponse()
             received = newlines = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +95,16 @@ def test_container_gets_documented_headers_only(up: EndpointUp) -> None:
     assert seen["x-amzn-sagemaker-inference-id"] == "mine"
     assert seen["content-type"] == "text/csv"  # the S3 object's, as the caller gives none
     assert seen["content-length"] == "5"
-    assert not {"authorization", "x-amzn-sagemaker-inputlocation", "transfer-encoding"} & set(seen)
+    assert not {"authorization", "x-amzn-sagemaker-inputlocation", "transfer-encoding", "content-encoding"} & set(seen)
+
+
+def test_content_encoding_of_object_reaches_container(up: EndpointUp) -> None:
+    packed = gzip.compress(b"input")
+    up.client("s3").put_object(Bucket=BUCKET, Key="in/packed.gz", Body=packed, ContentEncoding="gzip")
+    location = f"s3://{BUCKET}/in/packed.gz"
+    assert up.submit("e", InputLocation=location).ended().outputs()[0]["body"] == packed
+    [output] = up.submit("e", "headers-seen", InputLocation=location).ended().outputs()
+    assert json.loads(output["body"])["content-encoding"] == "gzip"
 
 
 def test_empty_input_is_valid(up: EndpointUp) -> None:

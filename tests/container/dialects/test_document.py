@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from container.core import Text
-from container.dialects.document import JSON_LINES, SHAPES, RequestHead
+from container.dialects.document import JSON_LINES, JSON_LINES_ALIASES, SHAPES, RequestHead
 from container.errors import InvalidRequest, UnsupportedMedia
 from testing.container.documents import read_document
 
@@ -44,11 +44,17 @@ def test_other_content_type_is_told_accepted_ones(content_type: str) -> None:
     assert caught.value.status == 415
 
 
-@pytest.mark.parametrize("name", ["application/jsonlines", "application/x-ndjson", "application/jsonl"])
+@pytest.mark.parametrize("name", sorted(JSON_LINES | JSON_LINES_ALIASES))
 def test_content_type_marks_json_lines(name: str) -> None:
-    assert RequestHead.parse("invocations", f"{name.upper()}; charset=utf-8", None).media_type in JSON_LINES
-    assert RequestHead.parse("invocations", "application/json", None).media_type not in JSON_LINES
-    assert RequestHead.parse("invocations", None, None).media_type not in JSON_LINES
+    assert RequestHead.parse("invocations", name, None).is_json_lines
+    assert RequestHead.parse("invocations", f"{name.upper()}; charset=utf-8", None).is_json_lines
+
+
+@pytest.mark.parametrize(
+    "name", ["application/json", "application/json+lines", "application/json-seq", "text/plain", "", None]
+)
+def test_other_content_type_marks_no_lines(name: str | None) -> None:
+    assert not RequestHead.parse("invocations", name, None).is_json_lines
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,10 @@ def test_lengths_are_named_by_header() -> None:
 def test_attributes_keep_order_without_surrounding_space() -> None:
     head = RequestHead.parse("invocations", None, " a = 1 ;b=2;a=x=y")
     assert head.attributes == {"a": ["1", "x=y"], "b": ["2"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_utf_16_is_refused(encoding: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"seems to be UTF-(16|32); send it in UTF-8") as caught:
+        read_document("text/plain", "The sea is".encode(encoding))
+    assert caught.value.param == "body"

@@ -18,6 +18,7 @@ from container.core import Item
 from container.disk.ordered_spool import OrderedSpool
 from container.disk.spool import Spool
 from container.engine.sequence import Sequence
+from container.errors import RequestError
 from container.invocations.batch_runner import BatchRunner
 from container.invocations.deadline import Deadline
 from container.invocations.invocation import Invocation
@@ -68,19 +69,25 @@ class Answers(OrderedSpool):
 
 
 async def run_batch(present: Callable[[], Service], lines: list[Any], answers: Answers, directory: Path) -> BatchRunner:
+    return await run_bytes(present, "".join(json.dumps(line) + "\n" for line in lines).encode(), answers, directory)
+
+
+async def run_bytes(present: Callable[[], Service], content: bytes, answers: Answers, directory: Path) -> BatchRunner:
     service = present()
     body = Spool(str(directory))
-    body.append("".join(json.dumps(line) + "\n" for line in lines).encode())
+    body.append(content)
     body.flush()
     invocation = Invocation(service, Deadline(arrived=time.monotonic(), timeout_s=900, source="setting"))
     invocation.attachment = attachment = await service.jobs.attach(None, "digest")
     batch = BatchRunner(present, invocation, answers=answers, spool_dir=str(directory), max_line_bytes=1 << 20)
-    await batch.run(body, attachment.seeds)
-    invocation.close()
-    invocation.release(is_answered=True)
-    service.jobs.close()
-    body.close()
-    answers.close()
+    try:
+        await batch.run(body, attachment.seeds)
+    finally:
+        invocation.close()
+        invocation.release(is_answered=True)
+        service.jobs.close()
+        body.close()
+        answers.close()
     return batch
 
 
@@ -159,3 +166,57 @@ def test_batch_without_spool_opens_no_invocation(
         assert not opened
 
     asyncio.run(run())
+
+
+GOOD = b'{"prompt": "a", "max_tokens": 1}\n'
+UNREADABLE: dict[str, tuple[bytes, str]] = {
+    "UTF-16": (GOOD.decode().encode("utf-16") * 2, "seems to be UTF-16; save it as UTF-8"),
+    "a ZIP archive": (b"PK\x03\x04" + bytes(range(256)), "seems to be a ZIP archive"),
+    "a JSON array": (b'[{"prompt": "a"},\n{"prompt": "b"}]\n', "seems to be a JSON array"),
+    "an indented object": (b'{\n  "prompt": "a"\n}\n', "one JSON object over several lines"),
+    "CSV": (b"id,prompt\n1,The sea is\n", "seems to be CSV"),
+    "one torn line": (b'{"prompt": "a', "line 1 is not valid JSON: it ends within a value"),
+    "values that are no objects": (b"\n5\n[]\n", "line 2 must be a JSON object; expected is one JSON object a line"),
+    "one line over the limit": (b'{"prompt": "' + b"a" * (1 << 20) + b'"}', "line 1 is longer than 1048576 bytes"),
+}
+
+
+def run_content(
+    content: bytes, tokenizer: Tokenizer, workers: ThreadPoolExecutor, directory: Path
+) -> tuple[BatchRunner | None, RequestError | None]:
+    """Return the batch, or the error that ended it."""
+
+    async def run() -> BatchRunner:
+        service = scripted_service(ScriptedEngine([504], "length"), tokenizer, workers, directory)
+        return await run_bytes(lambda: service, content, Answers(directory, lambda: None), directory)
+
+    try:
+        return asyncio.run(run()), None
+    except RequestError as error:
+        return None, error
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_batch_without_readable_line_is_refused(
+    name: str, tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    content, what = UNREADABLE[name]
+    _, error = run_content(content, tokenizer, workers, tmp_path)
+    assert error is not None and (error.status, error.code) == (400, "unreadable_batch")
+    assert what in error.message and error.param is not None and error.param.startswith("line ")
+    batch, _ = run_content(content + b"\n" + GOOD, tokenizer, workers, tmp_path)
+    assert batch is not None and batch.failed == batch.items - 1  # with a line that can be read, each fails alone
+
+
+@pytest.mark.parametrize("content", [b'{"typo": 1}\n', b'{"prompt": ""}\n{"custom_id": "a"}\nnonsense\n'])
+def test_lines_with_bad_fields_fail_alone(
+    content: bytes, tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    batch, _ = run_content(content, tokenizer, workers, tmp_path)
+    assert batch is not None and batch.failed == batch.items > 0
+
+
+def test_torn_copy_takes_no_name(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) -> None:
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": ' + GOOD[:-1] + b"}\n"
+    batch, _ = run_content(line[:-20] + b"\n" + line, tokenizer, workers, tmp_path)
+    assert batch is not None and (batch.items, batch.failed) == (2, 1)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,20 @@ def test_upload_to_missing_bucket_will_not_pass(emulator: Emulator, tmp_path: Pa
     with pytest.raises(UploadFailed, match="NoSuchBucket") as caught:
         put(tmp_path, emulator, "s3://nowhere/out", path)
     assert not caught.value.may_pass
+
+
+@pytest.mark.parametrize(
+    ("stored", "passed_on"),
+    [
+        (None, None),
+        ("", None),
+        ("gzip", "gzip"),
+        ("aws-chunked", None),
+        ("gzip,aws-chunked", "gzip"),
+        ("aws-chunked, gzip, br", "gzip, br"),
+    ],
+)
+def test_content_encoding_is_without_upload_coding(stored: str | None, passed_on: str | None) -> None:
+    found = {"ContentLength": 0, "Body": io.BytesIO()} | ({} if stored is None else {"ContentEncoding": stored})
+    with ThreadPoolExecutor(1) as threads:
+        assert Source(found, threads, 0).content_encoding == passed_on
