@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 FinishReason = Literal["stop", "length", "deadline"]
 """Reasons why a text ended. `deadline` leaves the text so far, perhaps none."""
+DeadlineReason = Literal["deadline", "length"]
+"""Reasons that an answer may give for a text that the deadline cut: some clients know only OpenAI's own."""
 PromptEnding = Literal["answer", "continue", "nothing"]
 """Endings of a chat's prompt: the start of an answer, within the last message, or the end of the messages."""
 MAX_TEMPERATURE = 1_000_000
@@ -29,12 +31,24 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Input of the model's chat template beside the messages."""
+    """Input of the model's chat template beside the messages. Those that it doesn't read make the request an error."""
 
     tools: tuple[dict[str, Any], ...] = ()
     """Function tools as OpenAI writes them."""
+    tools_name: str = "tools"
+    """Name of the tools' field in the caller's own words."""
+    documents: tuple[dict[str, Any], ...] = ()
+    """Documents to answer from, in the template's own form."""
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """The template's own variables: `{"enable_thinking": False}`."""
+    """The template's own variables: `{"enable_thinking": False}`. They may have no effect."""
+    controls: Mapping[str, str] = field(default_factory=dict)
+    """Fields of OpenAI's that only a template can honour: `{"reasoning_effort": "low"}`."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the request that its dialect doesn't know: variables of the template, or mistakes."""
+    known: str = field(default="", compare=False)
+    """Names of the fields that the dialect knows, for the error of a mistake."""
+    prefix: str = field(default="", compare=False)
+    """Text before the name of each of these fields in the caller's own words: `parameters.`."""
     ending: PromptEnding = "answer"
 
 
@@ -42,8 +56,9 @@ class Template:
 class Chat:
     """A prompt as messages, put together by the model's own chat template.
 
-    `messages` are JSON objects with at least `role`, already checked by the dialect. The arguments of their tool calls
-    are objects, not JSON strings, as templates expect them.
+    `messages` are JSON objects with at least `role`, already checked by the dialect; fields of theirs that no dialect
+    knows may be the template's. The arguments of their tool calls are objects, as templates expect them, or text where
+    a model wrote no JSON.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -66,9 +81,9 @@ class Parameters:
 
     Ranges are checked by the dialect, so that an error names the field as the caller wrote it:
     max_new_tokens >= 1 (OpenAI's completions, too, refuse 0), 0 <= min_new_tokens <= max_new_tokens,
-    temperature in [0, 2] for OpenAI and [0, MAX_TEMPERATURE] elsewhere (0 is greedy), top_k >= 0 (0 is off),
-    top_p in (0, 1], min_p in [0, 1), seed in [0, 2**64), n in [1, 128], at most 16 stop strings of 1 to 1,000
-    characters, repetition_penalty in (0, 10], presence_penalty and frequency_penalty in [-2, 2], logprobs in [0, 20],
+    temperature in [0, MAX_TEMPERATURE] (0 is greedy), top_k >= 0 (0 is off), top_p and min_p in [0, 1], seed in
+    [0, 2**64), n in [1, 128], at most 128 stop strings of 1 to 1,000 characters, truncate_prompt_tokens >= 1 or -1,
+    repetition_penalty in (0, 10], presence_penalty and frequency_penalty in [-2, 2], logprobs in [0, 20],
     at most 1,024 pairs of token id and amount in logit_bias, each amount in [-100, 100].
     """
 
@@ -88,6 +103,8 @@ class Parameters:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] | None = None
+    truncate_prompt_tokens: int | None = None
+    """Number of the prompt's last tokens to keep; -1 for as many as the model holds beside the answer."""
     logprobs: int | None = None
     """Number of the most likely tokens to report beside each chosen one; None reports no log probabilities."""
 
@@ -137,6 +154,8 @@ class Completion:
     finish_reason: FinishReason
     seed: int | None
     """The seed that reproduces it; None when greedy."""
+    stop: str | None = None
+    """The stop string that ended it."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """Log probabilities of the text's tokens, if the request asks for them. A special token that ended the text and
     tokens wholly behind the start of a stop string are left out."""
@@ -152,14 +171,24 @@ class Result:
     completions: tuple[Completion, ...]
 
 
+class Render(Protocol):
+    """Writes the answer from a result for each item."""
+
+    def __call__(self, results: Sequence[Result], model: str, deadline_reason: DeadlineReason = "deadline", /) -> bytes:
+        """Return the answer, in which `model` is the served model's name.
+
+        `deadline_reason` is what it tells of texts that the deadline cut, if the request doesn't say.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """Everything that one document asks for, and how its answer is written."""
 
     items: tuple[Item, ...]
     """Items in the order in which the answer needs their results."""
-    render: Callable[[Sequence[Result], str], bytes]
-    """Writes the answer, in `content_type`, from a result for each item and the served model's name."""
+    render: Render
+    """Writes the answer, in `content_type`."""
     content_type: str = "application/json"
 
 

@@ -122,6 +122,13 @@ class Settings:
         "what is unfinished then: `partial` texts, marked, or an `error`",
         default="partial",
     )
+    deadline_finish_reason: Literal["deadline", "length"] = _setting(
+        "LONGHAUL_DEADLINE_FINISH_REASON",
+        _one_of("deadline", "length"),
+        "`finish_reason` of such a text; `length` is for clients that know only OpenAI's own, and has `deadline: true` "
+        "beside it",
+        default="deadline",
+    )
     stall_timeout_s: float = _setting(
         "LONGHAUL_STALL_TIMEOUT_S",
         _duration("seconds", 1),

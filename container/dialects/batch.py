@@ -1,6 +1,7 @@
 """Batches: JSON lines, a line an item, each answered by one line in its own form.
 
-The forms are OpenAI's Batch (`custom_id`, `method`, `url`, `body`), Amazon Bedrock's batch inference (`recordId`,
+The forms are OpenAI's Batch (`custom_id`, `method`, `url`, `body`; Azure has other URLs, Mistral and Together neither
+URL nor method), Anthropic's message batches (`custom_id`, `params`), Amazon Bedrock's batch inference (`recordId`,
 `modelInput`) and a bare document of a JSON dialect. A bad line fails alone. Cutting a body into lines is the caller's.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 from pydantic import Field
 
-from container.core import Call, Result
+from container.core import Call, DeadlineReason, Result
+from container.dialects import anthropic
 from container.dialects.chat import read_chat
 from container.dialects.completions import read_completion
 from container.dialects.document import read_object
@@ -25,21 +27,24 @@ from container.dialects.torn_line import read_members
 from container.dialects.wire import BYTE_ORDER_MARK, Wire, decode, read
 from container.errors import InvalidRequest, RequestError
 
-Form = Literal["openai", "bedrock", "bare"]
+Form = Literal["openai", "anthropic", "bedrock", "bare"]
 _LINE = re.compile(r"line [0-9]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-ROUTES: dict[str, Callable[[object], Call]] = {
-    "/v1/chat/completions": read_chat,
-    "/v1/completions": read_completion,
-}
+URL = r"^([^?#\s]*/)?(chat/)?completions/?([?#]\S*)?$"
+"""URLs of the two routes: OpenAI's own, Azure's with a deployment or without, with a host and a query or without."""
 
 
 class OpenAIRequest(Wire):
     custom_id: str = Field(min_length=1, description="a string of at least one character")
-    method: Literal["POST"] = Field(description='"POST"')
-    url: Literal["/v1/chat/completions", "/v1/completions"] = Field(description=f"one of {', '.join(ROUTES)}")
+    method: Literal["POST"] | None = Field(None, description='"POST"')
+    url: str | None = Field(None, pattern=URL, description="a path that ends in /chat/completions or /completions")
     body: Any = Field(description="a JSON object")
+
+
+class AnthropicRequest(Wire):
+    custom_id: str = Field(min_length=1, description="a string of at least one character")
+    params: Any = Field(description="a JSON object")
 
 
 class BedrockRequest(Wire):
@@ -95,6 +100,7 @@ class _Head(Struct):
     method: Raw | UnsetType = UNSET
     url: Raw | UnsetType = UNSET
     body: Raw | UnsetType = UNSET
+    params: Raw | UnsetType = UNSET
     recordId: Raw | UnsetType = UNSET
     modelInput: Raw | UnsetType = UNSET
 
@@ -107,23 +113,23 @@ class Line:
     call: Call | None = None
     error: RequestError | None = None
     custom_id: str | None = None
-    """The caller's own name for the line: OpenAI's `custom_id`, Bedrock's `recordId`."""
+    """The caller's own name for the line: `custom_id`, or Bedrock's `recordId`."""
     model_input: bytes | None = None
     """Bedrock's `modelInput`, to be repeated in the answer."""
 
     @property
     def unique_id(self) -> str | None:
-        """The name that no other line may have: OpenAI's, by which its clients find an answer."""
-        return self.custom_id if self.form == "openai" else None
+        """The name that no other line may have: the one by which OpenAI's and Anthropic's clients find an answer."""
+        return self.custom_id if self.form in ("openai", "anthropic") else None
 
     def failed(self, error: RequestError) -> Line:
         """Return the same line as an error. The error's traceback, which holds on to the document, is dropped."""
         return replace(self, call=None, error=error.with_traceback(None))
 
-    def success(self, results: Sequence[Result], model: str) -> bytes:
+    def success(self, results: Sequence[Result], model: str, deadline_reason: DeadlineReason = "deadline") -> bytes:
         """Return the answer's line, newline included."""
         assert self.call is not None
-        return self._line(Raw(self.call.render(results, model)), None)
+        return self._line(Raw(self.call.render(results, model, deadline_reason)), None)
 
     def failure(self, error: RequestError) -> bytes:
         """Return the error's line, newline included."""
@@ -135,6 +141,9 @@ class Line:
             response = OpenAIResponse(error.status if error else 200, secrets.token_hex(16), output)
             failure = OpenAIError(error.code, error.message) if error else None
             line = OpenAILine(f"batch_req_{secrets.token_hex(12)}", self.custom_id, response, failure)
+        elif self.form == "anthropic":
+            result = anthropic.Succeeded("succeeded", output) if error is None else anthropic.failed(error)
+            line = anthropic.ResultLine(self.custom_id, result)
         elif self.form == "bedrock":
             assert self.custom_id is not None, "a line without a recordId has a made-up one"
             model_input = None if self.model_input is None else Raw(self.model_input)
@@ -177,9 +186,9 @@ def name_long_line(line: bytes, number: int) -> Line:
     """Do as `name_line` for a line too long to have its values decoded. Its input is not repeated, either."""
     try:
         head = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK), type=_Head)
-        names = {name for name in head.__struct_fields__ if getattr(head, name) is not UNSET}
-        form = _form(names)
-        value = {"openai": head.custom_id, "bedrock": head.recordId, "bare": UNSET}[form]
+        values = {name: getattr(head, name) for name in head.__struct_fields__}
+        form = _form({name for name, value in values.items() if value is not UNSET and bytes(value) != b"null"})
+        value = {"bedrock": head.recordId, "bare": UNSET}.get(form, head.custom_id)
         name = None if value is UNSET else _name(msgspec.json.decode(value))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return name_torn_line(line)
@@ -195,14 +204,17 @@ def _document(line: bytes, number: int) -> dict[str, Any]:
 
 
 def _form(names: Set[str]) -> Form:
+    """Tell a line's form by its names, but for those of nulls: tables written as lines have every column everywhere."""
     if names & BedrockRequest.model_fields.keys():
         return "bedrock"
+    if "params" in names:
+        return "anthropic"
     return "openai" if names & OpenAIRequest.model_fields.keys() else "bare"
 
 
 def _named(document: dict[str, Any], line: bytes, number: int) -> Line:
-    form = _form(document.keys())
-    if form == "openai":
+    form = _form({name for name, value in document.items() if value is not None})
+    if form in ("openai", "anthropic"):
         return Line(form=form, custom_id=_name(document.get("custom_id")))
     if form == "bare":
         return Line(form=form)
@@ -234,11 +246,21 @@ def _call(form: Form, document: dict[str, Any]) -> Call:
     match form:
         case "openai":
             request = read(OpenAIRequest, document)
-            return ROUTES[request.url](_object(request.body, "body"))
+            return _read_body(_object(request.body, "body"), request.url)
+        case "anthropic":
+            return anthropic.read_params(_object(read(AnthropicRequest, document).params, "params"))
         case "bedrock":
             return read_object(_object(read(BedrockRequest, document).modelInput, "modelInput"))
         case "bare":
             return read_object(document)
+
+
+def _read_body(body: dict[str, Any], url: str | None) -> Call:
+    """Read the body of a line in OpenAI's form, whose shape tells its dialect where no URL does."""
+    if url is None:
+        return read_object(body)
+    path = re.split("[?#]", url)[0].rstrip("/")
+    return read_chat(body) if path.endswith("chat/completions") else read_completion(body)
 
 
 def _object(value: object, param: str) -> dict[str, Any]:

@@ -1,30 +1,37 @@
-"""Chats: OpenAI's chat completions, and the messages that the Hugging Face dialect takes as well.
+"""Chats: OpenAI's chat completions, and what their options share with its completions.
 
 Fields are as OpenAI's API reference has them and its client reads them. Extensions are named as vLLM names them:
-`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`, `stop_token_ids`, `chat_template_kwargs`,
-`add_generation_prompt`, `continue_final_message`. Differences: without a limit an answer is as long as the server
-allows; every choice has its `seed`; tools are the template's to show and their calls stay in the text, as the model
-writes them.
+`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`, `stop_token_ids`, `truncate_prompt_tokens`,
+`chat_template_kwargs`, `documents`, `add_generation_prompt`, `continue_final_message`, `request_id`. Differences:
+without a limit an answer is as long as the server allows; every choice has its `seed`; tools are the template's to show
+and their calls stay in the text, as the model writes them; a field that only the model's template knows reaches it.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Struct
-from pydantic import AfterValidator, Field
+from msgspec import UNSET, Meta, Struct, UnsetType
+from pydantic import Field
 
-from container.core import Call, Chat, FinishReason, Item, Result, Template, TokenLogprob
+from container.core import Call, DeadlineReason, FinishReason, Item, Result, Template, TokenLogprob
 from container.dialects.encoding import encode
-from container.dialects.template_inputs import read_tool_calls, read_tools, read_variables
+from container.dialects.messages import read_messages
+from container.dialects.template_inputs import (
+    may_be_variables,
+    read_documents,
+    read_functions,
+    read_tools,
+    read_variables,
+)
 from container.dialects.wire import (
-    MAX_COUNT,
     Choices,
+    DeadlineFinishReason,
     Flag,
     LogitBias,
     Logprobs,
@@ -32,22 +39,22 @@ from container.dialects.wire import (
     NewTokens,
     SamplingOptions,
     StopTokenIds,
+    Truncation,
     Wire,
     read,
+    told,
+    unknown_error,
+    unknown_fields,
 )
 from container.errors import InvalidRequest
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 OTHER_DIALECT = "is another dialect's"
 
-Temperature = Annotated[float | None, Field(ge=0, le=2, description="a number from 0 to 2")]
-TopK = Annotated[
-    int | None,
-    Field(ge=-1, le=MAX_COUNT, description="an integer of -1 (off) or more"),
-    AfterValidator(lambda top_k: 0 if top_k == -1 else top_k),
-]
 Logprob = Annotated[float, Meta(le=0)]
 Count = Annotated[int, Meta(ge=0)]
+CutMark = Annotated[
+    bool | UnsetType, Meta(description="true where the deadline cut the text and its finish reason doesn't say so")
+]
 
 
 class OpenAIOptions(SamplingOptions):
@@ -55,12 +62,15 @@ class OpenAIOptions(SamplingOptions):
 
     model: str | None = Field(None, description="a string")
     max_tokens: NewTokens = None
-    temperature: Temperature = None
-    top_k: TopK = None
     n: Choices = None
     logit_bias: LogitBias = None
     min_tokens: MinNewTokens = None
     stop_token_ids: StopTokenIds = None
+    truncate_prompt_tokens: Truncation = None
+    deadline_finish_reason: DeadlineFinishReason = None
+    request_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._:-]{1,128}$", description="1 to 128 letters, digits, ., _, : and -"
+    )
 
     ignored: ClassVar = frozenset(
         {
@@ -70,10 +80,32 @@ class OpenAIOptions(SamplingOptions):
             "service_tier",
             "safety_identifier",
             "prompt_cache_key",
+            "prompt_cache_options",
             "prompt_cache_retention",
+            "stream_options",  # a whole answer always has its usage
+            "priority",
+            "cache_salt",
         }
     )
-    neutral: ClassVar = {"stream": (False,), "stream_options": ()}
+    neutral: ClassVar = {
+        "stream": (False,),
+        "use_beam_search": (False,),
+        "early_stopping": (False,),
+        "length_penalty": (1,),
+        "allowed_token_ids": ([],),
+        "bad_words": ([],),
+        "prompt_logprobs": (),
+        "return_token_ids": (False,),
+        "return_tokens_as_token_ids": (False,),
+        "structured_outputs": ({},),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "logits_processors": ([],),
+        "kv_transfer_params": ({},),
+        "vllm_xargs": ({},),
+    }
     reasons: ClassVar = {"stream": "must be false, as asynchronous inference refuses answers sent in chunks"}
 
 
@@ -81,6 +113,7 @@ class TemplateOptions(Wire):
     """Options of a request for the chat template."""
 
     tools: Any = None
+    documents: Any = None
     chat_template_kwargs: Any = None
     add_generation_prompt: Flag = None
     continue_final_message: Flag = None
@@ -90,11 +123,13 @@ class TemplateOptions(Wire):
 
     def template(self, prefix: str = "") -> Template:
         """Return what the chat template is given beside the messages. Raises InvalidRequest."""
-        variables = self.chat_template_kwargs
+        variables, documents = self.chat_template_kwargs, self.documents
         template = Template(
             tools=() if self.tools is None else read_tools(self.tools, f"{prefix}tools"),
+            documents=() if documents is None else read_documents(documents, f"{prefix}documents"),
             variables={} if variables is None else read_variables(variables, f"{prefix}chat_template_kwargs"),
             ending="answer" if self.add_generation_prompt is not False else "nothing",
+            prefix=prefix,
         )
         if not self.continue_final_message:
             return template
@@ -111,20 +146,25 @@ class ChatRequest(OpenAIOptions, TemplateOptions):
     top_logprobs: Logprobs = None
     tool_choice: Literal["none", "auto"] | None = Field(None, description='"none" or "auto"')
     parallel_tool_calls: Flag = None
+    functions: Any = None
+    reasoning_effort: str | None = Field(None, max_length=64, description="a string of at most 64 characters")
+    verbosity: str | None = Field(None, max_length=64, description="a string of at most 64 characters")
 
+    is_open: ClassVar = True
+    ignored: ClassVar = OpenAIOptions.ignored | {"prediction"}
     neutral: ClassVar = {
         **OpenAIOptions.neutral,
         **TemplateOptions.neutral,
         "tool_choice": ("none", "auto"),
-        "functions": ([],),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
-        "prediction": (),
-        "reasoning_effort": (),
-        "verbosity": (),
+        "moderation": (),
         "web_search_options": (),
+        "include_reasoning": (True,),
+        "mm_processor_kwargs": ({},),
+        "echo": (False,),
         "inputs": (),
         "prompt": (),
     }
@@ -134,32 +174,6 @@ class ChatRequest(OpenAIOptions, TemplateOptions):
         "inputs": OTHER_DIALECT,
         "prompt": OTHER_DIALECT,
     }
-
-
-class Message(Wire):
-    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description=f"one of {', '.join(ROLES)}")
-    content: Any = None
-    name: str | None = Field(None, description="a string")
-    tool_call_id: str | None = Field(None, description="a string")
-    tool_calls: Any = None
-
-    # An OpenAI client sends these back with an assistant's message that it was given.
-    neutral: ClassVar = {
-        "refusal": (),
-        "annotations": ([],),
-        "audio": (),
-        "function_call": (),
-    }
-
-
-class PartType(Wire):
-    """Type of a content part, which decides its other fields and so is read before them."""
-
-    type: Literal["text"] = Field(description='"text": other kinds of content are not supported')
-
-
-class TextPart(PartType):
-    text: str = Field(description="a string")
 
 
 class Usage(Struct, forbid_unknown_fields=True):
@@ -195,6 +209,7 @@ class ChatChoice(Struct, forbid_unknown_fields=True):
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
     seed: Annotated[int | None, Meta(description="send it again for the same text; null where the choice was greedy")]
+    deadline: CutMark = UNSET
 
 
 class ChatCompletion(Struct, forbid_unknown_fields=True):
@@ -222,14 +237,9 @@ def read_chat(document: object) -> Call:
         min_new_tokens=request.min_tokens or 0,
         logprobs=request.top_logprobs or 0 if request.logprobs else None,
     )
-    template = request.template()
-    if request.tool_choice == "none":
-        template = replace(template, tools=())
-    elif template.tools and request.parallel_tool_calls is False:
-        message = "parallel_tool_calls is not supported yet: leave it out or give true"
-        raise InvalidRequest(message, param="parallel_tool_calls", code="unsupported_parameter")
+    assert isinstance(document, dict), "it has been read"
     item = Item(
-        prompt=read_messages(request.messages, "messages", template),
+        prompt=read_messages(request.messages, "messages", _template(request, document)),
         parameters=parameters,
         sample_by_default=True,
         param="messages",
@@ -238,65 +248,47 @@ def read_chat(document: object) -> Call:
     return Call(items=(item,), render=partial(_render, request))
 
 
-def read_messages(value: object, at: str, template: Template) -> Chat:
-    """Read the messages of a chat, the field `at`. Raises InvalidRequest."""
-    if not isinstance(value, list):
-        raise InvalidRequest(f"{at} must be a list of messages", param=at)
-    if not value:
-        raise InvalidRequest(f"{at} is empty; give at least one message", param=at)
-    messages = []
-    for index, entry in enumerate(value):
-        path = f"{at}[{index}]"
-        message = read(Message, entry, f"{path}.")
-        read_message: dict[str, Any] = {
-            "role": "system" if message.role == "developer" else message.role,  # OpenAI's newer name for it
-            "content": _content(message, f"{path}.content"),
-        }
-        if message.name is not None:
-            read_message["name"] = message.name
-        if message.tool_call_id is not None:
-            read_message["tool_call_id"] = message.tool_call_id
-        if message.tool_calls is not None and (calls := read_tool_calls(message.tool_calls, f"{path}.tool_calls")):
-            if message.role != "assistant":
-                path = f"{path}.tool_calls"
-                raise InvalidRequest(f"{path} are the assistant's alone: leave them out", param=path)
-            read_message["tool_calls"] = calls
-        messages.append(read_message)
-    return Chat(messages=tuple(messages), template=template)
+def _template(request: ChatRequest, document: Mapping[str, Any]) -> Template:
+    """Return what the template is given, with the fields that only the template knows. Raises InvalidRequest."""
+    template, unknown = request.template(), unknown_fields(ChatRequest, document)
+    if request.functions is not None and (functions := read_functions(request.functions, "functions")):
+        if template.tools:
+            raise InvalidRequest("functions are the older name of tools: give one of them", param="functions")
+        template = replace(template, tools=functions, tools_name="functions")
+    if request.tool_choice == "none" or document.get("function_call") == "none":
+        template = replace(template, tools=())
+    elif template.tools and request.parallel_tool_calls is False:
+        message = "parallel_tool_calls is not supported yet: leave it out or give true"
+        raise InvalidRequest(message, param="parallel_tool_calls", code="unsupported_parameter")
+    if not may_be_variables(unknown):
+        raise unknown_error(ChatRequest, list(unknown))
+    if both := next((name for name in unknown if template.variables.get(name, unknown[name]) != unknown[name]), None):
+        message = f"{both} and chat_template_kwargs.{both} differ: give one of them"
+        raise InvalidRequest(message, param=both)
+    controls = {name: value for name in ("reasoning_effort", "verbosity") if (value := getattr(request, name))}
+    known = ", ".join(ChatRequest.model_fields) if unknown else ""
+    return replace(template, controls=controls, unknown=unknown, known=known)
 
 
-def _content(message: Message, at: str) -> str:
-    """Return the text. Parts are joined without anything between them, so that no text is made up."""
-    match message.content:
-        case str():
-            return message.content
-        case list():
-            texts = []
-            for index, part in enumerate(message.content):
-                if isinstance(part, dict) and "type" in part:
-                    read(PartType, {"type": part["type"]}, f"{at}[{index}].")
-                texts.append(read(TextPart, part, f"{at}[{index}].").text)
-            return "".join(texts)
-        case None if message.role == "assistant":
-            return ""  # most templates can't add None to a string
-    raise InvalidRequest(f"{at} must be a string or a list of text parts", param=at)
-
-
-def _render(request: ChatRequest, results: Sequence[Result], model: str) -> bytes:
-    choices = [
-        ChatChoice(
-            index=index,
-            message=ChatMessage("assistant", completion.text, None),
-            finish_reason=completion.finish_reason,
-            logprobs=None
-            if completion.logprobs is None
-            else ChatLogprobs(list(map(_token, completion.logprobs)), None),
-            seed=completion.seed,
+def _render(
+    request: ChatRequest, results: Sequence[Result], model: str, deadline_reason: DeadlineReason = "deadline"
+) -> bytes:
+    choices = []
+    for index, completion in enumerate(completion for result in results for completion in result.completions):
+        finish_reason, is_cut = told(completion, request.deadline_finish_reason or deadline_reason)
+        scored = completion.logprobs
+        choices.append(
+            ChatChoice(
+                index=index,
+                message=ChatMessage("assistant", completion.text, None),
+                finish_reason=finish_reason,
+                logprobs=None if scored is None else ChatLogprobs(list(map(_token, scored)), None),
+                seed=completion.seed,
+                deadline=is_cut,
+            )
         )
-        for index, completion in enumerate(completion for result in results for completion in result.completions)
-    ]
     answer = ChatCompletion(
-        id=f"chatcmpl-{secrets.token_hex(12)}",
+        id=f"chatcmpl-{request.request_id or secrets.token_hex(12)}",
         object="chat.completion",
         created=int(time.time()),
         model=request.model or model,

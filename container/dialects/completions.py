@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 from pydantic import Field
 
-from container.core import Call, FinishReason, Item, Prompt, Result, TokenLogprob
-from container.dialects.chat import OTHER_DIALECT, Count, OpenAIOptions, Usage, usage
+from container.core import Call, DeadlineReason, FinishReason, Item, Prompt, Result, TokenLogprob
+from container.dialects.chat import OTHER_DIALECT, Count, CutMark, OpenAIOptions, Usage, usage
 from container.dialects.encoding import encode
 from container.dialects.prompt import read_each, read_text, read_token_ids
-from container.dialects.wire import Choices, Flag, Logprobs, read
+from container.dialects.wire import Choices, Flag, Logprobs, read, told, whole
 from container.errors import InvalidRequest
 
 EXPECTED_PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids"
@@ -49,6 +49,7 @@ class CompletionChoice(Struct, forbid_unknown_fields=True):
     finish_reason: FinishReason
     logprobs: CompletionLogprobs | None
     seed: Annotated[int | None, Meta(description="send it again for the same text; null where the choice was greedy")]
+    deadline: CutMark = UNSET
 
 
 class TextCompletion(Struct, forbid_unknown_fields=True):
@@ -88,28 +89,33 @@ def _prompts(request: CompletionRequest) -> Iterable[tuple[str, Prompt]]:
             raise InvalidRequest(f"prompt is empty; it must be {EXPECTED_PROMPT}", param="prompt")
         case [str(), *_]:
             return each(prompt, "prompt", read_text)
-        case [int(), *_]:
+        case [int() | float() as first, *_] if isinstance(whole(first), int):
             return [("prompt", read_token_ids(prompt, "prompt"))]
         case [list(), *_]:
             return each(prompt, "prompt", read_token_ids)
     raise InvalidRequest(f"prompt must be {EXPECTED_PROMPT}", param="prompt")
 
 
-def _render(request: CompletionRequest, results: Sequence[Result], model: str) -> bytes:
+def _render(
+    request: CompletionRequest, results: Sequence[Result], model: str, deadline_reason: DeadlineReason = "deadline"
+) -> bytes:
     """Write the answer. Choices are numbered over the prompts, then over each prompt's n."""
+    choices = []
     completions = [(result, completion) for result in results for completion in result.completions]
-    choices = [
-        CompletionChoice(
-            index=index,
-            text=result.prompt_text + completion.text if request.echo else completion.text,
-            finish_reason=completion.finish_reason,
-            logprobs=None if completion.logprobs is None else _logprobs(completion.logprobs),
-            seed=completion.seed,
+    for index, (result, completion) in enumerate(completions):
+        finish_reason, is_cut = told(completion, request.deadline_finish_reason or deadline_reason)
+        choices.append(
+            CompletionChoice(
+                index=index,
+                text=result.prompt_text + completion.text if request.echo else completion.text,
+                finish_reason=finish_reason,
+                logprobs=None if completion.logprobs is None else _logprobs(completion.logprobs),
+                seed=completion.seed,
+                deadline=is_cut,
+            )
         )
-        for index, (result, completion) in enumerate(completions)
-    ]
     answer = TextCompletion(
-        id=f"cmpl-{secrets.token_hex(12)}",
+        id=f"cmpl-{request.request_id or secrets.token_hex(12)}",
         object="text_completion",
         created=int(time.time()),
         model=request.model or model,

@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field
 
-from container.core import Call, FinishReason, Item, Prompt, Result, Template, TokenLogprob
-from container.dialects.chat import Count, Logprob, TemplateOptions, read_messages
+from container.core import Call, DeadlineReason, FinishReason, Item, Prompt, Result, Template, TokenLogprob
+from container.dialects.chat import Count, CutMark, Logprob, TemplateOptions
 from container.dialects.encoding import encode
+from container.dialects.messages import read_messages
 from container.dialects.prompt import read_each, read_text
 from container.dialects.wire import (
     Choices,
+    DeadlineFinishReason,
     Flag,
     LogitBias,
     Logprobs,
@@ -29,13 +31,15 @@ from container.dialects.wire import (
     SamplingOptions,
     Stop,
     StopTokenIds,
+    Truncation,
     Wire,
     read,
+    told,
 )
 from container.errors import InvalidRequest
 
 PREFIX = "parameters."
-NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens", "stop_token_ids", "logit_bias", "tools")}
+NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens", "stop_token_ids", "logit_bias")}
 EXPECTED_INPUTS = "a string, a list of strings, a list of messages or a list of lists of messages"
 
 
@@ -58,18 +62,29 @@ class Options(ScalarOptions, TemplateOptions):
     stop_token_ids: StopTokenIds = None
     num_return_sequences: Choices = None
     details: Flag = None
+    truncate: Truncation = None
+    deadline_finish_reason: DeadlineFinishReason = None
 
+    # A cache of the model's changes no text, and texts of different lengths are never padded here.
+    ignored: ClassVar = frozenset({"use_cache", "pad_token_id"})
     neutral: ClassVar = {
         **TemplateOptions.neutral,
         "length_penalty": (1,),
         "no_repeat_ngram_size": (0,),
         "num_beams": (1,),
+        "num_beam_groups": (1,),
+        "early_stopping": (False,),
+        "penalty_alpha": (0,),
+        "diversity_penalty": (0,),
+        "return_text": (True,),
+        "return_tensors": (False,),
+        "grammar": (),
+        "adapter_id": (),
         # It does not keep a prefix of the candidates in the order of their probabilities, which is all that the sampler
         # looks at: it would cost every step of the whole batch a sort of the vocabulary.
         "typical_p": (1,),
         "watermark": (False,),
         "best_of": (1,),
-        "truncate": (),
         "decoder_input_details": (False,),
         "top_n_tokens": (0,),
     }
@@ -79,6 +94,7 @@ class Request(Wire):
     inputs: Any = Field(description=EXPECTED_INPUTS)
     parameters: Any = None
 
+    ignored: ClassVar = frozenset({"options"})  # the hub's API has them: whether to wait for a model, and to cache
     neutral: ClassVar = {"stream": (False,), "messages": (), "prompt": ()}
     reasons: ClassVar = {"stream": "must be false, as asynchronous inference refuses answers sent in chunks"}
 
@@ -98,6 +114,7 @@ class Details(Struct, forbid_unknown_fields=True):
     prompt_tokens: Count
     generated_tokens: Count
     seed: int | None
+    deadline: CutMark = UNSET
     tokens: list[GeneratedToken] | UnsetType = UNSET
 
 
@@ -114,7 +131,9 @@ def read_request(document: object) -> Call:
     if options.logprobs is not None and not options.details:
         message = f"{PREFIX}logprobs are shown in the details: give {PREFIX}details with true"
         raise InvalidRequest(message, param=f"{PREFIX}logprobs")
-    parameters = options.parameters(n=options.num_return_sequences or 1, stop=stop)
+    parameters = options.parameters(
+        n=options.num_return_sequences or 1, stop=stop, truncate_prompt_tokens=options.truncate
+    )
     items = tuple(
         Item(prompt=prompt, parameters=parameters, sample_by_default=False, param=path, names=NAMES)
         for path, prompt in _prompts(request.inputs, options.template(PREFIX), parameters.n)
@@ -157,17 +176,21 @@ def _validate_no_template(template: Template) -> None:
         raise InvalidRequest(f"{names} go with messages; inputs is a text: leave them out", param="parameters")
 
 
-def _render(options: Options, results: Sequence[Result], model: str) -> bytes:
+def _render(
+    options: Options, results: Sequence[Result], model: str, deadline_reason: DeadlineReason = "deadline"
+) -> bytes:
     answer = []
     pairs = [(result, completion) for result in results for completion in result.completions]
     for result, completion in pairs:
         details: Details | UnsetType = UNSET
         if options.details or completion.finish_reason == "deadline":  # its text alone would look finished
+            finish_reason, is_cut = told(completion, options.deadline_finish_reason or deadline_reason)
             details = Details(
-                finish_reason=completion.finish_reason,
+                finish_reason=finish_reason,
                 prompt_tokens=result.prompt_tokens,
                 generated_tokens=len(completion.token_ids),
                 seed=completion.seed,
+                deadline=is_cut,
                 tokens=UNSET if completion.logprobs is None else list(map(_token, completion.logprobs)),
             )
         text = result.prompt_text + completion.text if options.return_full_text else completion.text

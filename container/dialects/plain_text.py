@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from container.core import Call, Item, Result
+from container.core import Call, DeadlineReason, Item, Result
 from container.dialects.huggingface import ScalarOptions
 from container.dialects.prompt import read_text
 from container.dialects.sniffing import unicode_name
@@ -60,7 +60,9 @@ def single_value(attributes: Mapping[str, Sequence[str]], key: str) -> str:
     return values[0]
 
 
-def _render(options: ScalarOptions, results: Sequence[Result], model: str) -> bytes:
+def _render(
+    options: ScalarOptions, results: Sequence[Result], model: str, deadline_reason: DeadlineReason = "deadline"
+) -> bytes:
     (result,) = results
     text = result.completions[0].text
     return (result.prompt_text + text if options.return_full_text else text).encode()

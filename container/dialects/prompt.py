@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from container.core import Prompt, Text, TokenIds
+from container.dialects.wire import whole
 from container.errors import InvalidRequest
 
 MAX_TEXTS = 10_000
@@ -27,10 +28,11 @@ def read_token_ids(value: object, at: str) -> TokenIds:
         raise InvalidRequest(f"{at} must be a list of token ids", param=at)
     if not value:
         raise InvalidRequest(f"{at} is empty; give at least one token id", param=at)
-    for index, token_id in enumerate(value):
+    ids: list[Any] = list(map(whole, value)) if float in map(type, value) else value
+    for index, token_id in enumerate(ids):
         if type(token_id) is not int or token_id < 0:  # a bool is an int
             raise InvalidRequest(f"{at}[{index}] must be a token id, an integer of 0 or more", param=f"{at}[{index}]")
-    return TokenIds(ids=tuple(value))
+    return TokenIds(ids=tuple(ids))
 
 
 def read_each(

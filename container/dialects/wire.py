@@ -14,9 +14,10 @@ from itertools import islice
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from msgspec import UNSET, UnsetType
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from container.core import MAX_TEMPERATURE, Parameters
+from container.core import MAX_TEMPERATURE, Completion, DeadlineReason, FinishReason, Parameters
 from container.dialects.json_faults import explain
 from container.dialects.sniffing import SNIFFED_BYTES, guess_binary
 from container.errors import InvalidRequest
@@ -27,18 +28,23 @@ FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
 MAX_NAMES = 5
 """Unknown fields that one error names."""
 MAX_CHOICES = 128
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS = 128
 MAX_STOP_STRING_LENGTH = 1000
 MAX_STOP_TOKENS = 128
 MAX_COUNT = 2**31 - 1
+MIN_SEED = -(2**63)
 MAX_SEED = 2**64 - 1
+RANDOM_SEED = -1
+"""Seed that asks for a random one, as in vLLM and llama.cpp."""
+NO_LIMIT = -1
+"""Limit that asks for none, as in llama.cpp."""
 MAX_BIASES = 1024
 MAX_BIAS = 100
 MAX_LOGPROBS = 20
 
 
 class Wire(BaseModel):
-    """One JSON object. Fields are strict, null is the same as absent, and unknown fields are refused."""
+    """One JSON object. Fields are strict, null under any name is the same as absent, and unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -48,6 +54,8 @@ class Wire(BaseModel):
     """Fields that are not supported, with the values that ask for nothing."""
     reasons: ClassVar[Mapping[str, str]] = {}
     """Reasons to refuse a `neutral` field that say more than that it isn't supported."""
+    is_open: ClassVar[bool] = False
+    """Whether unknown fields pass: `unknown_fields` returns them."""
 
 
 Model = TypeVar("Model", bound=Wire)
@@ -81,11 +89,11 @@ def read(model: type[Model], value: object, prefix: str = "") -> Model:
         path = prefix.rstrip(".")
         raise InvalidRequest(f"{path or 'the document'} must be a JSON object", param=path or None)
     # Before pydantic, which would build an error for each of the millions of names that a body can hold.
-    known = model.model_fields.keys() | model.neutral.keys() | model.ignored
-    if unknown := [name for name in value if name not in known]:
-        raise _unknown(model, unknown, prefix)
+    if not model.is_open and (unknown := list(unknown_fields(model, value))):
+        raise unknown_error(model, unknown, prefix)
     for name, values in model.neutral.items():
-        if (given := value.get(name)) is not None and not any(
+        given = _without_nulls(value.get(name))
+        if given is not None and not any(
             given == neutral and isinstance(given, bool) == isinstance(neutral, bool) for neutral in values
         ):
             instead = "".join(f" or give {msgspec.json.encode(neutral).decode()}" for neutral in values)
@@ -105,7 +113,18 @@ def read(model: type[Model], value: object, prefix: str = "") -> Model:
     raise InvalidRequest(f"{field} must be {expected}" + (f"; see {path}" if indices else ""), param=path)
 
 
-def _unknown(model: type[Wire], unknown: Sequence[str], prefix: str) -> InvalidRequest:
+def unknown_fields(model: type[Wire], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that a model doesn't know, but for nulls."""
+    known = model.model_fields.keys() | model.neutral.keys() | model.ignored
+    return {name: given for name, given in value.items() if name not in known and given is not None}
+
+
+def _without_nulls(value: object) -> object:
+    return {name: given for name, given in value.items() if given is not None} if isinstance(value, dict) else value
+
+
+def unknown_error(model: type[Wire], unknown: Sequence[str], prefix: str = "") -> InvalidRequest:
+    """Return the error of fields that a model doesn't know."""
     shown = list(islice(filter(FIELD_NAME.fullmatch, unknown), MAX_NAMES))
     fields = "fields" if len(unknown) > 1 else "field"
     if shown:
@@ -118,7 +137,7 @@ def _unknown(model: type[Wire], unknown: Sequence[str], prefix: str) -> InvalidR
     return InvalidRequest(message, param=param or None, code="unknown_parameter")
 
 
-_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_LENGTH}
+_STOP_STRING = {"type": "string", "maxLength": MAX_STOP_STRING_LENGTH}
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -129,9 +148,9 @@ def _stop_strings(value: object) -> tuple[str, ...] | None:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or len(strings) > MAX_STOP_STRINGS:
         raise ValueError
-    if not all(isinstance(string, str) and 1 <= len(string) <= MAX_STOP_STRING_LENGTH for string in strings):
+    if not all(isinstance(string, str) and len(string) <= MAX_STOP_STRING_LENGTH for string in strings):
         raise ValueError
-    return tuple(strings)
+    return tuple(filter(None, strings))  # clients write "" where they have none, as llama.cpp takes it
 
 
 def _biases(value: object) -> tuple[tuple[int, float], ...] | None:
@@ -146,15 +165,47 @@ def _biases(value: object) -> tuple[tuple[int, float], ...] | None:
     return tuple((int(token_id), float(amount)) for token_id, amount in value.items())
 
 
+def whole(value: object) -> object:
+    """Return the integer that a whole number is, however it is written: many clients know only floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _limit(value: object) -> object:
+    value = whole(value)
+    return None if value == NO_LIMIT else value
+
+
+def _nonzero(value: int | None) -> int | None:
+    if value == 0:
+        raise ValueError
+    return value
+
+
+def _seed(value: object) -> object:
+    value = whole(value)
+    return None if value == RANDOM_SEED and type(value) is int else value
+
+
+Whole = BeforeValidator(whole)
 Flag = Annotated[bool | None, Field(description="true or false")]
-NewTokens = Annotated[int | None, Field(ge=1, le=MAX_COUNT, description="an integer of 1 or more")]
-MinNewTokens = Annotated[int | None, Field(ge=0, le=MAX_COUNT, description="an integer of 0 or more")]
+NewTokens = Annotated[
+    int | None,
+    Field(ge=1, le=MAX_COUNT, description="an integer of 1 or more, or -1 for no limit"),
+    BeforeValidator(_limit),
+    WithJsonSchema({"type": ["integer", "null"], "minimum": -1, "maximum": MAX_COUNT, "not": {"const": 0}}),
+]
+MinNewTokens = Annotated[int | None, Field(ge=0, le=MAX_COUNT, description="an integer of 0 or more"), Whole]
 Temperature = Annotated[
     float | None, Field(ge=0, le=MAX_TEMPERATURE, description=f"a number from 0 (greedy) to {MAX_TEMPERATURE:,}")
 ]
-TopK = Annotated[int | None, Field(ge=0, le=MAX_COUNT, description="an integer of 0 (off) or more")]
-TopP = Annotated[float | None, Field(gt=0, le=1, description="a number above 0 and at most 1")]
-MinP = Annotated[float | None, Field(ge=0, lt=1, description="a number of 0 (off) or more and below 1")]
+TopK = Annotated[
+    int | None,
+    Field(ge=-1, le=MAX_COUNT, description="an integer of 1 or more, or 0 or -1 (off)"),
+    Whole,
+    AfterValidator(lambda top_k: 0 if top_k == -1 else top_k),
+]
+TopP = Annotated[float | None, Field(ge=0, le=1, description="a number from 0 (the best token) to 1 (off)")]
+MinP = Annotated[float | None, Field(ge=0, le=1, description="a number from 0 (off) to 1 (the best token)")]
 RepetitionPenalty = Annotated[float | None, Field(gt=0, le=10, description="a number above 0 and at most 10")]
 Penalty = Annotated[float | None, Field(ge=-2, le=2, description="a number from -2 to 2")]
 LogitBias = Annotated[
@@ -172,9 +223,24 @@ LogitBias = Annotated[
         description=f"an object of at most {MAX_BIASES} token ids, each with a number from -{MAX_BIAS} to {MAX_BIAS}"
     ),
 ]
-Logprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}")]
-Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED, description="an integer from 0 to 2**64 - 1")]
-Choices = Annotated[int | None, Field(ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}")]
+Logprobs = Annotated[
+    int | None, Field(ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}"), Whole
+]
+Seed = Annotated[
+    int | None,
+    Field(ge=MIN_SEED, le=MAX_SEED, description="an integer from -2**63 to 2**64 - 1; -1 is a random one"),
+    BeforeValidator(_seed),
+    # The engine's are unsigned: a negative one is the number with the same 64 bits.
+    AfterValidator(lambda seed: None if seed is None else seed % 2**64),
+]
+Choices = Annotated[int | None, Field(ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}"), Whole]
+Truncation = Annotated[
+    int | None,
+    Field(ge=-1, le=MAX_COUNT, description="an integer of 1 or more, or -1 for what the model holds"),
+    Whole,
+    AfterValidator(_nonzero),
+    WithJsonSchema({"type": ["integer", "null"], "minimum": -1, "maximum": MAX_COUNT, "not": {"const": 0}}),
+]
 Stop = Annotated[
     tuple[str, ...] | None,
     BeforeValidator(_stop_strings),
@@ -188,11 +254,12 @@ Stop = Annotated[
         }
     ),
     Field(
-        description=f"a string or a list of up to {MAX_STOP_STRINGS}, each of 1 to {MAX_STOP_STRING_LENGTH} characters"
+        description=f"a string or a list of up to {MAX_STOP_STRINGS}, each of at most {MAX_STOP_STRING_LENGTH}"
+        " characters"
     ),
 ]
 StopTokenIds = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...] | None,
+    tuple[Annotated[int, Field(ge=0, le=MAX_COUNT), Whole], ...] | None,
     # strict=False lets a list become the tuple; fail_fast: pydantic would build an error for each of millions of ids.
     Field(
         strict=False,
@@ -200,6 +267,10 @@ StopTokenIds = Annotated[
         fail_fast=True,
         description=f"a list of at most {MAX_STOP_TOKENS} token ids",
     ),
+]
+
+DeadlineFinishReason = Annotated[
+    DeadlineReason | None, Field(description='"deadline", or "length" for clients that know only OpenAI\'s own reasons')
 ]
 
 _PARAMETERS = [field.name for field in dataclasses.fields(Parameters)]
@@ -223,3 +294,10 @@ class SamplingOptions(Wire):
         """Return the parameters that are given. A dialect overrides those that it names or reads in its own way."""
         given = {name: value for name in _PARAMETERS if (value := getattr(self, name, None)) is not None}
         return Parameters(**given | overrides)
+
+
+def told(completion: Completion, deadline_reason: DeadlineReason) -> tuple[FinishReason, bool | UnsetType]:
+    """Return the reason that an answer gives for a text's end, and the mark of a cut that the reason doesn't tell."""
+    if completion.finish_reason != "deadline":
+        return completion.finish_reason, UNSET
+    return deadline_reason, UNSET if deadline_reason == "deadline" else True

@@ -218,9 +218,8 @@ class BatchRunner:
         else:
             self._invocation.items_done += 1
             service = self._present_service()
-            await run_in_thread(
-                service.writers, lambda: self._answers.put(entry.index, line.success(results, service.name))
-            )
+            render = partial(line.success, results, service.name, service.deadline_reason)
+            await run_in_thread(service.writers, lambda: self._answers.put(entry.index, render()))
 
     async def _fail(self, entry: _Entry, line: Line, error: RequestError) -> None:
         if isinstance(error, _ENDS_ALL):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 from container.core import Call
 from container.dialects.document import RequestHead, read_call
@@ -30,7 +31,8 @@ async def answer_small(
     invocation.items = len(prepared)
     invocation.max_completion_tokens = sum(s.max_new_tokens for item in prepared for s in item.samplings)
     results = await invocation.run_all(prepared)
-    return await run_in_thread(service.writers, lambda: call.render(results, service.name)), call.content_type
+    render = partial(call.render, results, service.name, service.deadline_reason)
+    return await run_in_thread(service.writers, render), call.content_type
 
 
 async def answer_large(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from container.core import DeadlineReason
 from container.engine.messages import EngineInfo
 from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
@@ -34,3 +35,5 @@ class Service:
     """Name of the served model."""
     identity: str
     """Digest of what decides, beside the request, which tokens are generated."""
+    deadline_reason: DeadlineReason = "deadline"
+    """Reason that answers give for a text that the deadline cut, where the request doesn't say."""

@@ -9,7 +9,7 @@ from array import array
 
 import msgspec
 
-from container.core import Completion, Seeds
+from container.core import Completion, DeadlineReason, Seeds
 from container.dialects.batch import Form
 from container.dialects.document import RequestHead
 from container.errors import ErrorType, OutOfSpace, RequestError, TooLarge
@@ -25,6 +25,7 @@ class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
     default_max_new_tokens: int
     name: str
     """Name of the served model."""
+    deadline_reason: DeadlineReason = "deadline"
 
 
 class ReadLine(msgspec.Struct, frozen=True, tag="line"):

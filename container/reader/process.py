@@ -21,7 +21,7 @@ import msgspec
 import psutil
 from setproctitle import setproctitle
 
-from container.core import Call, Completion, Result
+from container.core import Call, Completion, DeadlineReason, Result
 from container.dialects.batch import Line, read_line
 from container.dialects.document import RequestHead, read_call
 from container.disk.full_disk import naming_a_full_disk
@@ -66,6 +66,7 @@ class Reader:
         self._body = body
         self._answer = answer
         self._name = ""
+        self._deadline_reason: DeadlineReason = "deadline"
         self._preparer: Preparer | None = None
         self._document: Document | None = None
         self._line: Line | None = None
@@ -88,7 +89,7 @@ class Reader:
 
     def _load(self, config: messages.ReaderConfig) -> None:
         defaults = ModelDefaults.load(config.model_dir)
-        self._name = config.name
+        self._name, self._deadline_reason = config.name, config.deadline_reason
         self._preparer = Preparer(
             tokenizer=Tokenizer.load(
                 config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
@@ -104,7 +105,7 @@ class Reader:
             return self._write(self._line.failure(failure.error()), "")
         results, call = self._opened.results(), self._opened.call
         render = call.render if self._line is None else self._line.success
-        return self._write(render(results, self._name), call.content_type)
+        return self._write(render(results, self._name, self._deadline_reason), call.content_type)
 
     @property
     def _opened(self) -> Document:

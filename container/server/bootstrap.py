@@ -176,6 +176,7 @@ class Backend:
             max_sequence_tokens=info.max_sequence_tokens,
             default_max_new_tokens=settings.max_new_tokens,
             name=settings.name,
+            deadline_reason=settings.deadline_finish_reason,
         )
         return Service(
             preparer=Preparer(
@@ -193,5 +194,6 @@ class Backend:
             workers=self._workers,
             writers=self._writers,
             name=settings.name,
+            deadline_reason=settings.deadline_finish_reason,
             identity=f"{model.digest} {info.dtype} {settings.max_new_tokens}",
         )

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from container import __version__
-from container.dialects import batch, chat, completions, huggingface, plain_text, template_inputs
+from container.dialects import anthropic, batch, chat, completions, huggingface, messages, plain_text, template_inputs
 from container.dialects.document import JSON_LINES
 from container.dialects.prompt import MAX_TEXTS
 from container.dialects.wire import MAX_COUNT, Wire
@@ -164,52 +164,63 @@ def _content(description: str, schema: Schema, media_type: str = "application/js
 
 
 def _requests() -> dict[str, Schema]:
-    template = {
-        "tools": _nullable(_array(_ref("Tool"), least=0, most=template_inputs.MAX_TOOLS)),
-        "chat_template_kwargs": _VARIABLES,
-    }
-    messages = {"type": "array", "items": _ref("Message"), "minItems": 1}
-    prompts = [messages, _array(messages), _TEXT, _array(_TEXT)]
-    content = {"anyOf": [{"type": "string"}, _array(_ref("TextPart"), least=0, most=None)]}
-    openai_body = _any_of("ChatRequest", "CompletionRequest")
+    tools = _nullable(_array(_ref("Tool"), least=0, most=template_inputs.MAX_TOOLS))
+    documents = _nullable(_array({"type": "object"}, least=0, most=template_inputs.MAX_DOCUMENTS))
+    template = {"tools": tools, "documents": documents, "chat_template_kwargs": _VARIABLES}
+    functions = _nullable(_array(_ref("ToolFunction"), least=0, most=template_inputs.MAX_TOOLS))
+    chat_messages = {"type": "array", "items": _ref("Message"), "minItems": 1}
+    prompts = [chat_messages, _array(chat_messages), _TEXT, _array(_TEXT)]
+    content = {"anyOf": [{"type": "string"}, _array(_ref("ContentPart"), least=0, most=None)]}
+    calls = _nullable(_array(_ref("ToolCall"), least=0, most=template_inputs.MAX_TOOLS))
     any_body = _any_of("HuggingFaceRequest", "ChatRequest", "CompletionRequest")
     return {
         "HuggingFaceRequest": _object(
             huggingface.Request, inputs={"anyOf": prompts}, parameters=_nullable(_ref("HuggingFaceParameters"))
         ),
         "HuggingFaceParameters": _object(huggingface.Options, **template),
-        "ChatRequest": _object(chat.ChatRequest, messages=messages, **template),
+        "ChatRequest": _object(chat.ChatRequest, messages=chat_messages, functions=functions, **template)
+        | {"additionalProperties": _NULL},  # others are variables of the model's template
         "CompletionRequest": _object(
             completions.CompletionRequest, prompt={"anyOf": [_TEXT, _array(_TEXT), _TOKEN_IDS, _array(_TOKEN_IDS)]}
         ),
-        "Message": _any_of("AssistantMessage", "OtherMessage"),
-        "AssistantMessage": _object(
-            chat.Message,
-            role={"const": "assistant"},
-            content=_nullable(content),
-            tool_calls=_nullable(_array(_ref("ToolCall"), least=0, most=template_inputs.MAX_TOOLS)),
+        "Message": _any_of("PromptMessage", "ResultMessage", "OtherMessage"),
+        "PromptMessage": _object(
+            messages.Message, "content", role={"enum": [*messages.SPOKEN_TO]}, content=content, **_no_calls()
+        ),
+        "ResultMessage": _object(
+            messages.Message, role={"enum": [*messages.CALLED]}, content=_nullable(content), **_no_calls()
         ),
         "OtherMessage": _object(
-            chat.Message,
-            "content",
-            role={"enum": [role for role in chat.ROLES if role != "assistant"]},
-            content=content,
-            tool_calls={"enum": [[], None]},
+            messages.Message,
+            role={
+                "type": "string",
+                "pattern": f"^{messages.ROLE}$",
+                "not": {"enum": [*messages.SPOKEN_TO, *messages.CALLED]},
+            },
+            content=_nullable(content),
+            tool_calls=calls,
+            function_call=_nullable(_ref("CalledFunction")),
         ),
-        "TextPart": _object(chat.TextPart),
+        "ContentPart": {"anyOf": [{"type": "string"}, _ref("TextPart"), _ref("RefusalPart")]},
+        "TextPart": _object(messages.TextPart, type={"enum": ["text", "input_text", "output_text", None]}),
+        "RefusalPart": _object(messages.RefusalPart, "type", type={"const": "refusal"}),
         "Tool": _object(template_inputs.Tool, "function", function=_ref("ToolFunction")),
         "ToolFunction": _object(template_inputs.ToolFunction),
         "ToolCall": _object(template_inputs.ToolCall, "function", function=_ref("CalledFunction")),
         "CalledFunction": _object(
             template_inputs.CalledFunction,
-            arguments={
-                "anyOf": [{"type": "object"}, {"type": "string", "contentMediaType": "application/json"}, _NULL]
-            },
+            arguments={"anyOf": [{"type": ["object", "string", "null"]}, {"type": "array", "maxItems": 0}]},
         ),
-        "BatchLine": {"anyOf": [_ref("OpenAIBatchLine"), _ref("BedrockBatchLine"), any_body]},
-        "OpenAIBatchLine": _object(batch.OpenAIRequest, body=openai_body),
+        "BatchLine": {"anyOf": [*map(_ref, ("OpenAIBatchLine", "AnthropicBatchLine", "BedrockBatchLine")), any_body]},
+        "OpenAIBatchLine": _object(batch.OpenAIRequest, body=any_body),
+        "AnthropicBatchLine": _object(batch.AnthropicRequest, params=_ref("AnthropicParams")),
+        "AnthropicParams": _object(anthropic.MessageParams, messages=chat_messages, system=_nullable(content)),
         "BedrockBatchLine": _object(batch.BedrockRequest, modelInput=any_body),
     }
+
+
+def _no_calls() -> dict[str, Schema]:
+    return {"tool_calls": {"enum": [[], None]}, "function_call": _NULL}
 
 
 def _object(model: type[Wire], *required: str, **within: Schema) -> Schema:
@@ -220,6 +231,7 @@ def _object(model: type[Wire], *required: str, **within: Schema) -> Schema:
     }
     schema["properties"] |= within | refused | {name: {} for name in sorted(model.ignored)}
     schema["required"] = [*schema.get("required", []), *required]
+    schema["additionalProperties"] = True if model.is_open else _NULL
     return schema
 
 
@@ -232,16 +244,21 @@ def _answers() -> dict[str, Schema]:
         completions.TextCompletion,
         huggingface.Generated,
         batch.OpenAILine,
+        anthropic.ResultLine,
+        anthropic.AnthropicMessage,
         batch.BedrockResult,
         batch.BedrockFailure,
     )
     _, schemas = msgspec.json.schema_components(structs, ref_template=_REF + "{name}")
     # These are written as they are, so that no type says what is in them.
-    schemas["OpenAIResponse"]["properties"]["body"] = _any_of("ChatCompletion", "TextCompletion", "ErrorBody")
+    bodies = ("ChatCompletion", "TextCompletion", "GeneratedList", "ErrorBody")
+    schemas["OpenAIResponse"]["properties"]["body"] = _any_of(*bodies)
+    schemas["Succeeded"]["properties"]["message"] = _ref("AnthropicMessage")
     schemas["BedrockResult"]["properties"]["modelOutput"] = _any_of("ChatCompletion", "TextCompletion", "GeneratedList")
     schemas["GeneratedList"] = {"type": "array", "items": _ref("Generated"), "minItems": 1}
     schemas["BatchAnswerLine"] = _any_of(
         "OpenAILine",
+        "ResultLine",
         "BedrockResult",
         "BedrockFailure",
         "ChatCompletion",

@@ -51,10 +51,10 @@ class Preparer:
 
         It takes as long as the prompt, so call it in a worker thread. Raises InvalidRequest.
         """
-        limit, names = self.max_sequence_tokens, item.names
-        prompt = self.tokenizer.encode(
-            item.prompt, param=item.param, max_tokens=limit, tools_param=names.get("tools", "tools")
-        )
+        limit, keep = self.max_sequence_tokens, item.parameters.truncate_prompt_tokens
+        if keep == -1:  # beside an answer as long as it is asked for
+            keep = max(1, limit - (item.parameters.max_new_tokens or max(1, item.parameters.min_new_tokens)))
+        prompt = self.tokenizer.encode(item.prompt, param=item.param, max_tokens=limit, keep=keep)
         samplings = resolve(
             item,
             self.defaults,

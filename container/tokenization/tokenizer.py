@@ -14,6 +14,7 @@ from typing import Any
 
 from container.core import Chat, Prompt, Text, TokenIds
 from container.errors import InvalidRequest
+from container.tokenization.chat_template import ChatTemplate, find_text_arguments
 from container.tokenization.vocabulary import Vocabulary
 
 _MAX_COMPOSED = 4
@@ -68,10 +69,10 @@ class Tokenizer:
         known = max(tokenizer.get_vocab().values()) + 1  # len() is less where the ids have gaps
         return cls(tokenizer, known if vocab_size is None else min(known, vocab_size))
 
-    def encode(self, prompt: Prompt, *, param: str, max_tokens: int, tools_param: str = "tools") -> EncodedPrompt:
+    def encode(self, prompt: Prompt, *, param: str, max_tokens: int, keep: int | None = None) -> EncodedPrompt:
         """Return the prompt's ids, fewer than `max_tokens`, which prompt and answer share.
 
-        `param` names the prompt's field, `tools_param` that of a chat's tools.
+        `param` names the prompt's field. Of a longer prompt only the last `keep` tokens are used.
 
         Special tokens are as the reference adds them: to a text those that the tokenizer adds by default, to a chat
         those of its template and no others. Raises InvalidRequest.
@@ -79,20 +80,34 @@ class Tokenizer:
         match prompt:
             case TokenIds():
                 ids = list(prompt.ids)
+                if keep is not None and len(ids) > keep:
+                    ids = ids[-keep:]
                 self._validate_ids(ids, param, max_tokens)
                 return EncodedPrompt(ids=ids, text=self.decode(ids))
             case Text():
-                ids = self._ids(prompt.text, param, max_tokens, add_special_tokens=True)
-                return EncodedPrompt(ids=ids, text=prompt.text)
+                return self._encode(prompt.text, param, max_tokens, keep, add_special_tokens=True)
             case Chat():
-                text = self._apply_template(prompt, param, tools_param)
-                ids = self._ids(text, param, max_tokens, add_special_tokens=False)
-                return EncodedPrompt(ids=ids, text=text)
+                text = self._apply_template(prompt, param)
+                return self._encode(text, param, max_tokens, keep, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def _encode(
+        self, text: str, param: str, max_tokens: int, keep: int | None, *, add_special_tokens: bool
+    ) -> EncodedPrompt:
+        if keep is None or keep >= max_tokens:
+            ids = self._ids(text, param, max_tokens, add_special_tokens=add_special_tokens)
+        else:
+            # No more of a long text than surely has so many tokens: tokenizing it takes minutes.
+            ids = self._tokens(text[-keep * self._max_token_characters * _MAX_COMPOSED :], add_special_tokens)
+            if len(ids) > keep:
+                ids = ids[-keep:]
+                text = self.decode(ids)
+        self._validate_ids(ids, param, max_tokens)
+        return EncodedPrompt(ids=ids, text=text)
 
     def _ids(self, text: str, param: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
         # A text that can't fit even if all tokens are the longest is refused first: tokenizing it takes minutes.
@@ -108,9 +123,11 @@ class Tokenizer:
                 f" {max_characters} characters at the very most"
             )
             raise InvalidRequest(message, param=param, code="context_length_exceeded")
+        return self._tokens(text, add_special_tokens)
+
+    def _tokens(self, text: str, add_special_tokens: bool) -> list[int]:
         # verbose=False: no warning past the tokenizer's own idea of the model's length, which is checked here.
         ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-        self._validate_ids(ids, param, max_tokens)
         return ids
 
     def _validate_ids(self, ids: list[int], param: str, max_tokens: int) -> None:
@@ -125,38 +142,42 @@ class Tokenizer:
             message = f"{param}: prompt has a token id outside the vocabulary; ids are from 0 to {self._vocab_size - 1}"
             raise InvalidRequest(message, param=param)
 
-    def _apply_template(self, chat: Chat, param: str, tools_param: str) -> str:
-        template = self._tokenizer.chat_template
-        if not template:
+    def _apply_template(self, chat: Chat, param: str) -> str:
+        sources = self._tokenizer.chat_template
+        if not sources:
             message = f"{param}: the model has no chat template; send the prompt as text (inputs or prompt)"
             raise InvalidRequest(message, param=param, code="no_chat_template")
-        source = "\n".join(template.values()) if isinstance(template, dict) else template
-        # The template would silently leave these out.
-        if chat.template.tools and "tools" not in source:
-            message = f"{tools_param}: the model's chat template takes no tools; leave them out"
-            raise InvalidRequest(message, param=tools_param, code="unsupported_parameter")
-        calls = next((index for index, message in enumerate(chat.messages) if "tool_calls" in message), None)
-        if calls is not None and "tool_calls" not in source:
-            at = f"{param}[{calls}].tool_calls"
-            message = f"{at}: the model's chat template takes no tool calls; leave them out"
-            raise InvalidRequest(message, param=at, code="unsupported_parameter")
-        try:
+        if not isinstance(sources, dict):
+            sources = {"default": sources}
+        name = "tool_use" if chat.template.tools and "tool_use" in sources else "default"
+        every_source = "\n".join(sources.values())
+        template = ChatTemplate.of(sources.get(name, every_source))
+        variables, messages = template.variables(chat.template), template.messages(chat, param)
+
+        def render(messages: list[dict[str, Any]]) -> str:
             text: str = self._tokenizer.apply_chat_template(
-                list(chat.messages),
+                messages,
                 tools=list(chat.template.tools) or None,
+                documents=list(chat.template.documents) or None,
                 tokenize=False,
                 add_generation_prompt=chat.template.ending == "answer",
                 continue_final_message=chat.template.ending == "continue",
-                **chat.template.variables,
+                **variables,
             )
-        except MemoryError:
+            return text
+
+        try:
+            text = render(messages)
+            template.check_shown(messages, param, render)
+        except (MemoryError, InvalidRequest):
             raise
         except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error)
-            if not reason or reason not in source:  # only a sentence of the template's own quotes no message
+            if not reason or reason not in every_source:  # only a sentence of the template's own quotes no message
                 reason = type(error).__name__
                 if chat.template.ending == "continue" and type(error) is ValueError:
                     reason = "it doesn't show the last message as it was written, so that it can't be continued"
         else:
             return text
-        raise InvalidRequest(f"{param}: the model's chat template refuses these messages: {reason}", param=param)
+        at = find_text_arguments(messages, param) or param
+        raise InvalidRequest(f"{at}: the model's chat template refuses these messages: {reason}", param=at)

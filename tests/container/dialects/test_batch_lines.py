@@ -66,7 +66,7 @@ def test_failed_openai_line_repeats_status_and_error() -> None:
         ({"body": None}, "body"),
         ({"body": "{}"}, "body"),
         ({"body": {}}, "messages"),
-        ({"body": CHAT | {"top_p": 0}}, "top_p"),
+        ({"body": CHAT | {"top_p": 2}}, "top_p"),
         ({"priority": 1}, "priority"),
     ],
 )
@@ -92,8 +92,8 @@ def test_a_bedrock_line_holds_either_json_dialect() -> None:
 
 
 def test_bad_bedrock_line_has_input_and_error() -> None:
-    record = {"recordId": "1", "modelInput": CHAT | {"top_p": 0}}
-    error = {"errorCode": 400, "errorMessage": "top_p must be a number above 0 and at most 1"}
+    record = {"recordId": "1", "modelInput": CHAT | {"top_p": 2}}
+    error = {"errorCode": 400, "errorMessage": "top_p must be a number from 0 (the best token) to 1 (off)"}
     assert failure(line(record)) == record | {"error": error}
 
 

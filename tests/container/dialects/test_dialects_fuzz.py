@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from container.core import Call, Completion, Item, Result, TokenLogprob
 from container.dialects import huggingface
-from container.dialects.batch import BedrockRequest, OpenAIRequest, is_blank, read_line
+from container.dialects.batch import AnthropicRequest, BedrockRequest, OpenAIRequest, is_blank, read_line
 from container.dialects.chat import ChatRequest
 from container.dialects.completions import CompletionRequest
 from container.dialects.wire import Wire
@@ -113,6 +113,7 @@ DOCUMENT = HUGGING_FACE | CHAT | COMPLETION | ANYTHING
 LINE = (
     DOCUMENT
     | joined(st.fixed_dictionaries({"modelInput": DOCUMENT}), some(known(BedrockRequest)))
+    | joined(st.fixed_dictionaries({"params": CHAT}), some(known(AnthropicRequest)))
     | st.fixed_dictionaries(
         {"body": CHAT | COMPLETION, "url": st.sampled_from(["/v1/chat/completions", "/v1/completions"])},
         optional={"custom_id": TEXT, "method": st.just("POST") | SCALAR},
@@ -141,9 +142,7 @@ def passes(call: Call) -> bool:
     """Whether every item fits the engine or is the caller's error, and the answer can be written."""
     for item in call.items:
         try:
-            encoded = TOKENIZER.encode(
-                item.prompt, param=item.param, max_tokens=MAX_TOKENS, tools_param=item.name_of("tools")
-            )
+            encoded = TOKENIZER.encode(item.prompt, param=item.param, max_tokens=MAX_TOKENS)
             samplings = resolve(
                 item,
                 DEFAULTS,

@@ -70,7 +70,7 @@ def test_stop(client: openai.OpenAI) -> None:
 
 def test_bad_value_raises_bad_request_with_parameter(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="mine", messages=MESSAGES, temperature=3)
+        client.chat.completions.create(model="mine", messages=MESSAGES, temperature=-1)
     assert (caught.value.param, caught.value.type) == ("temperature", "invalid_request_error")
 
 

@@ -82,6 +82,7 @@ def tamed(value: Any) -> Any:
         changed |= {name: 0 for name in ("min_tokens", "min_new_tokens") if name in value}
         changed |= {"logprobs": True} if "top_logprobs" in value else {}
         left_out = ("best_of", "max_completion_tokens", "continue_final_message", "tools", "logit_bias")
+        left_out += ("documents", "functions", "prefix", "partial", "refusal", "reasoning_effort", "verbosity")
         return {name: tamed(inner) for name, inner in value.items() if name not in left_out} | changed
     if isinstance(value, list):
         return [item % 1000 if type(item) is int else tamed(item) for item in value]
