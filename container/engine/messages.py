@@ -97,7 +97,7 @@ class NewTokens(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence that the engine could not take, although the engine itself goes on."""
+    """One sequence that the engine could not take, or go on with, although the engine itself goes on."""
 
     id: int
     reason: str

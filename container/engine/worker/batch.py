@@ -6,10 +6,12 @@ method's source, so that an upgrade that changes one is noticed.
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchingManager,
@@ -21,6 +23,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 from transformers.generation.continuous_batching.requests import (
     GenerationOutput,
+    RequestState,
     RequestStatus,
 )
 
@@ -30,6 +33,9 @@ from container.engine.worker import fair_scheduler
 from container.engine.worker.memory import cache_tokens
 from container.engine.worker.model import LoadedModel, ModelRefused
 from container.engine.worker.sampler import Sampler
+from container.engine.worker.score_guard import ScoreGuard, describe_fault
+
+logger = logging.getLogger(__name__)
 
 PAGE_TOKENS = 32
 """Prompts share a cached prefix in whole pages of this many tokens."""
@@ -114,7 +120,10 @@ class Batch(ContinuousBatchingManager):
             ),
             continuous_batching_config=_configuration(loaded, settings),
         )
-        self._sampler = Sampler()
+        self._dtype = loaded.dtype
+        self._guard = _guard(loaded, self.continuous_batching_config)
+        self._has_told_fault = False
+        self._sampler = Sampler(self._guard)
         self.logit_processor = cast(Any, self._sampler)
         self._failures = _FailureRouter()
         self.output_router = self._failures
@@ -193,6 +202,41 @@ class Batch(ContinuousBatchingManager):
         self._report(batch_processor, stepped)
         return goes_on
 
+    def _generation_step(self) -> None:
+        """Run the forward pass, and take out the sequences whose scores are not numbers: no token comes of them."""
+        super()._generation_step()
+        ios = self._inputs_and_outputs
+        states = [future.state for future in ios.requests_in_batch if future.has_new_token]
+        if faults := self._guard.faults(len(states)):
+            kept = torch.tensor([row for row in range(len(states)) if row not in faults], dtype=torch.int64)
+            # The library reads the tokens in the order of the sequences: what is left moves up.
+            ios.output_ids[0, : len(kept)] = ios.output_ids[0, kept.to(ios.output_ids.device)]
+            self._sampler.keep(kept.tolist())
+            gone = {states[row].request_id for row in faults}
+            ios.requests_in_batch = [future for future in ios.requests_in_batch if future.state.request_id not in gone]
+            self._active -= gone  # where they are put back, it is for no lack of room
+            for row, fault in faults.items():
+                self._take_out(states[row], fault)
+
+    def _take_out(self, state: RequestState, fault: str) -> None:
+        """Fail the sequence, or have it computed once more where what it shares with others may be at fault."""
+        scheduler = self.processor.scheduler
+        assert isinstance(scheduler, fair_scheduler.FairScheduler), "it is registered above"
+        if scheduler.take_out(state):
+            return
+        token_number = state.position_offset - state.logit_processor_kwargs["prompt_tokens"] + 1
+        reason = describe_fault(fault, token_number, self._dtype)
+        self._failures.failed.append(Failed(int(state.request_id), reason))
+        if not self._has_told_fault:
+            self._has_told_fault = True
+            logger.error("a sequence is given up: %s (said once: the metrics count further ones)", reason)
+
+    @property
+    def _inputs_and_outputs(self) -> ContinuousBatchingIOs:
+        ios = self.processor.inputs_and_outputs
+        assert isinstance(ios, ContinuousBatchingIOs), "use_async_batching is off"
+        return ios
+
     def _report(self, processor: ContinuousBatchProcessor, stepped: bool) -> None:
         scheduler = processor.scheduler
         active = frozenset(scheduler.active_requests)
@@ -207,9 +251,8 @@ class Batch(ContinuousBatchingManager):
         # Blocks that are only kept for sharing count as free.
         evictable = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
         free = cache.compute_free_capacity(relative=False) + evictable
-        ios = processor.inputs_and_outputs
-        assert isinstance(ios, ContinuousBatchingIOs), "use_async_batching is off"
-        with_token = [future.state for future in ios.requests_in_batch if future.has_new_token] if stepped else []
+        in_batch = self._inputs_and_outputs.requests_in_batch if stepped else []
+        with_token = [future.state for future in in_batch if future.has_new_token]
         tokens = []
         for row, state in enumerate(with_token):
             token_id = state.generated_tokens[-1]
@@ -224,6 +267,15 @@ class Batch(ContinuousBatchingManager):
     def _handle_critical_error(self, error: Exception, batch_processor: ContinuousBatchProcessor | None) -> None:
         """Say why the loop is dead, and this process with it. The server has every token."""
         self._on_crash(error)
+
+
+def _guard(loaded: LoadedModel, config: ContinuousBatchingConfig) -> ScoreGuard:
+    guard, model = ScoreGuard(config.max_requests_per_batch or 0, loaded.device), cast(Any, loaded.model)
+    # Gemma bounds its scores (https://arxiv.org/abs/2408.00118, section 2), which makes an infinite one finite.
+    is_bounded = getattr(loaded.config, "final_logit_softcapping", None) is not None
+    if is_bounded and model._supports_logits_to_keep():
+        guard.watch(model.get_output_embeddings())
+    return guard
 
 
 def _configuration(loaded: LoadedModel, settings: EngineConfig) -> ContinuousBatchingConfig:

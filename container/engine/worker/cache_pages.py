@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping, Set
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.requests import RequestState
 
+UNSHARED = "unshared"
+"""Key in a sequence's `logit_processor_kwargs`, which outlive a preemption: true if it has blocks of its own alone."""
+
 BlockCounts = Mapping[str, int]
 """Numbers of blocks, by kind of layers."""
 Blocks = Mapping[str, Set[int]]
@@ -19,7 +22,7 @@ Blocks = Mapping[str, Set[int]]
 
 
 class CachePages:
-    """Counts blocks. It changes nothing but blocks that no sequence holds."""
+    """Counts blocks, and frees those that no sequence holds or whose content is not to be used again."""
 
     def __init__(self, cache: PagedAttentionCache) -> None:
         self._cache = cache
@@ -34,7 +37,7 @@ class CachePages:
 
     def shared(self, state: RequestState) -> Blocks:
         """Return the blocks of a waiting prompt that are in the cache already."""
-        if not self._cache.use_prefix_sharing:
+        if not self._cache.use_prefix_sharing or not shares_blocks(state):
             return {}
         return {
             kind: set(allocator.match_prefix_blocks(state.remaining_prefill_tokens))
@@ -67,6 +70,20 @@ class CachePages:
         wanted[first] = wanted.get(first, 0) + spare * self._kinds[first].blocks_per_sector
         return bool(self._cache.count_storable_requests([wanted]) == 1)
 
+    def may_be_shared(self, state: RequestState) -> bool:
+        """Tell whether any block of the sequence may have been computed by another one that begins alike."""
+        filled = any(state.current_len() >= allocator.tokens_per_page for allocator in self._kinds.values())
+        return bool(self._cache.use_prefix_sharing) and filled and shares_blocks(state)
+
+    def discard(self, state: RequestState) -> None:
+        """Free the sequence's blocks. None of them is shared with a later one, not even those that others hold."""
+        for allocator in self._kinds.values():
+            ledger = allocator.ledger
+            for block in allocator.block_table.get(state.request_id, ()):
+                if (content := ledger.block_to_hash.pop(block, None)) is not None:
+                    del ledger.hash_to_block[content]
+        self._cache.free_blocks(state.request_id, no_cache=True)
+
     def evict_cached(self) -> None:
         """Free the blocks that are only kept for sharing."""
         self._cache.evict_cached_blocks()
@@ -75,6 +92,11 @@ class CachePages:
     def free_sectors(self) -> None:
         """Give sectors without a block in use back to the pool, for any kind of layers."""
         self._cache.pool.try_to_free_sectors()
+
+
+def shares_blocks(state: RequestState) -> bool:
+    """Whether the sequence takes blocks that others have computed, and leaves its own to others."""
+    return not state.logit_processor_kwargs.get(UNSHARED)
 
 
 def total(counts: Iterable[BlockCounts]) -> BlockCounts:

@@ -12,7 +12,16 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
-from container.engine.worker.cache_pages import BlockCounts, Blocks, CachePages, count, minus, total
+from container.engine.worker.cache_pages import (
+    UNSHARED,
+    BlockCounts,
+    Blocks,
+    CachePages,
+    count,
+    minus,
+    shares_blocks,
+    total,
+)
 
 NAME = "longhaul_fair"
 
@@ -66,6 +75,41 @@ class FairScheduler(FIFOScheduler):
         if len(order) > 1 and int(order[-2]) > int(order[-1]):
             self.waiting_requests_order = type(order)(sorted(order, key=int))
 
+    def take_out(self, state: RequestState) -> bool:
+        """End a running sequence whose scores are not numbers. Return whether it is tried once more.
+
+        Keys that are not numbers spread to whatever is computed in one piece with them, also to the tokens before them:
+        so what a prompt took over from another one that begins alike may be at fault. Then it is computed anew, in
+        blocks of its own.
+        """
+        is_tried_again = self._pages.may_be_shared(state)
+        self._pages.discard(state)
+        if is_tried_again:
+            state.logit_processor_kwargs[UNSHARED] = True
+            self._put_back(state)
+        else:
+            self._remove(state)
+        self.block_new_requests = False
+        return is_tried_again
+
+    def _put_back(self, state: RequestState) -> None:
+        """Put a running sequence back into the queue, as the library does with one that it has no room for."""
+        again = state.create_equivalent_initial_request()
+        self._remove(state)
+        self.add_waiting_request(again)
+
+    def _remove(self, state: RequestState) -> None:
+        self.cache.free_blocks(state.request_id, no_cache=True)
+        state._status = RequestStatus.FINISHED
+        self.finish_request(state.request_id)
+
+    def _infer_request_tokens(self, state: RequestState, request_ids_to_remove_from_waiting: set[str]) -> list[int]:
+        if not shares_blocks(state):
+            is_decoding = state.status == RequestStatus.DECODING
+            return state.tokens_to_process if is_decoding else state.remaining_prefill_tokens
+        tokens: list[int] = super()._infer_request_tokens(state, request_ids_to_remove_from_waiting)
+        return tokens
+
     def _get_waiting_candidates(self) -> list[RequestState]:
         return self._chosen
 
@@ -84,6 +128,9 @@ class FairScheduler(FIFOScheduler):
         ahead = prompts[:1] if self._passed_over >= 2 * _MAX_PASSED_OVER_STEPS else []
         scheduled: tuple[list[FutureRequestState], bool, bool, int, int]
         scheduled = super()._process_candidates(ahead + decoding + prompts[len(ahead) :], *args, **kwargs)
+        for future in scheduled[0]:
+            if not shares_blocks(future.state):
+                future.complete_blocks = {}
         is_served = oldest is None or any(future.state is oldest for future in scheduled[0])
         self._passed_over = 0 if is_served else self._passed_over + 1
         return scheduled
@@ -167,12 +214,7 @@ class FairScheduler(FIFOScheduler):
         while len(running) > 1 and not self._pages.have_room(in_all):
             last = running.pop()
             was_prompt = last.status != RequestStatus.DECODING
-            # Put it back into the queue, as the library does with one that it has no room for.
-            again = last.create_equivalent_initial_request()
-            self.cache.free_blocks(last.request_id, no_cache=True)
-            last._status = RequestStatus.FINISHED
-            self.finish_request(last.request_id)
-            self.add_waiting_request(again)
+            self._put_back(last)
             in_all = minus(in_all, needed[last.request_id])
             if was_prompt:  # the next prompt has its share of the step
                 needed = self._next_step(token_budget)

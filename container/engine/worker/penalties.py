@@ -14,6 +14,9 @@ import torch
 
 from container.engine.sequence import Sampling
 
+MIN_REPETITION_PENALTY = 1e-30
+"""Lower ones count as this one: scores divided by them would be infinite, and so all alike."""
+
 
 @dataclass(slots=True)
 class TokenCounts:
@@ -55,7 +58,7 @@ def penalize(scores: torch.Tensor, penalized: Sequence[Penalized]) -> None:
     repetition, frequency, presence = (
         torch.tensor(values, dtype=scores.dtype, device=scores.device)[:, None]
         for values in (
-            [row.sampling.repetition_penalty for row in penalized],
+            [max(row.sampling.repetition_penalty, MIN_REPETITION_PENALTY) for row in penalized],
             [row.sampling.frequency_penalty for row in penalized],
             [row.sampling.presence_penalty for row in penalized],
         )

@@ -20,6 +20,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from container.engine.sequence import Sampling, TokenLogprobs
 from container.engine.worker.logprobs import TopLogprobs
 from container.engine.worker.penalties import Penalized, TokenCounts, bias, penalize
+from container.engine.worker.score_guard import ScoreGuard
 
 # Sorted candidates looked at before the whole vocabulary. What lies beyond them takes part as one: the maximum of many
 # Gumbel variables is a Gumbel variable at the logarithm of their summed probability. Only if it wins is it looked into,
@@ -119,7 +120,8 @@ class Sampler:
     do_processing = True
     tensors_required = 0
 
-    def __init__(self) -> None:
+    def __init__(self, guard: ScoreGuard) -> None:
+        self._guard = guard
         self._states: list[RequestState] = []
         self._counts: dict[str, TokenCounts] = {}
         self.logprobs: dict[int, TokenLogprobs] = {}
@@ -145,6 +147,7 @@ class Sampler:
 
         `scores` [N, V] float32 is changed in place.
         """
+        self._guard.look(scores)
         before, self._counts = self._counts, {}
         rows = [self._row(state, before, scores) for state in self._states]
         wanted = [(index, row.sampling.logprobs) for index, row in enumerate(rows) if row.sampling.logprobs is not None]
@@ -152,6 +155,10 @@ class Sampler:
         choose(scores, rows)
         self.logprobs = top.of_choice(scores.argmax(dim=-1)) if top is not None else {}
         return scores
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep what the last step gave for some of its rows, which are numbered anew in this order."""
+        self.logprobs = {new: self.logprobs[old] for new, old in enumerate(rows) if old in self.logprobs}
 
     def _row(self, state: RequestState, before: dict[str, TokenCounts], scores: torch.Tensor) -> Row:
         # Preemption and the death of an engine move generated tokens into `initial_tokens`.

@@ -5,7 +5,7 @@ import inspect
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,87 +21,15 @@ from transformers.generation.continuous_batching import (
     requests,
     scheduler,
 )
+from transformers.generation.continuous_batching.cache_allocators.cache_allocator import BlockLedger
 
-from container.engine.messages import Cancel, EngineConfig, Step, Submit
-from container.engine.sequence import FinishReason, Sampling
 from container.engine.worker import model
-from container.engine.worker.batch import PAGE_TOKENS, Batch
+from container.engine.worker.batch import PAGE_TOKENS
+from testing.container.hand_turned_engine import Engine
 from testing.exactness import Reference
 from testing.tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, random_prompt
 
 AssertExact = Callable[..., None]
-
-
-class Engine:
-    """A batch whose loop is turned by hand, so that a test decides what happens between two steps."""
-
-    def __init__(self, model_dir: str, **settings: Any) -> None:
-        limits = {"kv_cache_tokens": 2048, "max_batch_tokens": 64} | settings
-        config = EngineConfig(model_dir=model_dir, device="cpu", threads=1, **limits)
-        loaded = model.load(config)
-        self.crashes: list[Exception] = []
-        self.steps: list[Step] = []
-        self.loads: list[tuple[int, int]] = []
-        """Sequences that ran and that waited, at each step's report."""
-        self.output: dict[int, list[int]] = {}
-        self.finished: dict[int, FinishReason] = {}
-        self.batch = Batch(loaded, config, on_step=self._take, on_crash=self.crashes.append)
-        self.batch.current_batch = 0
-        self.info = self.batch.info(loaded, load_seconds=0.0)
-
-    def _take(self, step: Step) -> None:
-        assert not step.failed
-        self.steps.append(step)
-        scheduler = self.batch.processor.scheduler
-        self.loads.append((len(scheduler.active_requests), len(scheduler.waiting_requests)))
-        for new in step.tokens:
-            assert new.id not in self.finished, "a finished sequence has no more tokens"
-            self.output.setdefault(new.id, []).extend(new.token_ids)
-            if new.finish_reason is not None:
-                self.finished[new.id] = new.finish_reason
-
-    @property
-    def preemptions(self) -> int:
-        return sum(step.preemptions for step in self.steps)
-
-    def submit(
-        self, id: int, prompt: list[int], *, newcomer: bool = False, output_ids: Iterable[int] = (), **sampling: Any
-    ) -> None:
-        wanted = Sampling(**({"max_new_tokens": 16} | sampling))
-        self.batch.submit(Submit(id, prompt, wanted, newcomer, list(output_ids)))
-
-    def cancel(self, id: int) -> None:
-        self.batch.cancel(Cancel(id))
-
-    def turn(self) -> None:
-        assert self.batch._generation_loop_body(self.batch.processor, bootstrapping=False)
-
-    def turn_until(self, done: Callable[[], bool]) -> None:
-        idle_turns = 0
-        while not done():
-            reports = len(self.steps)
-            self.turn()
-            idle_turns = idle_turns + 1 if len(self.steps) == reports else 0
-            assert idle_turns < 20 and len(self.steps) < 5000, "it does not end"
-
-    def finish(self, ids: Iterable[int]) -> list[list[int]]:
-        wanted = list(ids)
-        self.turn_until(lambda: all(id in self.finished for id in wanted))
-        return [self.output[id] for id in wanted]
-
-    def generate(self, prompts: list[list[int]], **sampling: Any) -> list[list[int]]:
-        """Generate from all prompts in one batch."""
-        first = len(self.output)
-        for id, prompt in enumerate(prompts, first):
-            self.submit(id, prompt, **sampling)
-        return self.finish(range(first, first + len(prompts)))
-
-    def assert_nothing_is_held(self) -> None:
-        processor = self.batch.processor
-        assert not processor.has_pending_requests() and not processor.scheduler.waiting_requests_order
-        processor.cache.evict_cached_blocks()
-        processor.cache.pool.try_to_free_sectors()
-        assert processor.cache.pool.num_free_sectors == processor.cache.num_sectors
 
 
 BATCH_TOKENS = 48
@@ -668,6 +596,7 @@ RELIED_ON = {
         "__init__",
         "_create_batch_processor",
         "_generation_loop_body",
+        "_generation_step",
         "_handle_critical_error",
         "_run_generation_loop",
         "add_request",
@@ -677,6 +606,7 @@ RELIED_ON = {
     ],
     continuous_api.ContinuousBatchProcessor: [
         "__init__",
+        "_generation_step",
         "_update_tp_group_state",
         "prepare_next_batch",
         "update_batch",
@@ -689,9 +619,12 @@ RELIED_ON = {
         "count_storable_requests",
         "evict_cached_blocks",
         "free_blocks",
+        "mark_complete_blocks",
     ],
+    BlockLedger: ["acquire", "evict_cached_blocks", "register_new_hash", "release"],
     cache_allocators.FullAttentionCacheAllocator: [
         "get_seqlen_k",
+        "mark_complete_blocks",
         "match_prefix_blocks",
         "needs_new_blocks",
         "update",
@@ -704,6 +637,7 @@ RELIED_ON = {
     scheduler.FIFOScheduler: [
         "__init__",
         "_get_waiting_candidates",
+        "_infer_request_tokens",
         "_process_candidates",
         "_schedule_request",
         "_try_to_meet_safety_margin",
@@ -717,6 +651,7 @@ DIGESTS = {
     "ContinuousBatchingManager.__init__": "c17deedf60b75aab",
     "ContinuousBatchingManager._create_batch_processor": "cc0fca82818d2471",
     "ContinuousBatchingManager._generation_loop_body": "b138833254b235b0",
+    "ContinuousBatchingManager._generation_step": "33491329c3ae47a0",
     "ContinuousBatchingManager._handle_critical_error": "84bd1f89da0d9553",
     "ContinuousBatchingManager._run_generation_loop": "ccf319f4eb072ce8",
     "ContinuousBatchingManager.add_request": "614fe428df5a446a",
@@ -724,6 +659,7 @@ DIGESTS = {
     "ContinuousBatchingManager.switch_to_cb_friendly_attn": "dbb1a528a7185c86",
     "ContinuousBatchingManager.warmup": "51684c3e34117c63",
     "ContinuousBatchProcessor.__init__": "589aafcfc508b203",
+    "ContinuousBatchProcessor._generation_step": "91e7d3b5bd328f31",
     "ContinuousBatchProcessor._update_tp_group_state": "2731052eb9413443",
     "ContinuousBatchProcessor.prepare_next_batch": "cbc297079d4a9591",
     "ContinuousBatchProcessor.update_batch": "cbad955852af2e67",
@@ -736,7 +672,13 @@ DIGESTS = {
     "PagedAttentionCache.count_storable_requests": "d15c48a8bd5b247d",
     "PagedAttentionCache.evict_cached_blocks": "8fc67c4b57a7cb8e",
     "PagedAttentionCache.free_blocks": "c8b076a99e2fc903",
+    "PagedAttentionCache.mark_complete_blocks": "f6255bb6c6a6eb93",
+    "BlockLedger.acquire": "62db26bf074c9dfe",
+    "BlockLedger.evict_cached_blocks": "ebe9f666917b3c06",
+    "BlockLedger.register_new_hash": "41a48755438fe125",
+    "BlockLedger.release": "26c0decaff704922",
     "FullAttentionCacheAllocator.get_seqlen_k": "23a29b5701411683",
+    "FullAttentionCacheAllocator.mark_complete_blocks": "dc3b753e0caacf38",
     "FullAttentionCacheAllocator.match_prefix_blocks": "b38d0ad90a9d4775",
     "FullAttentionCacheAllocator.needs_new_blocks": "734132360e529400",
     "FullAttentionCacheAllocator.update": "38ffee2b3818ed73",
@@ -754,6 +696,7 @@ DIGESTS = {
     "RequestState.update_and_check_completion": "db53d0d16360ef22",
     "FIFOScheduler.__init__": "e7284e01b09b075b",
     "FIFOScheduler._get_waiting_candidates": "43968829acdd62e8",
+    "FIFOScheduler._infer_request_tokens": "532be9998b22de8f",
     "FIFOScheduler._process_candidates": "095deb6081af2d7a",
     "FIFOScheduler._schedule_request": "647344a9b5a0906a",
     "FIFOScheduler._try_to_meet_safety_margin": "3847634e4b961e1c",

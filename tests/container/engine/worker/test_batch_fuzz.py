@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from container.engine.worker.batch import PAGE_TOKENS
+from testing.container.hand_turned_engine import Engine
 from testing.fuzzing import fuzz_settings
 from testing.tiny_models import WINDOW, TinyModel
-from tests.container.engine.worker.test_batch import PREFIX, Engine, random_prompt
+from tests.container.engine.worker.test_batch import PREFIX, random_prompt
 
 CACHE = 6 * PAGE_TOKENS
 MAX_TOKENS = 40

@@ -67,3 +67,11 @@ def test_a_penalized_row_may_sample_too() -> None:
         int(choose(before.clone(), [Row(row, position=n, generated=4, counts=counted())]).argmax()) for n in range(40)
     }
     assert drawn == {6}
+
+
+def test_smallest_repetition_penalty_gives_finite_scores() -> None:
+    before = scores().abs() + 1
+    after = changed(before, repetition_penalty=5e-324)
+    assert bool(torch.isfinite(after).all())
+    seen = sorted({*PROMPT, *OUTPUT})
+    assert int(after[0].argmax()) == seen[int(before[0, seen].argmax())]
