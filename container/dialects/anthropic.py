@@ -75,8 +75,7 @@ class AnthropicMessage(Struct, forbid_unknown_fields=True):
     deadline: bool | UnsetType = UNSET
 
 
-class Succeeded(Struct, forbid_unknown_fields=True):
-    type: Literal["succeeded"]
+class Succeeded(Struct, forbid_unknown_fields=True, tag_field="type", tag="succeeded"):
     message: Raw
 
 
@@ -90,13 +89,12 @@ class AnthropicErrorBody(Struct, forbid_unknown_fields=True):
     error: AnthropicError
 
 
-class Errored(Struct, forbid_unknown_fields=True):
-    type: Literal["errored"]
+class Errored(Struct, forbid_unknown_fields=True, tag_field="type", tag="errored"):
     error: AnthropicErrorBody
 
 
-class Expired(Struct, forbid_unknown_fields=True):
-    type: Literal["expired"]
+class Expired(Struct, tag_field="type", tag="expired"):
+    """The deadline left no time for the line, which is to be sent again."""
 
 
 class ResultLine(Struct, forbid_unknown_fields=True):
@@ -131,9 +129,9 @@ def read_params(document: object) -> Call:
 def failed(error: RequestError) -> Errored | Expired:
     """Return the result of a line that failed. One for which the deadline left no time is to be sent again."""
     if error.status == DeadlineExceeded.status:
-        return Expired("expired")
+        return Expired()
     kind = ERROR_TYPES.get(error.status, "api_error")
-    return Errored("errored", AnthropicErrorBody("error", AnthropicError(kind, error.message)))
+    return Errored(AnthropicErrorBody("error", AnthropicError(kind, error.message)))
 
 
 def _turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -142,7 +142,7 @@ class Line:
             failure = OpenAIError(error.code, error.message) if error else None
             line = OpenAILine(f"batch_req_{secrets.token_hex(12)}", self.custom_id, response, failure)
         elif self.form == "anthropic":
-            result = anthropic.Succeeded("succeeded", output) if error is None else anthropic.failed(error)
+            result = anthropic.Succeeded(output) if error is None else anthropic.failed(error)
             line = anthropic.ResultLine(self.custom_id, result)
         elif self.form == "bedrock":
             assert self.custom_id is not None, "a line without a recordId has a made-up one"
