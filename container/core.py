@@ -63,6 +63,8 @@ class Chat:
 
     messages: tuple[dict[str, Any], ...]
     template: Template = Template()
+    older_calls: frozenset[int] = frozenset()
+    """Indices of messages whose one tool call is in OpenAI's older field, `function_call`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,10 @@ def read_messages(value: object, at: str, template: Template) -> Chat:
                 path = f"{path}.{continued}"
                 raise InvalidRequest(f"{path} goes with an assistant's last message alone: leave it out", param=path)
             template = replace(template, ending="continue")
-    return Chat(messages=tuple(messages), template=template)
+    older_calls = (
+        index for index, entry in enumerate(value) if not entry.get("tool_calls") and "tool_calls" in messages[index]
+    )
+    return Chat(messages=tuple(messages), template=template, older_calls=frozenset(older_calls))
 
 
 def _read_message(message: Message, others: dict[str, Any], at: str) -> dict[str, Any]:

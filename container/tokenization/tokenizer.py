@@ -14,7 +14,7 @@ from typing import Any
 
 from container.core import Chat, Prompt, Text, TokenIds
 from container.errors import InvalidRequest
-from container.tokenization.chat_template import ChatTemplate, find_text_arguments
+from container.tokenization.template_reads import TemplateReads, find_text_arguments
 from container.tokenization.vocabulary import Vocabulary
 
 _MAX_COMPOSED = 4
@@ -151,8 +151,8 @@ class Tokenizer:
             sources = {"default": sources}
         name = "tool_use" if chat.template.tools and "tool_use" in sources else "default"
         every_source = "\n".join(sources.values())
-        template = ChatTemplate.of(sources.get(name, every_source))
-        variables, messages = template.variables(chat.template), template.messages(chat, param)
+        reads = TemplateReads.of(sources.get(name, every_source))
+        variables, messages = reads.variables(chat.template), reads.messages(chat, param)
 
         def render(messages: list[dict[str, Any]]) -> str:
             text: str = self._tokenizer.apply_chat_template(
@@ -168,7 +168,7 @@ class Tokenizer:
 
         try:
             text = render(messages)
-            template.check_shown(messages, param, render)
+            reads.check_shown(messages, param, render)
         except (MemoryError, InvalidRequest):
             raise
         except Exception as error:  # a template is a program: it can fail in any way
@@ -179,5 +179,5 @@ class Tokenizer:
                     reason = "it doesn't show the last message as it was written, so that it can't be continued"
         else:
             return text
-        at = find_text_arguments(messages, param) or param
+        at = find_text_arguments(chat, param) or param
         raise InvalidRequest(f"{at}: the model's chat template refuses these messages: {reason}", param=at)

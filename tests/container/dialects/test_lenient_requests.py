@@ -201,6 +201,16 @@ LOST = {
         "{% for call in messages[1].tool_calls %}{{ call.function.arguments.items() | list }}{% endfor %}",
         "messages[1].tool_calls[0].function.arguments",
     ),
+    "older call without a place": (
+        answered(function_call={"name": "tide", "arguments": CANARY}),
+        SILENT,
+        "messages[1].function_call",
+    ),
+    "older call's arguments that it can't take": (
+        answered(function_call={"name": "tide", "arguments": CANARY}),
+        "{% for call in messages[1].tool_calls %}{{ call.function.arguments.items() | list }}{% endfor %}",
+        "messages[1].function_call.arguments",
+    ),
     "token ids of every token": (completion(return_token_ids=True), TEMPLATE, "return_token_ids"),
     "schema for the answer": (chat(structured_outputs={"json": {}}), TEMPLATE, "structured_outputs"),
     "reasoning left out": (chat(include_reasoning=False), TEMPLATE, "include_reasoning"),

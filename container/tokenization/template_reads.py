@@ -1,4 +1,4 @@
-"""A model's chat template as a program that can be looked into: what it reads of a request.
+"""Fields of a request that a model's chat template reads: it is a program that can be looked into.
 
 A template leaves out silently what it doesn't read, and the answer is then another question's. What a request asks of
 its template and the template doesn't read is therefore refused by its name.
@@ -38,7 +38,7 @@ class _Generation(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-class ChatTemplate:
+class TemplateReads:
     """A template's source, and what it reads. One that can't be parsed may read anything: rendering it tells why."""
 
     def __init__(self, source: str) -> None:
@@ -56,7 +56,7 @@ class ChatTemplate:
 
     @classmethod
     @lru_cache(maxsize=8)
-    def of(cls, source: str) -> ChatTemplate:
+    def of(cls, source: str) -> TemplateReads:
         return cls(source)
 
     def reads(self, variable: str) -> bool:
@@ -93,7 +93,8 @@ class ChatTemplate:
         """Return the messages with roles that the template knows. Raises InvalidRequest."""
         calls = next((index for index, message in enumerate(chat.messages) if "tool_calls" in message), None)
         if calls is not None and not self.names("tool_calls"):
-            raise _unread(f"{param}[{calls}].tool_calls", "takes no tool calls; leave them out")
+            field = "function_call" if calls in chat.older_calls else "tool_calls"
+            raise _unread(f"{param}[{calls}].{field}", "takes no tool calls; leave them out")
         renamed = {old: new for old, new in NEWER_ROLES.items() if not self.names(old)}
         return [message | {"role": renamed.get(message["role"], message["role"])} for message in chat.messages]
 
@@ -125,10 +126,12 @@ def _unread(param: str, what: str) -> InvalidRequest:
     return InvalidRequest(message, param=param, code="unsupported_parameter")
 
 
-def find_text_arguments(messages: Sequence[Mapping[str, Any]], param: str) -> str | None:
+def find_text_arguments(chat: Chat, param: str) -> str | None:
     """Return where a tool call's arguments are not an object, with which a template may not know what to do."""
-    for index, message in enumerate(messages):
+    for index, message in enumerate(chat.messages):
         for number, call in enumerate(message.get("tool_calls", ())):
             if isinstance(call["function"]["arguments"], str):
-                return f"{param}[{index}].tool_calls[{number}].function.arguments"
+                is_older = index in chat.older_calls
+                field = "function_call" if is_older else f"tool_calls[{number}].function"
+                return f"{param}[{index}].{field}.arguments"
     return None
