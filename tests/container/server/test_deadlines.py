@@ -311,3 +311,18 @@ def test_unfinished_lines_fail_finished_ones_stay(strict: Server) -> None:
     first, second, third = strict.ask_lines(lines)  # type: ignore[arg-type]
     assert first[0].keys() == third[0].keys() == {"generated_text"}
     assert second["error"]["code"] == "deadline_exceeded"
+
+
+# Clients that know only OpenAI's own reasons
+
+
+def test_setting_lets_cut_texts_end_with_length(tmp_path: Path, tiny_model_dir: Path) -> None:
+    settings = {"LONGHAUL_DEADLINE_FINISH_REASON": "length"}
+    with Server(tiny_model_dir, tmp_path / "log", **settings) as server:
+        server.wait_until_ready()
+        lines = [CHAT, CHAT | {"deadline_finish_reason": "deadline"}]
+        ends, response = ask_lines(server, lines)
+    assert response.headers["x-longhaul-finish-reason"] == "deadline"
+    (told,), (asked,) = (answer["choices"] for answer in ends)
+    assert (told["finish_reason"], told["deadline"]) == ("length", True)
+    assert asked["finish_reason"] == "deadline" and "deadline" not in asked
