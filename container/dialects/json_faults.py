@@ -1,5 +1,4 @@
-"""What is wrong with JSON that isn't: in words of those who wrote it, by the place where reading ended. It quotes
-nothing."""
+"""Faults of JSON in the words of those who write it: told by the place where reading ended, and never quoted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a body is by its first bytes, where its content type doesn't say it, or says what it isn't."""
+"""Kinds of bodies, told by their first bytes: the content type may be missing, or say what the body is not."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ import tarfile
 import zipfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from container.dialects.sniffing import guess, has_lines, unicode_name
 
@@ -110,3 +112,16 @@ def test_other_bodies_are_not_guessed(body: bytes) -> None:
 @pytest.mark.parametrize("text", ["a", "é", "日本", "\N{GRINNING FACE}", "a\0b", ""])
 def test_text_in_utf_8_is_no_utf_16(text: str) -> None:
     assert unicode_name(text.encode()) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("{}\n\"\\',[] a"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('{}\n" a'), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON, st.sampled_from([None, 0, 1, "\t"]), st.sampled_from(["\n", "\r\n", "\n\n"]))
+def test_no_json_document_is_taken_for_lines(value: object, indent: int | str | None, end: str) -> None:
+    document = json.dumps(value, indent=indent).replace("\n", end).encode() + b"\n\n"
+    assert not any(has_lines(document[:size]) for size in range(len(document) + 1))

@@ -6,6 +6,7 @@ Every case carries a canary. It may come back in no error, log line or metric, a
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.client
 import inspect
@@ -166,6 +167,13 @@ DOCUMENTS: dict[str, tuple[bytes, str, str | None]] = {
     "a token that is none": (document({"prompt": [5, 10**6], "user": CANARY}), "invalid_value", "prompt"),
     "one token too many": (document(ONE_TOO_MANY), "context_length_exceeded", "prompt"),
     "far too many tokens": (document({"inputs": f"{CANARY} " * 8000}), "context_length_exceeded", "inputs"),
+    "gzip cut off": (
+        document(gzip.compress(f'{{"inputs": "{CANARY}"}}'.encode())[:-5], "Content-Encoding: gzip"),
+        "invalid_content_encoding",
+        "body",
+    ),
+    "gzip that is none": (document(CANARY.encode(), "Content-Encoding: gzip"), "invalid_content_encoding", "body"),
+    "UTF-16": (document(f'{{"inputs": "{CANARY}"}}'.encode("utf-16")), "invalid_json", None),
     "an attribute": (
         document(CANARY.encode(), "Content-Type: text/plain", f"{ATTRIBUTES}: temperature={CANARY}"),
         "invalid_value",
@@ -247,6 +255,9 @@ def test_repeated_custom_id_fails_alone(hostile: Server) -> None:
 
 POST = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+GZIPPED = POST + b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+BOMB = gzip.compress(bytes(1 << 20)) * 64
+"""Megabytes of zeros in 64 KB: members that can follow one another for ever."""
 FLOODS: dict[str, tuple[bytes, bytes, int, str]] = {
     "headers": (POST, f"X-{CANARY}: {CANARY}\r\n".encode() * 100, 431, "headers_too_large"),
     "one header": (POST + b"X-Long: ", CANARY.encode() * 1000, 431, "headers_too_large"),
@@ -255,6 +266,7 @@ FLOODS: dict[str, tuple[bytes, bytes, int, str]] = {
     "a chunk's extension": (CHUNKED + b"1;", CANARY.encode() * 1000, 431, "headers_too_large"),
     "trailers": (CHUNKED + b"0\r\n", f"X-Trailer: {CANARY}\r\n".encode() * 100, 431, "headers_too_large"),
     "one trailer": (CHUNKED + b"0\r\nX-Trailer: ", CANARY.encode() * 1000, 431, "headers_too_large"),
+    "a bomb": (GZIPPED, b"%x\r\n%s\r\n" % (len(BOMB), BOMB), 413, "body_too_large"),
     "a body over all limits": (CHUNKED, b"%x\r\n%s\r\n" % (1 << 16, b"a" * (1 << 16)), 413, "body_too_large"),
 }
 
