@@ -43,16 +43,17 @@ class TemplateReads:
 
     def __init__(self, source: str) -> None:
         self._variables: frozenset[str] | None = None
-        self._strings: frozenset[str] = frozenset()
+        self._fields: frozenset[str] = frozenset()
+        self._roles: frozenset[str] = frozenset()
         environment = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"], autoescape=False)
         try:
             tree = environment.parse(source)
         except TemplateSyntaxError:
             return
         self._variables = frozenset(meta.find_undeclared_variables(tree)) - _OWN
-        constants = (node.value for node in tree.find_all(nodes.Const))
-        self._strings = frozenset(value for value in constants if isinstance(value, str))
-        self._strings |= {node.attr for node in tree.find_all(nodes.Getattr)}
+        self._fields = _strings(tree) | {node.attr for node in tree.find_all(nodes.Getattr)}
+        compared = (_strings(node) for node in tree.find_all(nodes.Compare) if _has_role(node))
+        self._roles = frozenset().union(*compared)
 
     @classmethod
     @lru_cache(maxsize=8)
@@ -63,9 +64,13 @@ class TemplateReads:
         """Whether the template has a use for a variable."""
         return self._variables is None or variable in self._variables
 
-    def names(self, name: str) -> bool:
-        """Whether the template names a field or a role."""
-        return self._variables is None or name in self._strings
+    def reads_field(self, name: str) -> bool:
+        """Whether the template has a use for a field of messages."""
+        return self._variables is None or name in self._fields
+
+    def knows_role(self, role: str) -> bool:
+        """Whether the template compares the roles of messages with this one."""
+        return self._variables is None or role in self._roles
 
     def variables(self, template: Template) -> dict[str, Any]:
         """Return the variables that a request gives. Raises InvalidRequest, naming the field that would be lost."""
@@ -92,10 +97,10 @@ class TemplateReads:
     def messages(self, chat: Chat, param: str) -> list[dict[str, Any]]:
         """Return the messages with roles that the template knows. Raises InvalidRequest."""
         calls = next((index for index, message in enumerate(chat.messages) if "tool_calls" in message), None)
-        if calls is not None and not self.names("tool_calls"):
+        if calls is not None and not self.reads_field("tool_calls"):
             field = "function_call" if calls in chat.older_calls else "tool_calls"
             raise _unread(f"{param}[{calls}].{field}", "takes no tool calls; leave them out")
-        renamed = {old: new for old, new in NEWER_ROLES.items() if not self.names(old)}
+        renamed = {old: new for old, new in NEWER_ROLES.items() if not self.knows_role(old)}
         return [message | {"role": renamed.get(message["role"], message["role"])} for message in chat.messages]
 
     def check_shown(
@@ -103,12 +108,12 @@ class TemplateReads:
     ) -> None:
         """Raise InvalidRequest if the template leaves out a message because it doesn't know the role.
 
-        A template may print any role, or pass over those that it doesn't name: only `render` tells.
+        A template may print any role, or pass over those that it doesn't know: only `render` tells.
         """
         marks = {
             index: secrets.token_hex(8)
             for index, message in enumerate(messages)
-            if message.get("content") and message["role"] not in COMMON_ROLES and not self.names(message["role"])
+            if message.get("content") and message["role"] not in COMMON_ROLES and not self.knows_role(message["role"])
         }
         if not marks:
             return
@@ -119,6 +124,18 @@ class TemplateReads:
         for index, mark in marks.items():
             if mark not in text:
                 raise _unread(f"{param}[{index}].role", "leaves out messages of this role; leave it out")
+
+
+def _strings(node: nodes.Node) -> frozenset[str]:
+    constants = (constant.value for constant in node.find_all(nodes.Const))
+    return frozenset(value for value in constants if isinstance(value, str))
+
+
+def _has_role(node: nodes.Node) -> bool:
+    """Whether an expression has a message's role: `message.role`, `message["role"]`, or a variable called so."""
+    names = (name.name for name in node.find_all(nodes.Name))
+    attributes = (attribute.attr for attribute in node.find_all(nodes.Getattr))
+    return any("role" in name for name in (*names, *attributes)) or "role" in _strings(node)
 
 
 def _unread(param: str, what: str) -> InvalidRequest:

@@ -238,6 +238,11 @@ def test_template_that_knows_developer_gets_it() -> None:
     assert '"role": "developer"' in text(developer, TEMPLATE + "{% if messages[0].role == 'developer' %}{% endif %}")
 
 
+def test_function_in_a_tool_call_is_no_role() -> None:
+    template = "{{ messages | tojson }}{% if messages[0].function == 'function' %}{% endif %}"
+    assert '"role": "tool"' in text(chat(USER, {"role": "function", "name": "tide", "content": "low"}), template)
+
+
 def test_reasoning_effort_reaches_its_own_variable() -> None:
     assert text(chat(reasoning_effort="low"), "{{ messages }}effort {{ reasoning_effort }}").endswith("effort low")
 
