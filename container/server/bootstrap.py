@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from container.telemetry.progress import Progress
 from container.tokenization.model_defaults import ModelDefaults
 from container.tokenization.preparer import Preparer
 from container.tokenization.tokenizer import Tokenizer
+from container.tokenization.tokenizer_files import is_to_convert
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +82,28 @@ class Model:
     digest: str
     defaults: ModelDefaults
     tokenizer: Tokenizer
+    reader_dir: str
+    """Directory from which readers load tokenizer and defaults: the model's, or what was converted from it."""
 
     @classmethod
-    def load(cls, directory: str, *, trust_remote_code: bool) -> Model:
-        """Read the model's files, which takes seconds. Raises OSError, ValueError."""
+    def load(cls, directory: str, *, trust_remote_code: bool, scratch_dir: str) -> Model:
+        """Read the model's files, which takes seconds. Raises OSError, ValueError.
+
+        A tokenizer that has to be converted is then kept in a new directory below `scratch_dir`.
+        """
         digest = model_digest(directory)
         defaults = ModelDefaults.load(directory)
         tokenizer = Tokenizer.load(directory, trust_remote_code=trust_remote_code, vocab_size=defaults.vocab_size)
-        return cls(digest=digest, defaults=defaults, tokenizer=tokenizer)
+        reader_dir = directory
+        if is_to_convert(directory):
+            reader_dir = tempfile.mkdtemp(prefix="longhaul-tokenizer-", dir=scratch_dir)
+            tokenizer.save(directory, reader_dir)
+        return cls(digest=digest, defaults=defaults, tokenizer=tokenizer, reader_dir=reader_dir)
+
+    def remove_scratch(self, directory: str) -> None:
+        """Remove what `load` has made beside the model's own `directory`."""
+        if self.reader_dir != directory:
+            shutil.rmtree(self.reader_dir, ignore_errors=True)
 
 
 class Backend:
@@ -133,8 +150,14 @@ class Backend:
 
     async def load_model(self) -> None:
         """Load the tokenizer while the engine loads the weights. Raises OSError, ValueError."""
-        trust_remote_code = self._state.settings.trust_remote_code
-        model = await asyncio.to_thread(partial(Model.load, self._directory, trust_remote_code=trust_remote_code))
+        settings = self._state.settings
+        load = partial(
+            Model.load,
+            self._directory,
+            trust_remote_code=settings.trust_remote_code,
+            scratch_dir=settings.spool_dir,
+        )
+        model = await asyncio.to_thread(load)
         for warning in model.defaults.warnings:
             logger.warning(warning)
         self._model = model
@@ -153,6 +176,8 @@ class Backend:
         self._jobs.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._writers.shutdown(wait=False, cancel_futures=True)
+        if self._model is not None:
+            self._model.remove_scratch(self._directory)
 
     def _update(self) -> None:
         """Tell the state how the engine is."""
@@ -171,7 +196,7 @@ class Backend:
     def _service(self, model: Model, info: EngineInfo) -> Service:
         settings = self._state.settings
         reader_config = ReaderConfig(
-            model_dir=self._directory,
+            model_dir=model.reader_dir,
             trust_remote_code=settings.trust_remote_code,
             max_sequence_tokens=info.max_sequence_tokens,
             default_max_new_tokens=settings.max_new_tokens,

@@ -1,13 +1,7 @@
-"""The model's tokenizer, in the server process: prompts to token ids and token ids to text.
-
-The server must never import torch, which costs seconds and hundreds of megabytes; transformers' tokenizers don't need
-it.
-"""
+"""The model's tokenizer, in the server process: prompts to token ids and token ids to text."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +9,7 @@ from typing import Any
 from container.core import Chat, Prompt, Text, TokenIds
 from container.errors import InvalidRequest
 from container.tokenization.template_reads import TemplateReads, find_text_arguments
+from container.tokenization.tokenizer_files import load_tokenizer, save_tokenizer
 from container.tokenization.vocabulary import Vocabulary
 
 _MAX_COMPOSED = 4
@@ -45,21 +40,7 @@ class Tokenizer:
 
         `vocab_size` is the rows of the model's embedding, where known: the engine dies of an id past them.
         """
-        # Transformers would import torch if it found it. None stays there, so that from here on `import torch` fails in
-        # this process: a process that needs it (a test's) must have imported it before.
-        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # what import takes for "not there"
-        silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"  # else it advises to install torch while it is imported
-        before = os.environ.get(silent)
-        os.environ[silent] = "1"
-        try:
-            from transformers import AutoTokenizer
-        finally:
-            del os.environ[silent]
-            if before is not None:
-                os.environ[silent] = before
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            model_dir, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
         if tokenizer.is_fast:
             # Transformers would set these at the first call, but a fast tokenizer must not change while another thread
             # encodes ("Already borrowed").
@@ -89,6 +70,10 @@ class Tokenizer:
             case Chat():
                 text = self._apply_template(prompt, param)
                 return self._encode(text, param, max_tokens, keep, add_special_tokens=False)
+
+    def save(self, model_dir: str, directory: str) -> None:
+        """Write it to a directory, from which it loads at once if the model's own files had to be converted."""
+        save_tokenizer(self._tokenizer, model_dir, directory)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens."""
