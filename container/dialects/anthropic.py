@@ -1,4 +1,4 @@
-"""Anthropic's messages, as its message batches have them: `params` of a line, and the message of its result.
+"""Anthropic's messages, as its message batches have them, and Bedrock's for its models: `params`, and the message.
 
 Fields are as https://docs.anthropic.com/en/api/creating-message-batches has them. Text only: tools, thinking and other
 blocks are refused by name. A last message of the assistant is continued, and turns of the same role are one, as there.
@@ -38,7 +38,9 @@ class MessageParams(Wire):
     top_k: TopK = None
     top_p: TopP = None
 
-    ignored: ClassVar = frozenset({"metadata", "service_tier", "cache_control", "inference_geo", "user_profile_id"})
+    ignored: ClassVar = frozenset(
+        {"anthropic_version", "metadata", "service_tier", "cache_control", "inference_geo", "user_profile_id"}
+    )
     neutral: ClassVar = {
         "stream": (False,),
         "tools": ([],),

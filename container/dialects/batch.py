@@ -250,7 +250,9 @@ def _call(form: Form, document: dict[str, Any]) -> Call:
         case "anthropic":
             return anthropic.read_params(_object(read(AnthropicRequest, document).params, "params"))
         case "bedrock":
-            return read_object(_object(read(BedrockRequest, document).modelInput, "modelInput"))
+            model_input = _object(read(BedrockRequest, document).modelInput, "modelInput")
+            is_anthropic = model_input.get("anthropic_version") is not None
+            return anthropic.read_params(model_input) if is_anthropic else read_object(model_input)
         case "bare":
             return read_object(document)
 

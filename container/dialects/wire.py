@@ -159,6 +159,7 @@ def _biases(value: object) -> tuple[tuple[int, float], ...] | None:
         return None
     if not isinstance(value, dict) or len(value) > MAX_BIASES or not all(map(_TOKEN_ID.fullmatch, value)):
         raise ValueError
+    value = {token_id: amount for token_id, amount in value.items() if amount is not None}
     for amount in value.values():
         if not isinstance(amount, int | float) or isinstance(amount, bool) or not abs(amount) <= MAX_BIAS:
             raise ValueError

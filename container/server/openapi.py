@@ -215,7 +215,14 @@ def _requests() -> dict[str, Schema]:
         "OpenAIBatchLine": _object(batch.OpenAIRequest, body=any_body),
         "AnthropicBatchLine": _object(batch.AnthropicRequest, params=_ref("AnthropicParams")),
         "AnthropicParams": _object(anthropic.MessageParams, messages=chat_messages, system=_nullable(content)),
-        "BedrockBatchLine": _object(batch.BedrockRequest, modelInput=any_body),
+        "BedrockBatchLine": _object(
+            batch.BedrockRequest, modelInput={"anyOf": [any_body, _ref("BedrockAnthropicParams")]}
+        ),
+        "BedrockAnthropicParams": {
+            "allOf": [_ref("AnthropicParams")],
+            "properties": {"anthropic_version": {"type": "string"}},
+            "required": ["anthropic_version"],
+        },
     }
 
 
@@ -254,7 +261,8 @@ def _answers() -> dict[str, Schema]:
     bodies = ("ChatCompletion", "TextCompletion", "GeneratedList", "ErrorBody")
     schemas["OpenAIResponse"]["properties"]["body"] = _any_of(*bodies)
     schemas["Succeeded"]["properties"]["message"] = _ref("AnthropicMessage")
-    schemas["BedrockResult"]["properties"]["modelOutput"] = _any_of("ChatCompletion", "TextCompletion", "GeneratedList")
+    outputs = ("ChatCompletion", "TextCompletion", "GeneratedList", "AnthropicMessage")
+    schemas["BedrockResult"]["properties"]["modelOutput"] = _any_of(*outputs)
     schemas["GeneratedList"] = {"type": "array", "items": _ref("Generated"), "minItems": 1}
     schemas["BatchAnswerLine"] = _any_of(
         "OpenAILine",

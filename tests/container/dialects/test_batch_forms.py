@@ -184,6 +184,14 @@ def test_anthropic_name_is_known_without_values() -> None:
         assert (named.form, named.custom_id, named.unique_id) == ("anthropic", "mine", "mine")
 
 
+def test_bedrock_line_for_anthropic_has_its_message() -> None:
+    record = {"recordId": "1", "modelInput": {"anthropic_version": "bedrock-2023-05-31"} | PARAMS}
+    answer = success(record)
+    output = answer.pop("modelOutput")
+    assert answer == record
+    assert (output["content"], output["stop_reason"]) == ([{"type": "text", "text": "Hello"}], "end_turn")
+
+
 def test_anthropic_message_is_whole_answer() -> None:
     read = line(ANTHROPIC)
     assert read.call is not None

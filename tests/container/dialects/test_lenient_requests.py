@@ -78,6 +78,7 @@ SAME = {
     "null under an unknown name": (chat(guided_decoding=None), chat()),
     "null in a message": (chat(USER | {"refusal": None, "tool_calls": None, "mood": None}), chat()),
     "null in a response format": (chat(response_format={"type": "text", "json_schema": None}), chat()),
+    "null in a bias": (chat(logit_bias={"5": 1, "7": None}), chat(logit_bias={"5": 1})),
     "whole float as limit": (chat(max_tokens=64.0, n=2.0, seed=7.0), chat(max_tokens=64, n=2, seed=7)),
     "whole float as token id": (completion(prompt=[5.0, 7.0]), completion(prompt=[5, 7])),
     "whole float as stop token": (completion(stop_token_ids=[5.0]), completion(stop_token_ids=[5])),
