@@ -15,7 +15,7 @@ _decoder = json.JSONDecoder(strict=False)
 
 
 def read_members(line: bytes) -> dict[str, object]:
-    """Return the members that come before the fault. One whose value can't be read is None."""
+    """Return the members that come before the fault, without nulls. None is the value that can't be read."""
     text = line[:_MAX_BYTES].removeprefix(BOM_UTF8).decode("utf-8", "surrogateescape")
     if found := _FIRST_IN_SINGLE_QUOTES.match(text):
         return {found[1]: found[2]}
@@ -27,7 +27,11 @@ def read_members(line: bytes) -> dict[str, object]:
             if not isinstance(name, str):
                 return members
             members[name] = None
-            members[name], place = _decoder.raw_decode(text, _skip(text, place, ":"))
+            value, place = _decoder.raw_decode(text, _skip(text, place, ":"))
+            if value is None:
+                del members[name]
+            else:
+                members[name] = value
             mark = ","
     except (ValueError, RecursionError):  # the fault, or the end
         return members

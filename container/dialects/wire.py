@@ -73,6 +73,8 @@ def decode(body: bytes, *, what: str = "the body", param: str | None = None) -> 
         reason = str(error).removeprefix("JSON is malformed: ")
         if reason == "Input data was truncated":
             reason = "it ends within a value or a surrogate pair"
+        elif reason.startswith("Number out of range"):
+            reason = "a number is out of range"
         else:
             reason = explain(body.removeprefix(BYTE_ORDER_MARK), reason)
     if (what_it_is := guess_binary(body[:SNIFFED_BYTES])) is not None:

@@ -32,6 +32,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "a no-break space": ('{"prompt":\u00a0"canary"}'.encode(), "none of JSON's"),
     "UTF-16": ('{"prompt": "canary"}'.encode("utf-16"), "seems to be UTF-16"),
     "a backslash": (b'{"prompt": "canary \\canary"}', "a backslash itself is written twice"),
+    "a number too large": (b'{"prompt": "canary", "seed": 1e999}', "a number is out of range"),
     "half a character": (b'{"prompt": "canary \\ud83d"}', "surrogate"),
     "the end in a string": (b'{"prompt": "canary', "it ends within a value"),
 }

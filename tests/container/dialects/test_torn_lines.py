@@ -24,6 +24,8 @@ NAMED: dict[str, tuple[bytes, str]] = {
     "nested deeply behind the name": (HEAD + b"[" * 100_000, "openai"),
     "Python's notation": (b"{'custom_id': 'mine', 'method': 'POST', 'body': None}", "openai"),
     "a mark in front": (b"\xef\xbb\xbf" + HEAD + b"NaN}", "openai"),
+    "a column of nulls": (b'{"recordId": null, "params": null, "custom_id": "mine", "body": NaN}', "openai"),
+    "Anthropic, torn": (b'{"custom_id": "mine", "params": {"max_tokens": 5, "messages": [', "anthropic"),
     "Bedrock, torn": (b'{"recordId": "mine", "modelInput": {"prompt": "The', "bedrock"),
     "Bedrock, NaN": (b'{"modelInput": {"prompt": "a", "temperature": NaN}, "recordId": "mine"}', "bedrock"),
     "a name with escapes": (b'{"custom_id": "m\\u0069ne", "body": ', "openai"),
@@ -87,10 +89,10 @@ def test_only_beginning_of_huge_line_is_searched() -> None:
 
 PANDAS = (
     b'{"custom_id":"row-1","method":"POST","url":"\\/v1\\/completions",'
-    b'"body":{"prompt":"a \\/ b \\u00e9","max_tokens":5,"temperature":null,"stop":null,"seed":null}}\n'
+    b'"body":{"prompt":"a \\/ b \\u00e9","max_tokens":5.0,"temperature":null,"stop":null,"seed":null}}\n'
 )
-"""Line of pandas' `to_json(orient="records", lines=True)`: slashes and what is beyond ASCII are escaped, and a missing
-value is null."""
+"""Line of pandas' `to_json(orient="records", lines=True)`: slashes and what is beyond ASCII are escaped, a missing value
+is null, and integers beside one are floats."""
 
 
 def test_pandas_line_is_read() -> None:
