@@ -91,8 +91,8 @@ PANDAS = (
     b'{"custom_id":"row-1","method":"POST","url":"\\/v1\\/completions",'
     b'"body":{"prompt":"a \\/ b \\u00e9","max_tokens":5.0,"temperature":null,"stop":null,"seed":null}}\n'
 )
-"""Line of pandas' `to_json(orient="records", lines=True)`: slashes and what is beyond ASCII are escaped, a missing value
-is null, and integers beside one are floats."""
+"""Line of pandas' `to_json(orient="records", lines=True)`: slashes and what is beyond ASCII are escaped, a missing
+value is null, and integers beside one are floats."""
 
 
 def test_pandas_line_is_read() -> None:
