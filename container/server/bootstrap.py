@@ -26,6 +26,7 @@ from container.journal.stores.open_store import open_store
 from container.journal.stores.store import Store
 from container.reader.client import ReaderLimits, Readers
 from container.reader.messages import ReaderConfig
+from container.server.model_report import report
 from container.server.state import ServerState
 from container.settings import BadSetting, Settings
 from container.startup.gpu_driver import Decision
@@ -118,6 +119,7 @@ class Backend:
         self._directory = directory
         self._on_failure = on_failure
         self._model: Model | None = None
+        self._has_reported = False
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="text")
         self._writers = ThreadPoolExecutor(_THREADS, thread_name_prefix="answer")
         self._reader_limits = ReaderLimits()
@@ -188,10 +190,18 @@ class Backend:
             self._on_failure(reason)
         elif engine.state == "ready" and engine.info is not None and self._model is not None:
             logger.info("ready", extra={"action": "ready", "engine": msgspec.structs.asdict(engine.info)})
+            self._report(self._model, engine.info)
             self._state.use(self._service(self._model, engine.info))
             self._admission.pump()
         else:
             self._state.recover()
+
+    def _report(self, model: Model, info: EngineInfo) -> None:
+        """Log how the model stops, its length and its template: once, as they stay the same."""
+        if not self._has_reported:
+            self._has_reported = True
+            line, fields = report(self._directory, model.defaults, model.tokenizer, info)
+            logger.info(line, extra=fields)
 
     def _service(self, model: Model, info: EngineInfo) -> Service:
         settings = self._state.settings

@@ -6,7 +6,7 @@ Their fields are those of transformers' GenerationConfig, but they are read as p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class ModelDefaults:
     """
 
     eos_token_ids: tuple[int, ...] = ()
+    eos_source: str = field(default="", compare=False)
+    """File that names them, for the log."""
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -85,6 +87,7 @@ class ModelDefaults:
         generation = _read(Path(model_dir, "generation_config.json"))
         vocab_size = _first("vocab_size", config, text_config)
         eos = _first("eos_token_id", generation, config, text_config)
+        eos_source = "config.json" if generation.get("eos_token_id") is None else "generation_config.json"
         ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
         known_ends = tuple(token_id for token_id in ends if _is_token(token_id, vocab_size))
         given = {name: value for name, value in generation.items() if value is not None}
@@ -99,7 +102,7 @@ class ModelDefaults:
         )
         if usable.get("temperature") == 0:  # transformers calls this an error that means greedy
             usable |= {"do_sample": False, "temperature": None}
-        return cls(eos_token_ids=known_ends, vocab_size=vocab_size, warnings=warnings, **usable)
+        return cls(eos_token_ids=known_ends, eos_source=eos_source, vocab_size=vocab_size, warnings=warnings, **usable)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ _SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"
 
 
 def load(folder: Path, settings: dict[str, Any]) -> Any:
-    """Return transformers' tokenizer for the file, with special tokens and template. Raises ValueError, OSError.
+    """Return transformers' tokenizer for the file, with its special tokens. Raises ValueError, OSError.
 
     `settings` are those of tokenizer_config.json, which go before mistral-common's.
     """
@@ -27,8 +27,11 @@ def load(folder: Path, settings: dict[str, Any]) -> Any:
     options["add_bos_token"] = settings.get("add_bos_token", True)
     make: Any = TokenizersBackend.from_pretrained
     tokenizer = make(str(folder), vocab_file=str(path), local_files_only=True, **options)
-    if not tokenizer.chat_template:
-        from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
-
-        tokenizer.chat_template = convert_tokenizer_to_chat_template(path)
     return tokenizer
+
+
+def make_template(folder: Path) -> str:
+    """Return a chat template that does as mistral-common does with the file. Raises ValueError."""
+    from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+
+    return convert_tokenizer_to_chat_template(folder / NAME)

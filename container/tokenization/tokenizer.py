@@ -50,6 +50,12 @@ class Tokenizer:
         known = max(tokenizer.get_vocab().values()) + 1  # len() is less where the ids have gaps
         return cls(tokenizer, known if vocab_size is None else min(known, vocab_size))
 
+    @property
+    def template_names(self) -> list[str]:
+        """Names of the chat templates: one without a name is the default. Empty if there is none."""
+        template = self._tokenizer.chat_template
+        return sorted(template) if isinstance(template, dict) else ["default"] if template else []
+
     def encode(self, prompt: Prompt, *, param: str, max_tokens: int, keep: int | None = None) -> EncodedPrompt:
         """Return the prompt's ids, fewer than `max_tokens`, which prompt and answer share.
 

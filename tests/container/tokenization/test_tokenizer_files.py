@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from container.core import Chat, Text
 from container.tokenization.detokenizer import Detokenizer
 from container.tokenization.tokenizer import Tokenizer
 from container.tokenization.tokenizer_files import is_to_convert, load_tokenizer
+from testing.tokenizer_files import PIECES, save_sentencepiece, save_tekken
 
 TEXTS = [
     "The capital of France is",
@@ -30,7 +30,6 @@ TEXTS = [
     "1,234.5 e\u0301 ﬁ ½ <0x41>",
     "x" * 50,
 ]
-DATA = Path(str(files("mistral_common"))) / "data"
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Name a  sea."},
@@ -48,22 +47,7 @@ def model(directory: Path, model_type: str = "mistral", **files: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def sentencepiece_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a BPE model with byte fallback, as Llama 2's and Mistral's are."""
-    prefix = tmp_path_factory.mktemp("sentencepiece") / "tokenizer"
-    source = [line for path in sorted(Path(__file__).parent.glob("*.py")) for line in path.read_text().splitlines()]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(source),
-        model_prefix=str(prefix),
-        model_type="bpe",
-        vocab_size=800,
-        byte_fallback=True,
-        allow_whitespace_only_pieces=True,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        control_symbols=["[INST]", "[/INST]"],
-        minloglevel=2,
-    )
-    return prefix.with_suffix(".model")
+    return save_sentencepiece(tmp_path_factory.mktemp("sentencepiece"))
 
 
 @pytest.fixture
@@ -77,12 +61,7 @@ def put_sentencepiece(sentencepiece_file: Path, tmp_path: Path) -> Callable[...,
 
 @pytest.fixture(scope="module")
 def tekken_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cut a real tekken.json to its first 2,000 tokens: the whole one takes seconds."""
-    content = json.loads((DATA / "tekken_240718.json").read_bytes())
-    content["config"]["default_vocab_size"] = content["config"]["default_num_special_tokens"] + 2000
-    path = tmp_path_factory.mktemp("tekken") / "tekken.json"
-    path.write_text(json.dumps(content))
-    return path
+    return save_tekken(tmp_path_factory.mktemp("tekken"))
 
 
 @pytest.fixture
@@ -117,11 +96,11 @@ def test_sentencepiece_texts_come_back(put_sentencepiece: Callable[..., Path]) -
 
 def test_sentencepiece_settings_are_kept(put_sentencepiece: Callable[..., Path]) -> None:
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "chat_template": "{{ messages }}"}
-    directory = put_sentencepiece(tokenizer_config__json=settings, added_tokens__json={"<pad>": 800})
+    directory = put_sentencepiece(tokenizer_config__json=settings, added_tokens__json={"<pad>": PIECES})
     tokenizer: Any = load_tokenizer(str(directory), trust_remote_code=False)
     assert tokenizer("The sea")["input_ids"] == tokenizer("The sea", add_special_tokens=False)["input_ids"]
     assert (tokenizer.eos_token, tokenizer.chat_template) == ("</s>", "{{ messages }}")
-    assert tokenizer.convert_tokens_to_ids(["[INST]", "<pad>"]) == [3, 800]
+    assert tokenizer.convert_tokens_to_ids(["[INST]", "<pad>"]) == [3, PIECES]
 
 
 def test_foreign_sentencepiece_model_is_refused(tmp_path: Path) -> None:
@@ -165,6 +144,11 @@ def test_tekkens_own_template_goes_first(tekken_model: Path) -> None:
     (tekken_model / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
     prompt = load(tekken_model).encode(Chat(messages=tuple(CHAT)), param="messages", max_tokens=1000)
     assert prompt.text == "<s>Be brief."
+
+
+def test_processors_template_is_taken_where_alone(tekken_model: Path) -> None:
+    (tekken_model / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].role }}"}))
+    assert load(tekken_model).encode(Chat(messages=tuple(CHAT)), param="m", max_tokens=9).text == "system"
 
 
 def test_whole_tokenizer_goes_before_tekken(tekken_model: Path, model_dir: str) -> None:
