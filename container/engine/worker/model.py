@@ -132,14 +132,20 @@ def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
     carry code for a type that transformers has learned since.
     """
     directory = settings.model_dir
+    path = Path(directory) / "config.json"
     try:
-        raw = json.loads((Path(directory) / "config.json").read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelRefused(f"{path} is not JSON: {error}") from error
+    try:
         own_code = "auto_map" in raw and raw.get("model_type") not in SUPPORTED
         if own_code and not settings.trust_remote_code:
             whole = None
         else:
             whole = AutoConfig.from_pretrained(directory, trust_remote_code=own_code, local_files_only=True)
     except Exception as error:  # of many kinds, none of which a restart would mend
+        if not isinstance(raw, dict) or "model_type" not in raw:
+            raise ModelRefused(f"{path} is not a transformers model's: it has no model_type") from error
         raise ModelRefused(f"{directory}: the model's configuration can't be read: {error}") from error
     if whole is None:
         raise ModelRefused(

@@ -224,3 +224,13 @@ def test_conversion_imports_no_torch(tekken_model: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_id_behind_last_token_has_no_text(model_dir: str) -> None:
+    """Embeddings are often rounded up (Qwen: 151,936 rows for 151,669 tokens), and a model may choose the others."""
+    tokenizer = load(Path(model_dir))
+    hello = encode(tokenizer, "hello")
+    detokenizer = Detokenizer(tokenizer.vocabulary)
+    pieces = [detokenizer.add(token_id) for token_id in (*hello, 49_152, 60_000, *hello)]
+    assert pieces == ["hello", "", "", "hello"]
+    assert tokenizer.decode([*hello, 49_152, 60_000, *hello]) == "hellohello"
