@@ -18,13 +18,15 @@ PromptEnding = Literal["answer", "continue", "nothing"]
 """Endings of a chat's prompt: the start of an answer, within the last message, or the end of the messages."""
 MAX_TEMPERATURE = 1_000_000
 """A temperature far beyond where all tokens are equally likely, and far below where float32 overflows."""
+PART_SEPARATOR = "\n"
+"""Text between two parts of a message, where they become one text, as in vLLM and llama.cpp."""
 RANDOM_SEED_BITS = 53
 """Width of random seeds: JSON numbers up to there are exact in every language."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A prompt as text. Special tokens are added as the model's tokenizer does by default."""
+    """A prompt as text. Special tokens that are in it are tokens."""
 
     text: str
 
@@ -58,7 +60,7 @@ class Chat:
 
     `messages` are JSON objects with at least `role`, already checked by the dialect; fields of theirs that no dialect
     knows may be the template's. The arguments of their tool calls are objects, as templates expect them, or text where
-    a model wrote no JSON.
+    a model wrote no JSON. A `content` of several texts is a list of text parts.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -109,6 +111,13 @@ class Parameters:
     """Number of the prompt's last tokens to keep; -1 for as many as the model holds beside the answer."""
     logprobs: int | None = None
     """Number of the most likely tokens to report beside each chosen one; None reports no log probabilities."""
+    add_special_tokens: bool | None = None
+    """Whether the prompt gets the tokens that the tokenizer adds to any text, such as BOS; None: a text, no chat."""
+    skip_special_tokens: bool | None = None
+    """Whether texts leave out special tokens; None: but for those that mark something, such as `[TOOL_CALLS]`."""
+    spaces_between_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    """Whether texts end with what stopped them; None leaves out stop strings and special tokens, but no other one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +148,7 @@ class TokenLogprob:
     text: str
     """The token's text. Bytes that are not whole characters are escaped: `\\xf0\\x9f`. A special token has its name."""
     utf8: bytes | None
-    """The token's share of the text. None for a special token, which has none."""
+    """The token's share of the text. None for a special token that the text leaves out."""
     logprob: float
     offset: int = 0
     """Characters of the completion's text before the token."""

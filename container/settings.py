@@ -204,6 +204,13 @@ class Settings:
         "the model's name in answers and in `/v1/models`",
         shown="last part of the model's path or id",
     )
+    parse_control_tokens: bool = _setting(
+        "LONGHAUL_PARSE_CONTROL_TOKENS",
+        _SWITCH,
+        "control tokens in a chat's messages are tokens, not text: whoever writes a message can then write turns",
+        default=False,
+        shown="off",
+    )
     trust_remote_code: bool = _setting(
         "LONGHAUL_TRUST_REMOTE_CODE", _SWITCH, "run Python code that comes with a model", default=False, shown="off"
     )

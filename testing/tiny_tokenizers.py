@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -46,6 +47,26 @@ def words() -> Any:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "sea": 2, "is": 3, "für": 4}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return _finish(backend, None)
+
+
+def byte_level(
+    special: Sequence[str] = (), added: Sequence[str] = (), *, begins_with: str | None = None, **given: Any
+) -> Any:
+    """Make a tokenizer like GPT-2's, of single bytes, with special tokens and other added ones.
+
+    `begins_with` is the special token that each text begins with; `given` are arguments of transformers' tokenizer.
+    """
+    vocabulary = {name: index for index, name in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    backend.add_tokens([AddedToken(token, normalized=False) for token in added])
+    if begins_with is not None:
+        first = (begins_with, backend.token_to_id(begins_with))
+        backend.post_processor = processors.TemplateProcessing(single=f"{begins_with} $A", special_tokens=[first])
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=backend, **given)
 
 
 def _finish(backend: Tokenizer, chat_template: str | None) -> Any:

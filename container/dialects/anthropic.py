@@ -16,9 +16,20 @@ from typing import Any, ClassVar, Literal
 from msgspec import UNSET, Raw, Struct, UnsetType
 from pydantic import Field
 
-from container.core import Call, Chat, DeadlineReason, FinishReason, Item, Parameters, PromptEnding, Result, Template
+from container.core import (
+    PART_SEPARATOR,
+    Call,
+    Chat,
+    DeadlineReason,
+    FinishReason,
+    Item,
+    Parameters,
+    PromptEnding,
+    Result,
+    Template,
+)
 from container.dialects.encoding import encode
-from container.dialects.messages import PART_SEPARATOR, read_content, read_messages
+from container.dialects.messages import joined, read_content, read_messages
 from container.dialects.wire import NewTokens, Stop, Temperature, TopK, TopP, Wire, read, told
 from container.errors import DeadlineExceeded, RequestError
 
@@ -142,7 +153,8 @@ def _turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for role, group in groupby(messages, key=itemgetter("role")):
         neighbours = list(group)
         if role in ("user", "assistant"):
-            neighbours = [neighbours[0] | {"content": PART_SEPARATOR.join(turn["content"] for turn in neighbours)}]
+            text = PART_SEPARATOR.join(joined(turn["content"]) for turn in neighbours)
+            neighbours = [neighbours[0] | {"content": text}]
         turns += neighbours
     return turns
 

@@ -2,7 +2,8 @@
 
 Fields are as OpenAI's API reference has them and its client reads them. Extensions are named as vLLM names them:
 `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`, `stop_token_ids`, `truncate_prompt_tokens`,
-`chat_template_kwargs`, `documents`, `add_generation_prompt`, `continue_final_message`, `request_id`. Differences:
+`chat_template_kwargs`, `documents`, `add_generation_prompt`, `continue_final_message`, `request_id`, and what all
+dialects take of special tokens. Differences:
 without a limit an answer is as long as the server allows; every choice has its `seed`; tools are the template's to show
 and their calls stay in the text, as the model writes them; a field that only the model's template knows reaches it.
 """

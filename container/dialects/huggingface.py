@@ -39,7 +39,8 @@ from container.dialects.wire import (
 from container.errors import InvalidRequest
 
 PREFIX = "parameters."
-NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens", "stop_token_ids", "logit_bias")}
+_NAMED = ("max_new_tokens", "min_new_tokens", "stop_token_ids", "logit_bias", "spaces_between_special_tokens")
+NAMES = {name: PREFIX + name for name in _NAMED}
 EXPECTED_INPUTS = "a string, a list of strings, a list of messages or a list of lists of messages"
 
 

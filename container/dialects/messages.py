@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from container.core import Chat, Template
+from container.core import PART_SEPARATOR, Chat, Template
 from container.dialects.template_inputs import read_function_call, read_tool_calls
 from container.dialects.wire import Flag, Wire, read, unknown_fields
 from container.errors import InvalidRequest
@@ -22,8 +22,6 @@ SPOKEN_TO = ("system", "developer", "user")
 CALLED = ("tool", "function")
 """Roles of results, which may be empty. `function` is OpenAI's older name."""
 EXPECTED_CONTENT = "a string or a list of text parts"
-PART_SEPARATOR = ""
-"""Text between two parts: none, so that no text is made up."""
 _MEDIA = ("image", "image_url", "images", "video", "videos", "audios", "file", "files", "attachments")
 
 
@@ -109,8 +107,9 @@ def _read_message(message: Message, others: dict[str, Any], at: str) -> dict[str
     return read_message | others
 
 
-def _content(message: Message, at: str) -> str | None:
-    """Return the text, if there is one."""
+def _content(message: Message, at: str) -> str | list[dict[str, Any]] | None:
+    """Return the text, or text parts, if there is anything."""
+    text: str | list[dict[str, Any]]
     if message.content is not None:
         text = read_content(message.content, at)
     elif message.role == "assistant" or message.role in CALLED:
@@ -127,13 +126,22 @@ def _content(message: Message, at: str) -> str | None:
     return text
 
 
-def read_content(value: object, at: str) -> str:
-    """Read a text or a list of text parts, the field `at`. Raises InvalidRequest."""
+def read_content(value: object, at: str) -> str | list[dict[str, Any]]:
+    """Read a text or a list of text parts, the field `at`. Raises InvalidRequest.
+
+    Several parts stay parts, of text alone: some templates put them together in their own way.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise InvalidRequest(f"{at} must be {EXPECTED_CONTENT}", param=at)
-    return PART_SEPARATOR.join(_part(part, f"{at}[{index}]") for index, part in enumerate(value))
+    texts = [_part(part, f"{at}[{index}]") for index, part in enumerate(value)]
+    return [{"type": "text", "text": text} for text in texts] if len(texts) > 1 else "".join(texts)
+
+
+def joined(content: str | list[dict[str, Any]]) -> str:
+    """Return a content as one text."""
+    return content if isinstance(content, str) else PART_SEPARATOR.join(part["text"] for part in content)
 
 
 def _part(part: object, at: str) -> str:

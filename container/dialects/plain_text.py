@@ -19,7 +19,7 @@ HEADER = "X-Amzn-SageMaker-Custom-Attributes"
 """Header that SageMaker passes on to the container."""
 PREFIX = f"{HEADER}: "
 """Text before an attribute's key in an error's `param`."""
-NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens")}
+NAMES = {name: PREFIX + name for name in ("max_new_tokens", "min_new_tokens", "spaces_between_special_tokens")}
 
 
 def read_prompt(body: bytes, attributes: Mapping[str, Sequence[str]]) -> Call:

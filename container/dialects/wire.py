@@ -292,6 +292,10 @@ class SamplingOptions(Wire):
     seed: Seed = None
     stop: Stop = None
     ignore_eos: Flag = None
+    add_special_tokens: Flag = None
+    skip_special_tokens: Flag = None
+    spaces_between_special_tokens: Flag = None
+    include_stop_str_in_output: Flag = None
 
     def parameters(self, **overrides: Any) -> Parameters:
         """Return the parameters that are given. A dialect overrides those that it names or reads in its own way."""

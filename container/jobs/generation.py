@@ -19,8 +19,8 @@ from container.jobs.generator import Generator
 from container.journal.merged_output import MergedOutput
 from container.journal.segment import End, GenerationKey, Record, unpack
 from container.tokenization.logprobs import token_logprobs
+from container.tokenization.output_text import OutputText
 from container.tokenization.preparer import Prepared
-from container.tokenization.stop_strings import UNFINISHED, StopStrings
 
 
 class Generation:
@@ -55,11 +55,7 @@ class Generation:
         """Tokens that records were made of."""
         self.generator = generator
         self.sampling = prepared.samplings[key.choice]
-        self._stop: StopStrings | None = None
-        if prepared.stop:
-            tokenizer = generator.tokenizer
-            has_text = tokenizer.vocabulary.has_text
-            self._stop = StopStrings(prepared.stop, tokenizer.decode, has_text, self.sampling.min_new_tokens)
+        self.text = OutputText(generator.tokenizer, prepared, min_new_tokens=self.sampling.min_new_tokens)
         self._prompt_crc = zlib.crc32(repr(self.sampling.seed).encode(), zlib.crc32(prepared.prompt_ids.tobytes()))
         self._on_end = on_end
         self._is_started = False
@@ -110,9 +106,9 @@ class Generation:
         else:
             metrics.inter_token_latency.observe(since / new)
         metrics.generation_tokens.inc(new)
-        text = self._stop.find(sequence.output_ids) if self._stop is not None else None
-        if text is not None:
-            self.stop_chars = len(text)
+        stop_chars = self.text.find_stop(sequence.output_ids)
+        if stop_chars is not None:
+            self.stop_chars = stop_chars
             self.end = "stop_string"
             if sequence.finish_reason is None:  # the engine doesn't know
                 self.generator.admission.withdraw(sequence)
@@ -184,25 +180,23 @@ class Waiter:
     def completion(self) -> Completion:
         """Decode the output. It takes as long as the text: for a worker thread."""
         generation, is_cut = self.generation, self.finish_reason == "deadline"
-        tokenizer, sampling = generation.generator.tokenizer, generation.sampling
         output_ids = generation.sequence.output_ids[: self.tokens]
-        text = tokenizer.decode(output_ids)
         stop_chars = None if is_cut else generation.stop_chars
-        if stop_chars is not None:
-            text = text.rstrip(UNFINISHED)[:stop_chars]
-        scored = None
+        is_stopped = not is_cut and generation.end == "stop"
+        finished = generation.text.finish(output_ids, is_stopped=is_stopped, stop_chars=stop_chars)
+        sampling, scored = generation.sampling, None
         if sampling.logprobs is not None:
             scored = token_logprobs(
-                tokenizer.vocabulary,
-                output_ids,
-                generation.sequence.logprobs[: self.tokens],
-                is_stopped=not is_cut and generation.end == "stop",
-                characters=None if stop_chars is None else len(text),
+                generation.text.vocabulary,
+                output_ids[: finished.tokens],
+                generation.sequence.logprobs[: finished.tokens],
+                characters=None if stop_chars is None else len(finished.text),
             )
         return Completion(
-            text=text,
+            text=finished.text,
             token_ids=tuple(output_ids),
             finish_reason=self.finish_reason,
+            stop=finished.stop,
             seed=sampling.seed if sampling.temperature > 0 else None,
             logprobs=scored,
         )

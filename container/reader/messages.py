@@ -21,6 +21,7 @@ class ReaderConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model_dir: str
     trust_remote_code: bool
+    parses_control_tokens: bool = False
     max_sequence_tokens: int
     default_max_new_tokens: int
     name: str

@@ -7,6 +7,7 @@ to its file. It lives as long as its document, or until the server is gone. It l
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -90,11 +91,16 @@ class Reader:
     def _load(self, config: messages.ReaderConfig) -> None:
         defaults = ModelDefaults.load(config.model_dir)
         self._name, self._deadline_reason = config.name, config.deadline_reason
+        tokenizer = Tokenizer.load(
+            config.model_dir,
+            trust_remote_code=config.trust_remote_code,
+            vocab_size=defaults.vocab_size,
+            end_token_ids=defaults.eos_token_ids,
+            parses_control_tokens=config.parses_control_tokens,
+        )
         self._preparer = Preparer(
-            tokenizer=Tokenizer.load(
-                config.model_dir, trust_remote_code=config.trust_remote_code, vocab_size=defaults.vocab_size
-            ),
-            defaults=defaults,
+            tokenizer=tokenizer,
+            defaults=defaults.with_end_token(tokenizer.end_token_id),
             max_sequence_tokens=config.max_sequence_tokens,
             default_max_new_tokens=config.default_max_new_tokens,
         )
@@ -180,6 +186,7 @@ def main() -> None:
     die_with_parent()
     setproctitle("longhaul-reader")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the server's to handle
+    logging.disable()
     # If the container runs out of memory, this is the process to go first (proc(5), oom_score_adj).
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

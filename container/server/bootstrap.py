@@ -87,14 +87,21 @@ class Model:
     """Directory from which readers load tokenizer and defaults: the model's, or what was converted from it."""
 
     @classmethod
-    def load(cls, directory: str, *, trust_remote_code: bool, scratch_dir: str) -> Model:
+    def load(cls, directory: str, *, trust_remote_code: bool, parses_control_tokens: bool, scratch_dir: str) -> Model:
         """Read the model's files, which takes seconds. Raises OSError, ValueError.
 
         A tokenizer that has to be converted is then kept in a new directory below `scratch_dir`.
         """
         digest = model_digest(directory)
         defaults = ModelDefaults.load(directory)
-        tokenizer = Tokenizer.load(directory, trust_remote_code=trust_remote_code, vocab_size=defaults.vocab_size)
+        tokenizer = Tokenizer.load(
+            directory,
+            trust_remote_code=trust_remote_code,
+            vocab_size=defaults.vocab_size,
+            end_token_ids=defaults.eos_token_ids,
+            parses_control_tokens=parses_control_tokens,
+        )
+        defaults = defaults.with_end_token(tokenizer.end_token_id)
         reader_dir = directory
         if is_to_convert(directory):
             reader_dir = tempfile.mkdtemp(prefix="longhaul-tokenizer-", dir=scratch_dir)
@@ -157,6 +164,7 @@ class Backend:
             Model.load,
             self._directory,
             trust_remote_code=settings.trust_remote_code,
+            parses_control_tokens=settings.parse_control_tokens,
             scratch_dir=settings.spool_dir,
         )
         model = await asyncio.to_thread(load)
@@ -208,11 +216,13 @@ class Backend:
         reader_config = ReaderConfig(
             model_dir=model.reader_dir,
             trust_remote_code=settings.trust_remote_code,
+            parses_control_tokens=settings.parse_control_tokens,
             max_sequence_tokens=info.max_sequence_tokens,
             default_max_new_tokens=settings.max_new_tokens,
             name=settings.name,
             deadline_reason=settings.deadline_finish_reason,
         )
+        identity = (model.digest, info.dtype, settings.max_new_tokens, *["parsed"] * settings.parse_control_tokens)
         return Service(
             preparer=Preparer(
                 tokenizer=model.tokenizer,
@@ -230,5 +240,5 @@ class Backend:
             writers=self._writers,
             name=settings.name,
             deadline_reason=settings.deadline_finish_reason,
-            identity=f"{model.digest} {info.dtype} {settings.max_new_tokens}",
+            identity=" ".join(map(str, identity)),
         )

@@ -9,7 +9,7 @@ from container.tokenization.vocabulary import Vocabulary
 
 class Detokenizer:
     """The text of one sequence. All pieces together are what decoding all ids at once gives, and none splits a
-    character: what may still become another one is held back.
+    character: what may still become another one is held back, and left out if its last bytes never come.
 
     Byte-level tokenizers join bytes, and only an unfinished character waits. sentencepiece's byte tokens wait for the
     end of their run: one byte that is not UTF-8 turns the whole run into replacement characters.
@@ -32,8 +32,10 @@ class Detokenizer:
         return "" if token.is_byte else self._release()
 
     def finish(self) -> str:
-        """Return the text that was held back. Nothing may be added after it."""
-        return self._utf8.decode(b"", final=True) or self._release()
+        """Return the whole characters that were held back. Nothing may be added after it."""
+        lacking = self._vocabulary.unfinished(self._held)
+        self._held = [token_id for place, token_id in enumerate(self._held) if place not in lacking]
+        return self._release()
 
     def _release(self) -> str:
         if not self._held:

@@ -19,17 +19,13 @@ def token_logprobs(
     ids: list[int],
     scores: list[TokenLogprobs],
     *,
-    is_stopped: bool,
     characters: int | None,
 ) -> tuple[TokenLogprob, ...]:
     """Return one for each token of an output's text, of which a stop string left that many characters (None: all).
 
-    `is_stopped` says that the last token is a stop token. As OpenAI has it, what ended the text is left out: the tokens
-    that begin at a stop string or behind it, and a stop token that is special. A token that begins before a stop string
-    is whole, though its end is not part of the text.
+    As OpenAI has it, the tokens that begin at a stop string or behind it are left out. A token that begins before it is
+    whole, though its end is not part of the text.
     """
-    if is_stopped and vocabulary.token(ids[-1]).bytes is None:
-        ids, scores = ids[:-1], scores[:-1]
     return tuple(
         _token_logprob(
             vocabulary,

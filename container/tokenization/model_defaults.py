@@ -6,7 +6,7 @@ Their fields are those of transformers' GenerationConfig, but they are read as p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ class ModelDefaults:
         if usable.get("temperature") == 0:  # transformers calls this an error that means greedy
             usable |= {"do_sample": False, "temperature": None}
         return cls(eos_token_ids=known_ends, eos_source=eos_source, vocab_size=vocab_size, warnings=warnings, **usable)
+
+    def with_end_token(self, token_id: int | None) -> ModelDefaults:
+        """Let another token end texts, too: the tokenizer names one that the two files need not repeat."""
+        ends = () if token_id is None else (token_id,)
+        return replace(self, eos_token_ids=tuple(dict.fromkeys((*self.eos_token_ids, *ends))))
 
 
 def _read(path: Path) -> dict[str, Any]:

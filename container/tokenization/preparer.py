@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -33,6 +33,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
     samplings: tuple[Sampling, ...]
     """A sampling for each of the item's choices."""
     stop: tuple[str, ...]
+    skips_special_tokens: bool | None = None
+    """Whether the text leaves out special tokens; None: but for those that mark something."""
+    includes_stop: bool | None = None
+    """Whether the text ends with what stopped it; None leaves out stop strings and special tokens, but no other one."""
     has_random_seed: bool = False
     """Whether it is sampled with a seed that the request doesn't give: then it has no equal."""
 
@@ -54,7 +58,19 @@ class Preparer:
         limit, keep = self.max_sequence_tokens, item.parameters.truncate_prompt_tokens
         if keep == -1:  # beside an answer as long as it is asked for
             keep = max(1, limit - (item.parameters.max_new_tokens or max(1, item.parameters.min_new_tokens)))
-        prompt = self.tokenizer.encode(item.prompt, param=item.param, max_tokens=limit, keep=keep)
+        self._validate_spaces(item)
+        parameters = item.parameters
+        prompt = self.tokenizer.encode(
+            item.prompt,
+            param=item.param,
+            max_tokens=limit,
+            keep=keep,
+            adds_special_tokens=parameters.add_special_tokens,
+            skips_special_tokens=parameters.skip_special_tokens,
+        )
+        # A stop string that is a special token stands for the token: most texts don't show it.
+        stop_ids = (*parameters.stop_token_ids, *self.tokenizer.special_token_ids(parameters.stop))
+        item = replace(item, parameters=replace(parameters, stop_token_ids=stop_ids))
         samplings = resolve(
             item,
             self.defaults,
@@ -67,9 +83,20 @@ class Preparer:
             prompt_ids=array("I", prompt.ids),
             prompt_text=prompt.text,
             samplings=samplings,
-            stop=item.parameters.stop,
-            has_random_seed=samplings[0].temperature > 0 and item.parameters.seed is None,
+            stop=parameters.stop,
+            skips_special_tokens=parameters.skip_special_tokens,
+            includes_stop=parameters.include_stop_str_in_output,
+            has_random_seed=samplings[0].temperature > 0 and parameters.seed is None,
         )
+
+    def _validate_spaces(self, item: Item) -> None:
+        """Raise InvalidRequest if a text is to have no spaces where the tokenizer has some."""
+        parameters = item.parameters
+        is_refused = parameters.spaces_between_special_tokens is False and parameters.skip_special_tokens is False
+        if is_refused and self.tokenizer.spaces_special_tokens:
+            name = item.name_of("spaces_between_special_tokens")
+            message = f"{name} can't be false, as this model's tokenizer puts spaces there: leave it out or give true"
+            raise InvalidRequest(message, param=name, code="unsupported_parameter")
 
 
 def resolve(

@@ -6,6 +6,9 @@ They know token ids only through a function that decodes them and one that says 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
+
+from container.tokenization.vocabulary import UNFINISHED
 
 TOKENS_PER_CHARACTER = 4
 """Most tokens that make one character: it has at most four UTF-8 bytes, a token at least one of them."""
@@ -13,8 +16,6 @@ MARGIN_TOKENS = 8
 """Tokens decoded in front of the others, as some decoders drop a space at the start of what they are given."""
 LAST_CHARACTERS = 4
 """Characters at a stop string's end that are looked for first: enough for most tokens to have no hit."""
-UNFINISHED = "\ufffd"
-"""Character that a decoder shows for the bytes of one that isn't complete yet."""
 
 
 class StopStrings:
@@ -37,6 +38,8 @@ class StopStrings:
         self._decode = decode
         self._has_text = has_text
         self._min_tokens = min_tokens
+        self.found = ""
+        """The stop string that was found."""
         self._searched = 0
         """Output tokens that have been searched."""
         self._recent: list[int] = []
@@ -63,8 +66,11 @@ class StopStrings:
         text = self._decode(output_ids).rstrip(UNFINISHED)
         settled = len(self._decode(output_ids[: self._min_tokens]).rstrip(UNFINISHED)) if self._min_tokens else 0
         firsts = ((string, max(0, settled + 1 - len(string))) for string in self._stop)
-        starts = [start for string, first in firsts if (start := text.find(string, first)) >= 0]
-        return text[: min(starts)] if starts else None
+        hits = [(start, string) for string, first in firsts if (start := text.find(string, first)) >= 0]
+        if not hits:
+            return None
+        start, self.found = min(hits, key=itemgetter(0))
+        return text[:start]
 
     def _tail(self, new: int, characters: int) -> str:
         """Return the text of the last `new` tokens with text and at least `characters` before their end.

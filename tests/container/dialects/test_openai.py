@@ -60,9 +60,10 @@ def test_messages_keep_their_roles() -> None:
     assert [message["role"] for message in read] == list(roles)
 
 
-def test_text_parts_are_joined_without_separator() -> None:
+def test_several_text_parts_stay_parts() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-    assert messages({"role": "user", "content": parts}) == [{"role": "user", "content": "one two"}]
+    assert messages({"role": "user", "content": parts}) == [{"role": "user", "content": parts}]
+    assert messages({"role": "user", "content": parts[:1]}) == [{"role": "user", "content": "one "}]
 
 
 def test_an_assistant_may_have_said_nothing() -> None:

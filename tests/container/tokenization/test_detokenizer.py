@@ -68,9 +68,13 @@ def test_only_first_space_is_dropped() -> None:
     assert pieces(Vocabulary(FALLBACK), [space, the]) == ["", " the", ""]
 
 
-def test_unfinished_bytes_come_at_end(vocabularies: dict[str, Vocabulary]) -> None:
+def test_unfinished_bytes_never_come(vocabularies: dict[str, Vocabulary]) -> None:
     token_id = next(i for i in range(49152) if vocabularies["byte level"].token(i).bytes == b"\xe6\x97")
-    assert pieces(vocabularies["byte level"], [token_id]) == ["", "\ufffd"]
+    assert pieces(vocabularies["byte level"], [token_id]) == ["", ""]
+
+
+def test_run_comes_without_unfinished_bytes() -> None:
+    assert pieces(Vocabulary(FALLBACK), list("é日".encode())[:-1]) == ["", "", "", "", "é"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +87,7 @@ def test_pieces_of_any_ids_equal_decoding(
     # Parts of characters are rare among 49,152 tokens and all that matters here.
     parts = [i for i in range(min(size, 600)) if "\\x" in vocabulary.token(i).text] or [0]
     ids = data.draw(st.lists(st.sampled_from(parts) | st.integers(0, size), max_size=12))
-    assert "".join(pieces(vocabulary, ids)) == tokenizers[kind].decode(ids, skip_special_tokens=True)
+    assert "".join(pieces(vocabulary, ids)) == vocabulary.decode_whole(ids)
 
 
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from container.core import TokenLogprob
-from container.engine.sequence import FinishReason, TokenLogprobs
+from container.engine.sequence import TokenLogprobs
 from container.tokenization.logprobs import token_logprobs
 from container.tokenization.vocabulary import Vocabulary
 from testing import tiny_tokenizers
@@ -24,12 +24,9 @@ def real(model_dir: str) -> Any:
     return AutoTokenizer.from_pretrained(model_dir)
 
 
-def of_text(
-    tokenizer: Any, ids: list[int], *, finish: FinishReason | None = "length", characters: int | None = None
-) -> tuple[TokenLogprob, ...]:
+def of_text(tokenizer: Any, ids: list[int], *, characters: int | None = None) -> tuple[TokenLogprob, ...]:
     scores = [TokenLogprobs(-0.5)] * len(ids)
-    is_stopped = finish == "stop" and characters is None
-    return token_logprobs(Vocabulary(tokenizer), ids, scores, is_stopped=is_stopped, characters=characters)
+    return token_logprobs(Vocabulary(tokenizer), ids, scores, characters=characters)
 
 
 def texts(tokens: tuple[TokenLogprob, ...]) -> list[str]:
@@ -41,12 +38,6 @@ def test_each_token_has_text_bytes_offset(real: Any) -> None:
     assert texts(tokens) == ["The", " sea", " \\xe6", "\\x97", "\\xa5"]
     assert b"".join(token.utf8 or b"" for token in tokens) == "The sea 日".encode()
     assert [token.offset for token in tokens] == [0, 3, 7, 8, 8]
-
-
-def test_special_stop_token_is_left_out(real: Any) -> None:
-    ids = [*real("The sea")["input_ids"], END]
-    assert texts(of_text(real, ids, finish="stop")) == ["The", " sea"]
-    assert texts(of_text(real, ids[:-1], finish="stop")) == ["The", " sea"]
 
 
 def test_special_token_within_text_has_name(real: Any) -> None:
@@ -71,7 +62,7 @@ def test_stop_string_may_cut_byte_run() -> None:
 
 def test_top_tokens_are_named_like_chosen(real: Any) -> None:
     score = TokenLogprobs(-1.5, [(END, -0.25), (345, -1.5)])
-    (token,) = token_logprobs(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
+    (token,) = token_logprobs(Vocabulary(real), [345], [score], characters=None)
     assert token.logprob == -1.5
     assert [(rival.id, rival.logprob, rival.utf8 is None) for rival in token.top] == [
         (END, -0.25, True),
@@ -82,7 +73,7 @@ def test_top_tokens_are_named_like_chosen(real: Any) -> None:
 @pytest.mark.parametrize("logprob", [-math.inf, math.nan])
 def test_infinite_logprob_becomes_openais_minimum(real: Any, logprob: float) -> None:
     score = TokenLogprobs(logprob, [(345, logprob)])
-    (token,) = token_logprobs(Vocabulary(real), [345], [score], is_stopped=False, characters=None)
+    (token,) = token_logprobs(Vocabulary(real), [345], [score], characters=None)
     assert (token.logprob, token.top[0].logprob) == (-9999.0, -9999.0)
 
 

@@ -67,3 +67,9 @@ def test_file_without_json_object_is_error(content: str, tmp_path: Path) -> None
     tmp_path.joinpath("generation_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"generation_config\.json"):
         ModelDefaults.load(str(tmp_path))
+
+
+def test_tokenizers_end_token_is_joined() -> None:
+    assert ModelDefaults(eos_token_ids=(2, 3)).with_end_token(7).eos_token_ids == (2, 3, 7)
+    assert ModelDefaults(eos_token_ids=(2, 3)).with_end_token(3).eos_token_ids == (2, 3)
+    assert ModelDefaults().with_end_token(None).eos_token_ids == ()

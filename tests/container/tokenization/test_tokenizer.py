@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 from container.core import Chat, Prompt, Text, TokenIds
 from container.errors import InvalidRequest
 from container.tokenization.tokenizer import Tokenizer
+from testing import tiny_tokenizers
+from testing.chat_templates import STYLES
 
 CANARY = "kept-secret"
 
@@ -57,7 +59,8 @@ def test_text_ids_match_reference(text: str, tokenizer: Tokenizer, reference: An
 def test_chat_ids_match_reference(tokenizer: Tokenizer, reference: Any) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <|im_end|> 🙂"}]
     encoded = tokenizer.encode(Chat(messages=tuple(messages)), param="messages", max_tokens=1000)
-    assert encoded.ids == reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    ids = reference.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)
+    assert encoded.ids == ids["input_ids"]
     assert encoded.text == reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
@@ -132,6 +135,80 @@ def test_decoded_text_matches_reference(tokenizer: Tokenizer, reference: Any) ->
     ids = reference("Well , isn 't it ?\n <|im_end|> 🙂")["input_ids"]
     assert tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True)
     assert tokenizer.decode([]) == ""
+
+
+@pytest.fixture
+def with_bos() -> Tokenizer:
+    style = STYLES["instructions"]
+    tokenizer = style.tokenizer(begins_with="<s>")
+    return Tokenizer(tokenizer, len(tokenizer))
+
+
+def count_bos(tokenizer: Tokenizer, prompt: Prompt, **given: Any) -> int:
+    ids = tokenizer.encode(prompt, param="prompt", max_tokens=99, **given).ids
+    return ids.count(tokenizer.special_token_ids(["<s>"])[0])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "added", "count"),
+    [
+        (Text(text="The sea"), None, 1),
+        (Text(text="<s>The sea"), None, 1),
+        (Text(text="<s>The sea"), True, 1),
+        (Text(text="<s><s>The sea"), None, 2),
+        (Text(text="<s>The sea"), False, 1),
+        (Text(text="The sea"), False, 0),
+        (chat(), None, 1),
+        (chat(), True, 1),
+        (chat("[INST]"), True, 1),
+        (TokenIds(ids=(1, 2)), True, 0),
+    ],
+    ids=[
+        "text",
+        "text with BOS",
+        "text with BOS and one asked for",
+        "text with two BOS",
+        "text with BOS and none asked for",
+        "text with none asked for",
+        "chat",
+        "chat with one asked for",
+        "chat with a control token and one asked for",
+        "token ids",
+    ],
+)
+def test_prompt_gets_no_second_bos(prompt: Prompt, added: bool | None, count: int, with_bos: Tokenizer) -> None:
+    assert count_bos(with_bos, prompt, adds_special_tokens=added) == count
+
+
+def test_second_bos_is_told_once(with_bos: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        count_bos(with_bos, Text(text=f"<s>{CANARY}"))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert CANARY not in record.getMessage()
+
+
+def test_chat_gets_asked_for_bos() -> None:
+    tokenizer = STYLES["chatml"].tokenizer(begins_with="<|endoftext|>")
+    first = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    mine = Tokenizer(tokenizer, len(tokenizer))
+    for content in ("Hi", "<|im_end|>"):
+        plain = mine.encode(chat(content), param="m", max_tokens=99)
+        begun = mine.encode(chat(content), param="m", max_tokens=99, adds_special_tokens=True)
+        assert begun.ids == [first, *plain.ids]
+
+
+def test_named_end_token_is_found() -> None:
+    tokenizer = STYLES["chatml"].tokenizer()
+    assert Tokenizer(tokenizer, len(tokenizer)).end_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert Tokenizer(tokenizer, 256).end_token_id is None
+    assert Tokenizer(tiny_tokenizers.byte_level(), 256).end_token_id is None
+
+
+def test_end_token_without_an_id_ends_nothing() -> None:
+    tokenizer = tiny_tokenizers.words()
+    tokenizer._special_tokens_map["eos_token"] = "sea-end"  # which the vocabulary lacks
+    assert Tokenizer(tokenizer, len(tokenizer)).end_token_id is None
 
 
 def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
