@@ -10,13 +10,14 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from container.engine.worker import attention
 from container.engine.worker.memory import cpu_count
 from container.engine.worker.score_guard import ScoreGuard
 from testing.container.hand_turned_engine import Engine
@@ -75,8 +76,13 @@ def measure(model_dir: str, rows: int, steps: int) -> dict[str, float]:
     return medians | {"guard": guard, "share": guard / medians["without"]}
 
 
-def _without_guard() -> AbstractContextManager[Any]:
-    return patch.multiple(ScoreGuard, look=lambda self, scores: None, faults=lambda self, rows: {})
+@contextmanager
+def _without_guard() -> Iterator[None]:
+    with (
+        patch.multiple(ScoreGuard, look=lambda self, scores: None, faults=lambda self, rows: {}),
+        patch.object(attention, "keep_faults", lambda out, queries, new_keys, plan: None),
+    ):
+        yield
 
 
 class Stopwatch:
@@ -85,9 +91,14 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def measuring(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
         self.seconds.append(0.0)
-        return patch.multiple(ScoreGuard, look=self._timed(ScoreGuard.look), faults=self._timed(ScoreGuard.faults))
+        with (
+            patch.multiple(ScoreGuard, look=self._timed(ScoreGuard.look), faults=self._timed(ScoreGuard.faults)),
+            patch.object(attention, "keep_faults", self._timed(attention.keep_faults)),
+        ):
+            yield
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:

@@ -12,7 +12,7 @@ Hq, Hkv: query and key/value heads; G = Hq / Hkv; D: head dimension; T: query to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 # Neither "sdpa" nor "eager" (for which the library builds masks over the whole batch) nor with "flash" in it
 # (for which it imports kernels).
 NAME = "longhaul_varlen"
+_FEW_KEYS = 32
+"""Number of keys from which on PyTorch's kernel sees scores that are NaN: they fill a vector register."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class StepPlan:
 
     groups: tuple[DecodeGroup, ...]
     prefills: tuple[Prefill, ...]
+    has_few_keys: bool
+    """Whether any of the sequences has so few keys that PyTorch may overlook scores that are not numbers."""
 
 
 def plan_step(
@@ -82,7 +86,8 @@ def plan_step(
         if rows[0][0] != longest:
             mask = _additive_mask(inside, dtype)[:, None, None]
         groups.append(DecodeGroup(queries, key_index, mask))
-    return StepPlan(tuple(groups), tuple(prefills))
+    has_few_keys = any(k1 - k0 < _FEW_KEYS for k0, k1 in pairwise(key_starts))
+    return StepPlan(tuple(groups), tuple(prefills), has_few_keys)
 
 
 def _additive_mask(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -155,7 +160,23 @@ def padded_attention(
         out[group.rows] = _decode(group, queries, keys, values, scale, softcap)
     for prefill in plan.prefills:
         out[prefill.q0 : prefill.q1] = _prefill(prefill, queries, keys, values, scale, softcap)
+    keep_faults(out, queries, key[0].transpose(0, 1), plan)
     return out.unsqueeze(0), None
+
+
+def keep_faults(out: torch.Tensor, queries: torch.Tensor, new_keys: torch.Tensor, plan: StepPlan) -> None:
+    """Make part of the output [T, Hq, D] NaN, in place, where queries [T, Hq, D] and new keys [T, Hkv, D] overflow.
+
+    PyTorch's kernel for CPUs gives zeros where it finds no largest score: all are -inf, or they are NaN and few. A zero
+    times what is not finite is NaN, and changes nothing else.
+    """
+    tokens, key_heads, dim = new_keys.shape
+    heads = out.view(tokens, key_heads, -1, dim)
+    if plan.has_few_keys:
+        own_scores = (queries.float().view(heads.shape) * new_keys.unsqueeze(2)).sum(-1)
+        heads[..., 0].add_(own_scores, alpha=0.0)
+    else:
+        heads[:, :, 0].add_(new_keys, alpha=0.0)
 
 
 def _decode(

@@ -24,6 +24,7 @@ def healthy(length: int, seed: int = 0) -> list[int]:
 
 PREFIX = healthy(2 * PAGE_TOKENS)
 EMBEDDING = "model.embed_tokens.weight"
+OPT_NORM = "model.decoder.layers.1.self_attn_layer_norm"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,9 @@ MODELS = [
     pytest.param("llama", "float16", "lm_head.weight", 6e4, NOT_NUMBERS, id="overflow of the scores alone"),
     pytest.param("gemma2", "float16", "lm_head.weight", 6e4, NOT_NUMBERS, id="overflow of bounded scores"),
     pytest.param("llama", "float32", "model.layers.1.mlp.down_proj.weight", 1e25, ALL_EQUAL, id="overflow of squares"),
+    pytest.param("olmo2", "float32", "model.layers.1.self_attn.q_proj.weight", INFINITE, NOT_NUMBERS, id="of queries"),
+    pytest.param("qwen2", "float16", "model.layers.1.self_attn.k_proj.bias", 7e4, NOT_NUMBERS, id="of keys"),
+    pytest.param("opt", "float32", f"{OPT_NORM}.weight", 1e25, NOT_NUMBERS, id="of attention"),
     pytest.param("qwen3_moe", "float32", "model.layers.0.mlp.gate.weight", NAN, NOT_NUMBERS, id="NaN in a router"),
 ]
 
