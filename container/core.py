@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -203,18 +202,17 @@ class Call:
     content_type: str = "application/json"
 
 
-class Seeds(msgspec.Struct, frozen=True, array_like=True):
-    """The seeds of choices whose request gives none: random to callers, and the same again when their job is resumed.
+class Constants(msgspec.Struct, frozen=True, array_like=True):
+    """Values that a request's items are made with beside the request itself: the same again when its job is resumed.
 
-    No two items of a slot get the same seed. The journal keeps `secret`, the job's own.
+    The journal keeps `secret` and `clock`, which are the job's own.
     """
 
     secret: bytes
+    """Secret that seeds are made of where the request gives none. No two items of a slot get the same one."""
     slot: int = 0
-
-    @classmethod
-    def random(cls) -> Seeds:
-        return cls(secrets.token_bytes(16))
+    clock: float | None = None
+    """Unix time that chat templates see; None: the present."""
 
     def seed(self, line: int, item: int) -> int:
         """Return the seed of item `item` in line `line` of a batch, both counted from 0."""

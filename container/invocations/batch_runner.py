@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from container.core import Seeds
+from container.core import Constants
 from container.dialects.batch import Line, is_blank, is_unread, name_line, name_long_line, name_torn_line, read_line
 from container.dialects.sniffing import SNIFFED_BYTES, guess
 from container.disk.ordered_spool import OrderedSpool, close_soon
@@ -85,15 +85,15 @@ class BatchRunner:
     def failed(self) -> int:
         return self._failed + self._skipped
 
-    async def run(self, body: Spool, seeds: Seeds) -> None:
-        """Answer every line. `seeds` are the batch's job's.
+    async def run(self, body: Spool, constants: Constants) -> None:
+        """Answer every line. `constants` are those of the batch's part in its job.
 
         Raises the error that ended the whole batch: the engine's death, a full disk, a file without a line that can be
         read.
         """
         try:
             async with asyncio.TaskGroup() as group:
-                await self._start_all(body, seeds, group)
+                await self._start_all(body, constants, group)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -118,11 +118,11 @@ class BatchRunner:
         elif self._first_fault is None:
             self._first_fault = error
 
-    async def _start_all(self, body: Spool, seeds: Seeds, group: asyncio.TaskGroup) -> None:
+    async def _start_all(self, body: Spool, constants: Constants, group: asyncio.TaskGroup) -> None:
         service = self._present_service()
         under_way = WeightedSemaphore(self._invocation.work_ahead, _MAX_BYTES_UNDER_WAY)
         readers = asyncio.Semaphore(_READERS)
-        slices = self._slices(body, seeds)
+        slices = self._slices(body, constants)
         while True:
             # At the deadline there is no time to wait behind documents that are read.
             threads = service.writers if self._invocation.is_cut else service.workers
@@ -137,11 +137,11 @@ class BatchRunner:
                 else:
                     await readers.acquire()
                     opened = asyncio.Event()
-                    task = group.create_task(self._answer_large(entry, body, seeds, opened))
+                    task = group.create_task(self._answer_large(entry, body, constants, opened))
                     task.add_done_callback(lambda _: readers.release())
                     await opened.wait()  # its name comes before those of later lines
 
-    def _slices(self, body: Spool, seeds: Seeds) -> Iterator[list[_Entry]]:
+    def _slices(self, body: Spool, constants: Constants) -> Iterator[list[_Entry]]:
         """Yield the lines in slices, each read in a worker thread. A slice of blank lines, which take time, too, is
         empty."""
         entries: list[_Entry] = []
@@ -157,7 +157,7 @@ class BatchRunner:
                     self._answers.put(index, line.failure(line.error or self._invocation.exceeded()))
                     self._skipped += 1
                 else:
-                    entries.append(self._read(spooled, body, index, seeds))
+                    entries.append(self._read(spooled, body, index, constants))
                     size = entries[-1].weight
             lines, weight = lines + 1, weight + size
             if len(entries) == _SLICE_ITEMS or lines == _SLICE_LINES or weight >= _SLICE_BYTES:
@@ -172,7 +172,7 @@ class BatchRunner:
             return name_long_line(body.read_at(spooled.offset, spooled.size), spooled.number)
         return name_line(spooled.text, spooled.number)
 
-    def _read(self, spooled: SpooledLine, body: Spool, index: int, seeds: Seeds) -> _Entry:
+    def _read(self, spooled: SpooledLine, body: Spool, index: int, constants: Constants) -> _Entry:
         prepared: tuple[Prepared, ...] = ()
         if spooled.size > self._max_line_bytes:
             line: Line | None = self._too_long(spooled, body)
@@ -184,7 +184,10 @@ class BatchRunner:
                 self._check_name(line)
                 preparer = self._present_service().preparer
                 items = () if line.call is None else line.call.items
-                prepared = tuple(preparer.prepare(item, seeds.seed(index, number)) for number, item in enumerate(items))
+                prepared = tuple(
+                    preparer.prepare(item, constants.seed(index, number), constants.clock)
+                    for number, item in enumerate(items)
+                )
             except InvalidRequest as error:
                 line = line.failed(error)
         if line is not None:
@@ -229,7 +232,7 @@ class BatchRunner:
         writers = self._present_service().writers
         await run_in_thread(writers, lambda: self._answers.put(entry.index, line.failure(error)))
 
-    async def _answer_large(self, entry: _Entry, body: Spool, seeds: Seeds, opened: asyncio.Event) -> None:
+    async def _answer_large(self, entry: _Entry, body: Spool, constants: Constants, opened: asyncio.Event) -> None:
         service, spooled = self._present_service(), entry.spooled
         answer = Spool(self._spool_dir)
         line = None
@@ -237,7 +240,7 @@ class BatchRunner:
             async with AsyncExitStack() as stack:
                 async with self._invocation.before_deadline():
                     document = ReadLine(spooled.number, spooled.offset, spooled.size)
-                    reading = service.readers.read(document, body, answer, seeds, entry.index)
+                    reading = service.readers.read(document, body, answer, constants, entry.index)
                     reader = await stack.enter_async_context(reading)
                 failure = reader.opened.error
                 fault = None if failure is None else failure.error()

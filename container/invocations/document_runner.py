@@ -20,12 +20,15 @@ async def answer_small(
     """Return the answer and its content type. `digest` is the request's. Raises RequestError."""
     async with invocation.before_deadline():
         invocation.attachment = await service.jobs.attach(head.job, digest)
-        seeds = invocation.attachment.seeds
+        constants = invocation.attachment.constants
 
         def read() -> tuple[Call, list[Prepared]]:
             call = read_call(head, body)
             # All items are checked before any runs: a bad one must not cost the others' work.
-            return call, [service.preparer.prepare(item, seeds.seed(0, index)) for index, item in enumerate(call.items)]
+            return call, [
+                service.preparer.prepare(item, constants.seed(0, index), constants.clock)
+                for index, item in enumerate(call.items)
+            ]
 
         call, prepared = await run_in_thread(service.workers, read)
     invocation.items = len(prepared)
@@ -45,7 +48,7 @@ async def answer_large(
         async with AsyncExitStack() as stack:
             async with invocation.before_deadline():
                 invocation.attachment = attachment = await service.jobs.attach(head.job, digest)
-                reading = service.readers.read(head, body, answer, attachment.seeds)
+                reading = service.readers.read(head, body, answer, attachment.constants)
                 reader = await stack.enter_async_context(reading)
             invocation.items = reader.opened.items
             await invocation.run_read(reader)

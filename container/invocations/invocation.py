@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -22,6 +23,8 @@ from container.reader.client import Reader
 from container.telemetry.json_logs import invocation_id
 from container.telemetry.progress import Snapshot
 from container.tokenization.preparer import Prepared, unstarted_completions
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _AHEAD = 2
@@ -239,7 +242,28 @@ class Invocation:
             self.attachment.leave(waiter)
         if self.unfinished:
             self._service.jobs.save_soon(self.attachment)
+        if self.attachment.changed_prompts:
+            message = "%d texts were begun with another prompt than the request has now, and are generated anew"
+            extra = {"action": "prompts_changed", "job": self.attachment.job.label}
+            logger.warning(message, self.attachment.changed_prompts, extra=extra)
         return fields | {"job": self.attachment.job.label, "resumed_tokens": self.attachment.resumed_tokens}
+
+    def begin_answer(self) -> None:
+        """Tell the job that all is generated, and that the client is about to get it."""
+        if self.attachment is not None and not self.unfinished:
+            self._service.jobs.set_slot_aside(self.attachment)
+
+    @property
+    def has_open_slot(self) -> bool:
+        """True if `close_slot` is to be called before the client has the whole answer."""
+        if self.attachment is None or self.unfinished:
+            return False
+        return self._service.jobs.has_open_slot(self.attachment)
+
+    async def close_slot(self) -> None:
+        """Make sure that no later request continues this one. Until then, one that is cut can be sent again."""
+        if self.attachment is not None:
+            await self._service.jobs.close_slot(self.attachment, max(0.0, self._deadline.left_s()))
 
     def release(self, *, is_answered: bool) -> None:
         """Leave the job. `is_answered`: the client has taken the answer."""

@@ -51,6 +51,8 @@ class Generation:
         self.waiters: set[Waiter] = set()
         self.resumed_tokens = 0
         """Tokens that came from the journal."""
+        self.has_changed_prompt = False
+        """True if the journal has it with another prompt: then it is generated anew."""
         self.recorded_tokens = 0
         """Tokens that records were made of."""
         self.generator = generator
@@ -63,8 +65,10 @@ class Generation:
         self.sequence = engine.Sequence(
             prepared.prompt_ids, self.sampling, owner=owner, on_tokens=self._on_tokens, on_error=self._on_error
         )
-        if saved is not None and saved.prompt_crc == self._prompt_crc:
-            self._resume(saved)
+        if saved is not None:
+            self.has_changed_prompt = saved.prompt_crc != self._prompt_crc
+            if not self.has_changed_prompt:
+                self._resume(saved)
 
     def _resume(self, saved: MergedOutput) -> None:
         self.sequence.output_ids = unpack(saved.token_ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
 import secrets
@@ -24,10 +25,11 @@ from container.jobs.generation import Generation
 from container.jobs.journal_health import JournalHealth
 from container.jobs.journal_state import TRANSITIONS, JournalState
 from container.jobs.known_outputs import KnownOutputs
+from container.jobs.pending_entries import PendingEntries
 from container.journal.job_log import EpochLost, JobLog, JournalFull, JournalGone
 from container.journal.job_reader import DigestConflict, JobReader
 from container.journal.output_table import Counts, OutputTable
-from container.journal.segment import SHARED, Entry, SlotClosed
+from container.journal.segment import SHARED, Entry
 from container.journal.stores.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -95,9 +97,11 @@ class Past:
 
     log: JobLog
     secret: bytes
+    clock: float | None
+    """Unix time that chat templates saw; None if the request is no former one that comes again."""
     table: OutputTable
     slots: set[int]
-    closed_slots: set[int]
+    """Slots with outputs that no client is known to have: where it is the shared one, of its last outputs."""
     counts: Counts
 
 
@@ -109,11 +113,14 @@ class JobJournal:
     _log: JobLog
     """The log, once the job is taken."""
 
-    def __init__(self, job_id: str, digest: str, label: str, context: JournalContext) -> None:
-        """`label` names the job in the log."""
+    def __init__(self, job_id: str, digest: str, name: str | None, context: JournalContext) -> None:
         self.state = JournalState.UNOPENED
-        self.secret = secrets.token_bytes(16)
+        self.secret = secrets.token_bytes(16) if name is None else named_secret(job_id, digest)
         """Secret that the job's random seeds are made of. The journal keeps it."""
+        self.clock = time.time()
+        """Unix time that the job's chat templates see. The journal keeps it."""
+        self.is_anew = False
+        """True if all that it has was answered, to requests that were others: then their prompts may differ."""
         self.is_begun = False
         """True once the store has something of the job, or was given something."""
         self.has_finished_work = False
@@ -121,12 +128,12 @@ class JobJournal:
         self.outputs = KnownOutputs()
         self._job_id = job_id
         self._digest = digest
-        self._label = label
+        self._is_named = name is not None
+        self.label = name or f"sha256:{digest[:16]}"
+        """Name in log lines."""
         self._context = context
         self._lock = asyncio.Lock()
-        self._unsaved: list[Entry] = []
-        self._handed_over: list[Entry] = []
-        """Entries that the log was given and has not confirmed yet, older than the unsaved ones."""
+        self._pending = PendingEntries(lambda size: context.backlog.add(self, size))
         self._has_lost_work = False
 
     def become(self, state: JournalState) -> None:
@@ -186,6 +193,8 @@ class JobJournal:
                 self.become(JournalState.OPEN)
                 return None
             self._log, self.secret, self.outputs.table = past.log, past.secret, past.table
+            self.clock, self.is_anew = past.clock or self.clock, past.clock is None
+            self._pending.adopt(past.slots)
             self.become(JournalState.TAKEN)
             self.is_begun = self.has_finished_work = True
             return past
@@ -202,13 +211,16 @@ class JobJournal:
                 table = stack.enter_context(contextlib.closing(OutputTable(self._context.spool_dir)))
                 reader.read(table)
                 log = self._new_log(reader)
-                log.take(secret, table)
+                # Where nothing was left unanswered, a request without a name is no former one that comes again.
+                is_again = self._is_named or bool(table.slots() - reader.closed_slots)
+                clock = reader.template_clock if is_again else None
+                log.take(secret, table, clock=clock or self.clock)
                 past = Past(
                     log=log,
                     secret=secret,
+                    clock=clock,
                     table=table,
-                    slots=table.slots(),
-                    closed_slots=reader.closed_slots,
+                    slots=table.slots() - reader.closed_slots,
                     counts=table.counts(),
                 )
                 stack.pop_all()
@@ -221,7 +233,7 @@ class JobJournal:
         outputs = self.outputs
         if outputs.table is None and outputs.loading is None:
             table = OutputTable(self._context.spool_dir)
-            outputs.load(table, self._read_again, [*self._handed_over, *self._unsaved])
+            outputs.load(table, self._read_again, self._pending.all())
         return outputs.loading
 
     async def _read_again(self, table: OutputTable) -> bool:
@@ -237,7 +249,7 @@ class JobJournal:
 
     @property
     def has_unsaved(self) -> bool:
-        return bool(self._unsaved or self._handed_over)
+        return bool(self._pending)
 
     def has_all(self, *, with_random: bool) -> bool:
         """Whether the store has all that was generated; `with_random`: also what has random seeds."""
@@ -245,14 +257,31 @@ class JobJournal:
         is_whole = state is JournalState.TAKEN or (state is JournalState.TAKEN_WITHOUT_RANDOM and not with_random)
         return is_whole and not self._has_lost_work and not self.has_unsaved
 
+    def has_slot(self, slot: int) -> bool:
+        """Whether the journal has, or may have, outputs of a slot that is not closed."""
+        return self._pending.is_open(slot)
+
+    def set_slot_aside(self, slot: int) -> None:
+        """Write nothing of a slot whose answer is on its way, if nothing of it is written yet."""
+        self._pending.set_aside(slot)
+
+    def put_slot_back(self, slot: int) -> None:
+        """Write a slot's outputs after all: its answer has not arrived."""
+        self._pending.put_back(slot)
+
+    def put_slots_back(self) -> None:
+        """Write everything, as there may be no time for it later."""
+        self._pending.put_all_back()
+
     def close_slot(self, slot: int) -> None:
-        """Forget a slot's outputs and say that it is not to be used again."""
-        dropped = [entry for entry in self._unsaved if entry.slot == slot]
-        self._unsaved = [entry for entry in self._unsaved if entry.slot != slot]
-        self._context.backlog.add(self, -sum(map(_size, dropped)))
-        self.add(SlotClosed(slot))
+        """Forget a slot's outputs, and say in the journal, if it has any of them, that it is not to be used again."""
+        self._pending.close(slot)
         if self.outputs.table is not None:
             self.outputs.forget_slot(slot)
+
+    def mark_answered(self) -> None:
+        """Say in the journal, if it has or gets shared outputs, that a request was answered with them."""
+        self._pending.mark_answered()
 
     def add(self, entry: Entry) -> None:
         """Add an entry that is to be written, and known to later requests."""
@@ -261,8 +290,7 @@ class JobJournal:
         state = self.state
         if state is JournalState.GIVEN_UP or (state is JournalState.TAKEN_WITHOUT_RANDOM and entry.slot != SHARED):
             return
-        self._unsaved.append(entry)
-        self._context.backlog.add(self, _size(entry))
+        self._pending.add(entry)
 
     async def save(self, at_work: Collection[Generation]) -> int:
         """Write all that was generated until now; return the bytes that this took. Raises StoreError.
@@ -275,7 +303,7 @@ class JobJournal:
                     self.add(record)
             if not self.has_unsaved:
                 return 0
-            self._handed_over, self._unsaved = self._handed_over + self._unsaved, []
+            self._pending.hand_over()
             self.is_begun = True
             try:
                 return await self._write()
@@ -304,15 +332,10 @@ class JobJournal:
                 self.become(JournalState.TAKEN)
             else:
                 self.become(JournalState.TAKEN_WITHOUT_RANDOM)
-                dropped = [entry for entry in self._handed_over + self._unsaved if entry.slot != SHARED]
-                self._handed_over = [entry for entry in self._handed_over if entry.slot == SHARED]
-                self._unsaved = [entry for entry in self._unsaved if entry.slot == SHARED]
-                self._context.backlog.add(self, -sum(map(_size, dropped)))
-        entries = self._handed_over
-        written = await self._run_writer(partial(self._log.append, entries))
+                self._pending.drop_random()
+        written = await self._run_writer(partial(self._log.append, self._pending.handed_over))
         if self.state is not JournalState.GIVEN_UP:
-            self._context.backlog.add(self, -sum(map(_size, entries)))
-            self._handed_over = []
+            self._pending.confirm()
         return written
 
     def _take(self) -> tuple[JobLog, bytes]:
@@ -326,7 +349,7 @@ class JobJournal:
             reader.read()
             log = self._new_log(reader)
             try:
-                log.take(secret)
+                log.take(secret, clock=self.clock)
                 return log, secret
             except EpochLost:
                 _pause(attempt)
@@ -338,12 +361,11 @@ class JobJournal:
             return
         self.become(JournalState.GIVEN_UP)
         self.forget_entries()
-        logger.warning("a job is no longer journalled: %s", reason, extra={"action": "job_lost", "job": self._label})
+        logger.warning("a job is no longer journalled: %s", reason, extra={"action": "job_lost", "job": self.label})
 
     def forget_entries(self) -> None:
         """Free the memory of entries that are not to be written."""
-        self._unsaved, self._handed_over = [], []
-        self._context.backlog.add(self, -self._context.backlog.sizes[self])
+        self._pending.clear()
 
     # Threads
 
@@ -361,15 +383,12 @@ class JobJournal:
         return asyncio.get_running_loop().run_in_executor(self._context.writers, function)
 
 
+def named_secret(job_id: str, digest: str) -> bytes:
+    """Return the secret of a job with a name: always the same, so that it needs no journal to give the same texts."""
+    return hashlib.sha256(f"seeds {job_id} {digest}".encode()).digest()[:16]
+
+
 def _pause(attempt: int) -> None:
     """Back off at random, so that competing writers don't stop each other again."""
     if attempt < _MAX_TAKES - 1:
         time.sleep(random.uniform(0, _PAUSE_S) * 2**attempt)
-
-
-def _size(entry: Entry) -> int:
-    """Return about how many bytes an entry takes in memory."""
-    if isinstance(entry, SlotClosed):
-        return 64
-    scores = len(entry.logprobs) and sum(160 + 116 * len(score.top) for score in entry.logprobs)
-    return 256 + len(entry.token_ids) + scores

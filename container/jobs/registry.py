@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _THREADS = 8
 _RETRY_INTERVAL_S = 10.0
 _SWEEP_INTERVAL_S = 3600.0
+_CLOSE_TIMEOUT_S = 3.0
+"""Seconds that the end of an answer waits for the store."""
 
 
 def job_id(name: str | None, digest: str) -> str:
@@ -128,6 +130,25 @@ class JobRegistry:
             self._forget(job)
         else:
             self._retire_if_left(job)
+
+    def set_slot_aside(self, attachment: Attachment) -> None:
+        """Call once a request has its whole answer, and before that is sent: mostly it arrives, and nothing is left."""
+        attachment.job.set_slot_aside(attachment)
+
+    def has_open_slot(self, attachment: Attachment) -> bool:
+        """Whether the request's slot is to be closed before its client has the whole answer.
+
+        A store that fails holds up no answer: then the slot is closed later, by `release`.
+        """
+        return not self._health.is_broken and attachment.job.has_open_slot(attachment)
+
+    async def close_slot(self, attachment: Attachment, timeout_s: float) -> None:
+        """Use the request's slot for no other one, whatever becomes of this server. `timeout_s` bounds the wait."""
+        attachment.job.close_slot(attachment)
+        saving = self._run(self._save(attachment.job))
+        _, late = await asyncio.wait({saving}, timeout=min(timeout_s, _CLOSE_TIMEOUT_S))
+        if late and timeout_s >= _CLOSE_TIMEOUT_S:
+            self._health.report_failure("writing", StoreError(f"{self._store.describe}: no answer in time"))
 
     def save_soon(self, attachment: Attachment) -> None:
         """Write what a request leaves unfinished, even while its answer is still on its way."""
@@ -245,10 +266,11 @@ class JobRegistry:
                 logger.exception("old journals were not deleted; it will be tried again")
             await asyncio.sleep(_SWEEP_INTERVAL_S)
 
-    def _run(self, work: Coroutine[Any, Any, object]) -> None:
+    def _run(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _conflict() -> Conflict:

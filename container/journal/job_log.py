@@ -77,8 +77,10 @@ class JobLog:
         self._written = 0  # entries at the front of the next `append` that segments have already
         self._written_bytes = 0
 
-    def take(self, secret: bytes, table: OutputTable | None = None) -> None:
+    def take(self, secret: bytes, table: OutputTable | None = None, *, clock: float | None = None) -> None:
         """Make the job this writer's, and add what its former writer has written since it was read to `table`.
+
+        `clock` is the Unix time that chat templates see, by default the one that they saw before.
 
         Raises EpochLost if another writer took it since, began it anew or deleted it, and StoreError, after which it
         may be called again.
@@ -105,6 +107,7 @@ class JobLog:
             created=self._created,
             writer=self._writer,
             included=list(reader.included.items()),
+            clock=reader.template_clock if clock is None else clock,
         )
         self._create_own(head_key(self._job_id, epoch), encode_head(head))
         self.epoch, self._last_number = epoch, 0

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from container.journal.output_table import OutputTable
-from container.journal.segment import CorruptFile, Head, Segment, SlotClosed, decode
+from container.journal.segment import SHARED, CorruptFile, Head, Segment, SlotClosed, decode
 from container.journal.stores.store import Store, StoreError
 
 _READ_CONCURRENCY = 8
@@ -88,6 +88,7 @@ class JobReader:
         self.bytes = 0
         """Size of the intact segments that were read."""
         self.closed_slots: set[int] = set()
+        """Slots whose answers have arrived. The shared one is among them until something is recorded there again."""
 
     def open(self) -> bytes | None:
         """Find the journal and return the job's secret; None if there is none, or it has expired.
@@ -106,6 +107,11 @@ class JobReader:
         counted = (*head.included, (head.epoch, self.listing.last(head.epoch)))
         self.included = {epoch: last for epoch, last in counted if last}
         return head.secret
+
+    @property
+    def template_clock(self) -> float | None:
+        """The Unix time that the journal's chat templates saw; None if there is no journal."""
+        return None if self.head is None else self.head.clock or self.head.created
 
     def read(self, table: OutputTable | None = None) -> None:
         """Read all that counts into `table`. Raises StoreError, and OutOfSpace from `table`."""
@@ -163,7 +169,11 @@ class JobReader:
                 dropped += 1
                 continue
             self.bytes += len(data or b"")
-            self.closed_slots |= {entry.slot for entry in segment.entries if isinstance(entry, SlotClosed)}
+            for entry in segment.entries:
+                if isinstance(entry, SlotClosed):
+                    self.closed_slots.add(entry.slot)
+                elif entry.slot == SHARED:
+                    self.closed_slots.discard(SHARED)
             if table is not None:
                 table.add(segment.entries)
         if dropped:

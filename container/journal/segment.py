@@ -94,7 +94,10 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class SlotClosed(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A client has the whole answer of this slot's request: the slot is not used again."""
+    """A client has the whole answer of this slot's request: the slot is not used again.
+
+    The shared slot is used again. There it says that a request was answered with what was recorded before.
+    """
 
     slot: _Int
 
@@ -113,6 +116,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, rename={"included": "takes
     writer: str
     included: list[tuple[int, int]]
     """Earlier epochs, ascending, each with the number of its last segment that counts."""
+    clock: float | None = None
+    """Unix time that the chat templates of the epoch's requests see. Heads of version 0.1 have none."""
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from container.core import Completion, Seeds
+from container.core import Completion, Constants
 from container.dialects.document import RequestHead
 from container.disk.spool import Spool
 from container.errors import RequestError
@@ -61,13 +61,13 @@ class Readers:
 
     @asynccontextmanager
     async def read(
-        self, source: RequestHead | messages.ReadLine, body: Spool, answer: Spool, seeds: Seeds, line: int = 0
+        self, source: RequestHead | messages.ReadLine, body: Spool, answer: Spool, constants: Constants, line: int = 0
     ) -> AsyncIterator[Reader]:
         """Yield a reader that has read the document in `body`, and end it with the context. Raises RequestError."""
         async with self._limits.open:
             reader = await Reader.start(body, answer, self._limits)
             try:
-                await reader.open(self._config, messages.Open(source, seeds, line))
+                await reader.open(self._config, messages.Open(source, constants, line))
                 yield reader
             finally:
                 await reader.close()

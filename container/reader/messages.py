@@ -9,7 +9,7 @@ from array import array
 
 import msgspec
 
-from container.core import Completion, DeadlineReason, Seeds
+from container.core import Completion, Constants, DeadlineReason
 from container.dialects.batch import Form
 from container.dialects.document import RequestHead
 from container.errors import ErrorType, OutOfSpace, RequestError, TooLarge
@@ -48,9 +48,9 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 
     source: RequestHead | ReadLine
     """A request's head if the whole body is its document."""
-    seeds: Seeds
+    constants: Constants
     line: int = 0
-    """Index of the line in its batch, from 0: together with `seeds` it decides the seeds of the items."""
+    """Index of the line in its batch, from 0: together with `constants` it decides the seeds of the items."""
 
 
 class Get(msgspec.Struct, frozen=True, tag="get"):

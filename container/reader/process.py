@@ -137,9 +137,12 @@ class Reader:
 
     def _prepare(self, call: Call, message: messages.Open) -> int:
         """Prepare all items before any runs and return their number. Raises InvalidRequest."""
-        preparer, seeds = self._preparer, message.seeds
+        preparer, constants = self._preparer, message.constants
         assert preparer is not None, "it is loaded first"
-        items = [preparer.prepare(item, seeds.seed(message.line, index)) for index, item in enumerate(call.items)]
+        items = [
+            preparer.prepare(item, constants.seed(message.line, index), constants.clock)
+            for index, item in enumerate(call.items)
+        ]
         self._document = Document(call, items)
         return len(items)
 

@@ -219,7 +219,7 @@ class Exchange:
             self._watch = asyncio.create_task(self._wait_for_disconnect())
             async with invocation.before_deadline():
                 invocation.attachment = attachment = await service.jobs.attach(head.job, digest.hexdigest())
-            await batch.run(body, attachment.seeds)
+            await batch.run(body, attachment.constants)
             await asyncio.to_thread(answers.flush)  # a full disk must show before the answer begins
         except BaseException:
             close_soon(answers)

@@ -46,6 +46,9 @@ class Metrics:
         self.resumed_tokens = counter(
             "longhaul_tokens_resumed", "Tokens taken from the journal instead of being generated"
         )
+        self.changed_prompts = counter(
+            "longhaul_changed_prompts", "Texts that the journal has with another prompt, and that are generated anew"
+        )
         self.journal_bytes = counter("longhaul_journal_bytes", "Bytes written to the journal")
         self.journal_unsaved = gauge(
             "longhaul_journal_unsaved_bytes", "Bytes that wait in memory to be written to the journal"

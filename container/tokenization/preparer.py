@@ -50,8 +50,8 @@ class Preparer:
     max_sequence_tokens: int
     default_max_new_tokens: int
 
-    def prepare(self, item: Item, random_seed: int) -> Prepared:
-        """Prepare an item; `random_seed` is for one that is sampled and gives no seed.
+    def prepare(self, item: Item, random_seed: int, clock: float | None = None) -> Prepared:
+        """Prepare an item; `random_seed` is for one that is sampled and gives no seed, `clock` for a chat's template.
 
         It takes as long as the prompt, so call it in a worker thread. Raises InvalidRequest.
         """
@@ -65,6 +65,7 @@ class Preparer:
             param=item.param,
             max_tokens=limit,
             keep=keep,
+            clock=clock,
             adds_special_tokens=parameters.add_special_tokens,
             skips_special_tokens=parameters.skip_special_tokens,
         )

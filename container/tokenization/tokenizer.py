@@ -11,6 +11,7 @@ from container.core import Chat, Prompt, Text, TokenIds
 from container.errors import InvalidRequest
 from container.tokenization.chat_template import ChatTemplate
 from container.tokenization.control_tokens import ControlTokens, any_of
+from container.tokenization.template_clock import install_clock, stopped_clock
 from container.tokenization.tokenizer_files import load_tokenizer, save_tokenizer
 from container.tokenization.vocabulary import Vocabulary
 
@@ -77,6 +78,7 @@ class Tokenizer:
         `vocab_size` is the rows of the model's embedding, where known: the engine dies of an id past them.
         """
         tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+        install_clock()
         if tokenizer.is_fast:
             # Transformers would set these at the first call, but a fast tokenizer must not change while another thread
             # encodes ("Already borrowed").
@@ -139,6 +141,7 @@ class Tokenizer:
         param: str,
         max_tokens: int,
         keep: int | None = None,
+        clock: float | None = None,
         adds_special_tokens: bool | None = None,
         skips_special_tokens: bool | None = None,
     ) -> EncodedPrompt:
@@ -146,8 +149,8 @@ class Tokenizer:
 
         `param` names the prompt's field. Of a longer prompt only the last `keep` tokens are used. `adds_special_tokens`
         are those that the tokenizer adds to any text, such as BOS: unless told otherwise to a text, but not to a chat,
-        whose template writes its own. `skips_special_tokens` is how the text of token ids is shown. Raises
-        InvalidRequest.
+        whose template writes its own. `skips_special_tokens` is how the text of token ids is shown. `clock` is the
+        Unix time that a chat's template sees, by default the present. Raises InvalidRequest.
         """
         vocabulary = self.vocabulary_of(skips_special_tokens)
         match prompt:
@@ -160,7 +163,8 @@ class Tokenizer:
             case Text():
                 text, marked, adds = prompt.text, None, adds_special_tokens is not False
             case Chat():
-                chat = self._template.apply(prompt, param)
+                with stopped_clock(clock):
+                    chat = self._template.apply(prompt, param)
                 text, marked, adds = chat.text, chat.marked, adds_special_tokens is True
         if keep is None or keep >= max_tokens:
             self._validate_length(text, marked, param, max_tokens)

@@ -50,10 +50,10 @@ class Counting:
         self._preparer = service.preparer
         self.on_their_way = self.most = 0
 
-    def prepare(self, item: Item, random_seed: int) -> Prepared:
+    def prepare(self, item: Item, random_seed: int, clock: float) -> Prepared:
         self.on_their_way += 1
         self.most = max(self.most, self.on_their_way)
-        return self._preparer.prepare(item, random_seed)
+        return self._preparer.prepare(item, random_seed, clock)
 
 
 class Answers(OrderedSpool):
@@ -81,7 +81,7 @@ async def run_bytes(present: Callable[[], Service], content: bytes, answers: Ans
     invocation.attachment = attachment = await service.jobs.attach(None, "digest")
     batch = BatchRunner(present, invocation, answers=answers, spool_dir=str(directory), max_line_bytes=1 << 20)
     try:
-        await batch.run(body, attachment.seeds)
+        await batch.run(body, attachment.constants)
     finally:
         invocation.close()
         invocation.release(is_answered=True)

@@ -42,7 +42,7 @@ def complete(tokenizer: Tokenizer, workers: ThreadPoolExecutor, tmp_path: Path) 
         invocation = Invocation(service, deadline)
         item = Item(prompt=Text(text="a"), parameters=Parameters(**parameters), sample_by_default=False, param="prompt")
         invocation.attachment = attachment = await service.jobs.attach(None, "digest")
-        prepared = service.preparer.prepare(item, attachment.seeds.seed(0, 0))
+        prepared = service.preparer.prepare(item, attachment.constants.seed(0, 0))
         (completion,) = (await invocation.run(prepared, 0, 0)).completions
         invocation.close()
         invocation.release(is_answered=True)

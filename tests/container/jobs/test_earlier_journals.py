@@ -16,6 +16,7 @@ from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.jobs.generation import Waiter
 from container.jobs.generator import Generator
 from container.jobs.registry import JobRegistry
+from container.journal.job_reader import JobReader
 from container.journal.merged_output import MergedOutput
 from container.journal.segment import SHARED, GenerationKey, pack
 from container.journal.stores.directory import DirectoryStore
@@ -101,9 +102,22 @@ def test_earlier_journal_is_read_whole(new_registry: Callable[[Engine], JobRegis
     async def test() -> None:
         attachment = await new_registry(Engine([])).attach(job["name"], job["digest"])
         assert attachment.slot == job["slot"]
-        assert attachment.seeds.secret == bytes.fromhex(job["secret"])
+        assert attachment.constants.secret == bytes.fromhex(job["secret"])
         for output in job["outputs"]:
             assert attachment.job.journal.outputs.get(key_of(output, job["slot"])) == saved_output(output)
+
+    asyncio.run(test())
+
+
+@each_job
+def test_earlier_job_sees_its_first_day(
+    new_registry: Callable[[Engine], JobRegistry], store: DirectoryStore, job: dict[str, Any]
+) -> None:
+    async def test() -> None:
+        attachment = await new_registry(Engine([])).attach(job["name"], job["digest"])
+        reader = JobReader(store, attachment.job.id, job["digest"], lifetime_s=1e12)
+        reader.open()
+        assert reader.head is not None and attachment.constants.clock == reader.head.created
 
     asyncio.run(test())
 
@@ -121,7 +135,7 @@ def test_earlier_job_is_resumed_and_saved(new_registry: Callable[[Engine], JobRe
             line, item, choice = output["line"], output["item"], output["choice"]
             seed = output["seed"] or 0
             if output["has_random_seed"]:
-                assert attachment.seeds.seed(line, item) + choice == seed
+                assert attachment.constants.seed(line, item) + choice == seed
             sampling = Sampling(max_new_tokens=output["max_new_tokens"], seed=seed, logprobs=output["logprobs"])
             prepared = Prepared(
                 prompt_ids=array("I", output["prompt_ids"]),

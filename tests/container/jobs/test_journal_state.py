@@ -23,7 +23,7 @@ LEGAL = {
 @pytest.mark.parametrize("before", JournalState, ids=lambda state: state.name)
 @pytest.mark.parametrize("after", JournalState, ids=lambda state: state.name)
 def test_illegal_transition_is_refused(before: JournalState, after: JournalState) -> None:
-    journal = JobJournal("id", "digest", "label", cast(Any, None))  # it takes the step alone: no store is asked
+    journal = JobJournal("id", "digest", "name", cast(Any, None))  # it takes the step alone: no store is asked
     journal.state = before
     if (before.name, after.name) in LEGAL:
         journal.become(after)

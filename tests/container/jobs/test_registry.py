@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from container.engine.sequence import Sampling, Sequence, TokenLogprobs
 from container.errors import Conflict
 from container.jobs import job_journal as journal_module
 from container.jobs import journal_health as health_module
+from container.jobs import registry as registry_module
 from container.jobs.generation import Generation, Waiter
 from container.jobs.generator import Generator
 from container.jobs.job import Attachment
@@ -34,6 +36,7 @@ from container.telemetry.metrics import Metrics
 from container.tokenization.preparer import Prepared
 
 DIGEST = "a" * 64
+AttachAt = Callable[[float, str | None], Awaitable[tuple[JobRegistry, Attachment]]]
 
 
 class Store(DirectoryStore):
@@ -92,10 +95,12 @@ class Engine:
                 if sequence.finish_reason is not None:
                     break
 
-    def generate(self, attachment: Attachment, item: int, *, has_random_seed: bool = False) -> Waiter:
-        sampling = Sampling(max_new_tokens=8, temperature=float(has_random_seed), seed=attachment.seeds.seed(0, item))
+    def generate(self, attachment: Attachment, item: int, *, prompt: int = 1, has_random_seed: bool = False) -> Waiter:
+        sampling = Sampling(
+            max_new_tokens=8, temperature=float(has_random_seed), seed=attachment.constants.seed(0, item)
+        )
         prepared = Prepared(
-            prompt_ids=array("I", [1, item]),
+            prompt_ids=array("I", [prompt, item]),
             prompt_text="",
             samplings=(sampling,),
             stop=(),
@@ -434,6 +439,214 @@ def test_slot_answered_before_first_write_is_closed(new_jobs: Callable[[], JobRe
     run(test())
 
 
+# Answers on their way
+
+
+async def answered(jobs: JobRegistry, engine: Engine, *, is_long: bool) -> tuple[Attachment, Waiter]:
+    """Make a request without a name and with a random seed, whose answer is about to be sent."""
+    attachment = await jobs.attach(None, DIGEST)
+    waiter = engine.generate(attachment, 0, has_random_seed=True)
+    engine.say(1)
+    if is_long:
+        await jobs.save_all()
+    engine.say(7)
+    assert waiter.done.done()
+    jobs.set_slot_aside(attachment)
+    return attachment, waiter
+
+
+async def is_continued(jobs: JobRegistry, engine: Engine, former: Waiter) -> bool:
+    """Send the same request; return whether it continues the former one, whose seed nothing else may have."""
+    again = engine.generate(await jobs.attach(None, DIGEST), 0, has_random_seed=True).generation
+    is_same = again.sampling.seed == former.generation.sampling.seed
+    assert is_same == (again.resumed_tokens > 0)
+    return is_same
+
+
+def test_short_answer_leaves_nothing_in_journal(
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
+) -> None:
+    async def test() -> None:
+        jobs = new_jobs()
+        attachment, waiter = await answered(jobs, engine, is_long=False)
+        assert not jobs.has_open_slot(attachment)
+        await jobs.save_all()  # a turn comes while the answer is sent
+        jobs.release(attachment, is_complete=True)
+        await jobs.wait_idle()
+        assert store.keys("") == []
+        assert not await is_continued(jobs, engine, waiter)
+
+    run(test())
+
+
+@pytest.mark.parametrize("is_long", [False, True], ids=["short", "long"])
+@pytest.mark.parametrize("is_same", [True, False], ids=["the same server", "its successor"])
+def test_answer_that_never_arrived_is_continued(
+    new_jobs: Callable[[], JobRegistry], engine: Engine, is_long: bool, is_same: bool
+) -> None:
+    async def test() -> None:
+        jobs = new_jobs()
+        attachment, waiter = await answered(jobs, engine, is_long=is_long)
+        jobs.release(attachment, is_complete=False)
+        await jobs.wait_idle()
+        assert await is_continued(jobs if is_same else new_jobs(), engine, waiter)
+
+    run(test())
+
+
+def test_long_answer_is_settled_before_its_end(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
+    """A kill right behind its last byte must not make the next request continue it; one before that must."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        attachment, waiter = await answered(jobs, engine, is_long=True)
+        assert jobs.has_open_slot(attachment)
+        await jobs.close_slot(attachment, 60)
+        assert not jobs.has_open_slot(attachment)
+        assert not await is_continued(new_jobs(), engine, waiter)
+        jobs.release(attachment, is_complete=True)
+        await jobs.wait_idle()
+        assert unsaved_bytes(engine) == 0
+
+    run(test())
+
+
+def test_shutdown_saves_answers_on_their_way(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
+    async def test() -> None:
+        jobs = new_jobs()
+        _, waiter = await answered(jobs, engine, is_long=False)
+        jobs.freeze()
+        await jobs.save_all()
+        assert await is_continued(new_jobs(), engine, waiter)
+
+    run(test())
+
+
+def test_slots_are_never_given_out_again(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
+    """The journal keeps the secret, and knows nothing of the requests that were answered before its next turn."""
+
+    async def test() -> None:
+        jobs = new_jobs()
+        long = await jobs.attach(None, DIGEST)
+        engine.generate(long, 0, has_random_seed=True)
+        engine.say(1)
+        await jobs.save_all()
+        seeds = []
+        for server in (jobs, new_jobs(), new_jobs()):
+            for _ in range(3):
+                attachment = await server.attach(None, DIGEST)
+                seeds.append(attachment.constants.seed(0, 0))
+        # Each successor's first request continues the long one, whose server is dead.
+        assert seeds[3] == seeds[6] == long.constants.seed(0, 0)
+        assert len(set(seeds)) == len(seeds) - 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("way", ["fails", "hangs"])
+def test_bad_store_holds_up_no_answer(
+    new_jobs: Callable[[], JobRegistry],
+    engine: Engine,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    monkeypatch.setattr(registry_module, "_CLOSE_TIMEOUT_S", 0.05)
+
+    async def test() -> None:
+        jobs = new_jobs()
+        attachment, waiter = await answered(jobs, engine, is_long=True)
+        if way == "fails":
+            store.failing = True
+        else:
+            store.answers.clear()
+        await jobs.close_slot(attachment, 60)
+        assert engine.metrics.journal_broken._value.get() == 1
+        assert not jobs.has_open_slot(attachment)  # of the next answer, too
+        jobs.release(attachment, is_complete=True)
+        store.failing = False
+        store.answers.set()
+        await jobs.save_all()
+        assert engine.metrics.journal_broken._value.get() == 0
+        assert not await is_continued(new_jobs(), engine, waiter)
+
+    run(test())
+
+
+# The clock of chat templates
+
+
+@pytest.fixture
+def attach_at(new_jobs: Callable[[], JobRegistry], monkeypatch: pytest.MonkeyPatch) -> AttachAt:
+    """Return a function that sends a request to another server at a certain time."""
+
+    async def attach_at(now: float, name: str | None) -> tuple[JobRegistry, Attachment]:
+        monkeypatch.setattr(time, "time", lambda: now)
+        jobs = new_jobs()
+        attachment = await jobs.attach(name, DIGEST)
+        monkeypatch.undo()
+        return jobs, attachment
+
+    return attach_at
+
+
+@pytest.mark.parametrize("name", ["a-job", None], ids=["named", "nameless"])
+def test_job_sent_again_keeps_its_clock(attach_at: AttachAt, engine: Engine, name: str | None) -> None:
+    async def test() -> None:
+        for number, now in enumerate((1000, 2000, 3000)):  # each server is killed
+            jobs, attachment = await attach_at(now, name)
+            assert attachment.constants.clock == 1000
+            engine.generate(attachment, number)
+            engine.say(1)
+            await jobs.save_all()
+
+    run(test())
+
+
+@pytest.mark.parametrize("has_random_seed", [False, True], ids=["greedy", "random"])
+def test_request_after_answer_sees_present(attach_at: AttachAt, engine: Engine, has_random_seed: bool) -> None:
+    """A job without a name is for requests that were cut. One that was answered is in the journal, too."""
+
+    async def test() -> None:
+        jobs, attachment = await attach_at(1000, None)
+        engine.generate(attachment, 0, has_random_seed=has_random_seed)
+        engine.say(1)
+        await jobs.save_all()
+        engine.say(7)
+        jobs.release(attachment, is_complete=True)
+        await jobs.wait_idle()
+        jobs, attachment = await attach_at(2000, None)
+        assert attachment.constants.clock == 2000
+        engine.generate(attachment, 0, prompt=2, has_random_seed=has_random_seed)
+        engine.say(1)
+        assert attachment.changed_prompts == 0
+        await jobs.save_all()  # and now it is killed
+        _, attachment = await attach_at(3000, None)
+        assert attachment.constants.clock == 2000
+
+    run(test())
+
+
+def test_changed_prompt_is_counted_and_replaced(new_jobs: Callable[[], JobRegistry], engine: Engine) -> None:
+    """Another version of a tokenizer can change it, or a template that is a program."""
+
+    async def test() -> None:
+        await begun(new_jobs(), engine)
+        jobs = new_jobs()
+        attachment = await jobs.attach("a-job", DIGEST)
+        for item in range(3):
+            engine.generate(attachment, item, prompt=1 if item else 2)
+        assert (attachment.changed_prompts, attachment.resumed_tokens) == (1, 16)
+        assert engine.metrics.changed_prompts._value.get() == 1
+        engine.say(8)
+        await jobs.save_all()
+        attachment = await new_jobs().attach("a-job", DIGEST)
+        engine.generate(attachment, 0, prompt=2)
+        assert (attachment.changed_prompts, attachment.resumed_tokens) == (0, 8)
+
+    run(test())
+
+
 # Opening
 
 
@@ -636,7 +849,7 @@ def test_random_outputs_need_the_stores_secret(new_jobs: Callable[[], JobRegistr
 
     async def test() -> None:
         first, second = new_jobs(), new_jobs()
-        left, attachment = await first.attach("a-job", DIGEST), await second.attach("a-job", DIGEST)
+        left, attachment = await first.attach(None, DIGEST), await second.attach(None, DIGEST)
         engine.generate(left, 0)
         engine.say(1)
         first.release(left, is_complete=False)
@@ -646,8 +859,24 @@ def test_random_outputs_need_the_stores_secret(new_jobs: Callable[[], JobRegistr
         await second.save_all()
         assert attachment.job.journal.state is JournalState.TAKEN_WITHOUT_RANDOM
         assert unsaved_bytes(engine) == 0 and not second.is_saved(attachment)
-        third = await new_jobs().attach("a-job", DIGEST)
-        assert third.job.journal.outputs.get(GenerationKey(third.slot, 0, 0, 0)) is None
+        third = await new_jobs().attach(None, DIGEST)
+        assert third.slot != attachment.slot
+        assert third.job.journal.outputs.get(GenerationKey(attachment.slot, 0, 0, 0)) is None
+
+    run(test())
+
+
+def test_named_job_has_its_seeds_without_journal(
+    new_jobs: Callable[[], JobRegistry], engine: Engine, store: Store
+) -> None:
+    """Its server was killed behind the answer, before anything was written."""
+
+    async def test() -> None:
+        seeds = []
+        for name, digest in [("a-job", DIGEST), ("a-job", DIGEST), ("other", DIGEST), ("a-job", "b" * 64)]:
+            attachment = await new_jobs().attach(name, digest)
+            seeds.append(attachment.constants.seed(0, 0))
+        assert seeds[0] == seeds[1] and len(set(seeds)) == 3
 
     run(test())
 
