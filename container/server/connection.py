@@ -17,6 +17,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from container.errors import ClientTimeout, HeadTooLarge, InvalidRequest, RequestError, URLTooLong
+from container.server.outgoing import Outgoing
 from container.server.responses import OUTCOMES, error_response
 from container.server.stall import Phase, Stall
 from container.server.state import ServerState
@@ -54,8 +55,14 @@ class Connection(HttpToolsProtocol):
         self._clock: TimerHandle | None = None
         self._stall = Stall(min(state.settings.client_timeout_s / 8, 1.0), state.client_timeout_s)
         self._idle_s = 0.0
-        self.is_answer_lost = False
-        """True once it is known that the client will not take the whole answer."""
+        self.outgoing: Outgoing = None  # type: ignore[assignment]  # made with the connection, as uvicorn's own parts are
+        self._taken_at_end: int | None = None
+        """Bytes that the client had when it said that it sends no more, in the middle of an answer."""
+
+    @property
+    def may_have_left(self) -> bool:
+        """Whether the client has ended its sending, and nothing shows that it still reads."""
+        return self._taken_at_end is not None and self.outgoing.taken_bytes <= self._taken_at_end
 
     @property
     def _is_answering(self) -> bool:
@@ -67,6 +74,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, SEND_AHEAD_BYTES)
+        self.outgoing = Outgoing(transport, self.loop)
         self._clock = self.loop.call_later(self._stall.interval_s, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -74,7 +82,9 @@ class Connection(HttpToolsProtocol):
             self._clock.cancel()
         if self._phase == "head" and not self._is_refused and not self._is_answering:
             self._log("a client went away before its request was whole", 499, "abandoned")
-        self.is_answer_lost |= exc is not None or self._is_answering
+        if exc is None:  # else a reset: the client has left something unread
+            self.outgoing.look()
+        self.outgoing.lose()
         if self._cycle_at_work is not None:
             # uvicorn tells only the request that came last; of several sent at once it may be an earlier one's turn.
             _disconnect(self._cycle_at_work)
@@ -85,7 +95,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Replaces uvicorn's, which loses what comes with an upgrade and answers malformed requests in text."""
         self._stall.has_received = True
-        if self._is_refused:
+        self.outgoing.look()  # a client that sends its next request has mostly taken the answer to the last one
+        if self._is_refused or (self._is_closing and self._phase != "body"):
             self._drop(len(data), LINGER_BYTES)
             return
         if self._phase == "whole":
@@ -108,6 +119,26 @@ class Connection(HttpToolsProtocol):
                 self._refuse(InvalidRequest(f"this is not HTTP/1.1{reason}", code="malformed_request"))
         except RequestError as error:
             self._refuse(error)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes it, uvicorn's own returns none
+        """Tell whether the connection stays, as a client may end only its own half and still read its answers.
+
+        One that has gone looks the same at first. But its system answers what is sent to it with a reset.
+        """
+        self.outgoing.look()
+        if self.transport.is_closing() or self._is_refused or self._phase in ("head", "body"):
+            return False
+        if not self._is_answering:
+            self.outgoing.close_when_taken()
+            return self.outgoing.untaken_bytes > 0
+        assert self._cycle_at_work is not None
+        self.cycle.keep_alive = False  # the last request, behind which the connection is closed
+        if self._cycle_at_work.response_started:
+            self._taken_at_end = self.outgoing.taken_bytes
+        else:
+            self.outgoing.send_ahead()
+        self.outgoing.watch()
+        return True
 
     def resume_writing(self) -> None:
         self._stall.has_sent = True
@@ -183,7 +214,12 @@ class Connection(HttpToolsProtocol):
                 wait = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
                 self.timeout_keep_alive_task = wait
         if self._is_closing:
-            self.transport.close()
+            self.outgoing.close_when_taken()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_closing:
+            self._unset_keepalive_if_required()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._cycle_at_work = cycle
@@ -210,7 +246,7 @@ class Connection(HttpToolsProtocol):
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
         lines = b"".join(b"%s: %s\r\n" % header for header in headers)
         body = b"" if self.parser.get_method() == b"HEAD" else bytes(response.body)
-        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+        self.outgoing.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
         # As in `close`, but the request's end can't be made out.
         self.transport.write_eof()
         if self._clock is not None:
@@ -218,16 +254,17 @@ class Connection(HttpToolsProtocol):
         self._clock = self.loop.call_later(LINGER_S, self.transport.abort)
 
     def close(self) -> None:
-        """Close once the request is whole. Until then say that no more comes and go on reading.
+        """Close once the request is whole and the answer taken. Until then say that no more comes and go on reading.
 
         A socket closed with bytes unread resets the connection, and the client may lose the answer it has not read.
         """
         self.pipeline.clear()
-        if self._phase == "body" and not self.transport.is_closing():
-            self._is_closing = True
-            self.transport.write_eof()
-        else:
-            self.transport.close()
+        if self.transport.is_closing():
+            return
+        self._is_closing = True
+        self.transport.write_eof()
+        if self._phase != "body":
+            self.outgoing.close_when_taken()
 
     def _drop(self, size: int, max_bytes: int) -> None:
         """Count what comes after the answer. There is a limit to that, too."""
@@ -242,15 +279,15 @@ class Connection(HttpToolsProtocol):
         if self._idle_s >= self.timeout_keep_alive:  # a pool's that was opened ahead; uvicorn counts only used ones
             self.transport.close()
         timeout_s = self._state.client_timeout_s
-        unsent_bytes = self.transport.get_write_buffer_size()
+        untaken_bytes = self.outgoing.untaken_bytes
         missing = self._stall.look(
-            self._phase, is_answering=self._is_answering, unsent_bytes=unsent_bytes, timeout_s=timeout_s
+            self._phase, is_answering=self._is_answering, unsent_bytes=untaken_bytes, timeout_s=timeout_s
         )
         limit = f"{timeout_s:g} s (LONGHAUL_CLIENT_TIMEOUT_S)"
         if missing == "head":
             self._refuse(ClientTimeout(f"the request's head did not come within {limit}"))
         elif missing is not None:
-            self.is_answer_lost = True
+            self.outgoing.lose()
             what = "took nothing of its answer" if missing == "answer" else "sent no more of its body"
             self._log(f"a client {what} for {limit}", 499, "abandoned")
             self.transport.abort()
@@ -265,7 +302,7 @@ class _Outlet:
     """Transport of a request's cycle, which closes the connection so that the client does not lose the answer."""
 
     def __init__(self, connection: Connection) -> None:
-        self.write = connection.transport.write
+        self.write = connection.outgoing.write
         self.is_closing = connection.transport.is_closing
         self.close = connection.close
 

@@ -7,11 +7,10 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from container.dialects.document import UNSPECIFIED, RequestDigest, RequestHead, Route, validate_charset
@@ -24,7 +23,9 @@ from container.invocations.deadline import Deadline
 from container.invocations.document_runner import answer_large, answer_small
 from container.invocations.invocation import Invocation
 from container.invocations.service import Service
+from container.server.answer import Answer
 from container.server.body import RequestBody, waits_for_100
+from container.server.connection import Connection
 from container.server.responses import OUTCOMES, error_response
 from container.server.state import WORKING, ServerState
 from container.telemetry.json_logs import invocation_id
@@ -94,12 +95,13 @@ class Exchange:
         self._work: asyncio.Task[Response] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._verdict: RequestError | None = None
+        self._taking: asyncio.Future[bool] | None = None
         self._client_gone = False
 
     async def run(self, send: Send) -> None:
         """Turn every way in which the work can end into a response and a log line."""
         token = invocation_id.set(self.id)
-        status = _CLIENT_GONE
+        status, seconds = _CLIENT_GONE, 0.0
         try:
             response = await self._settle()
             response.headers["x-longhaul-invocation-id"] = self.id
@@ -111,10 +113,8 @@ class Exchange:
                 # It won't send its body now, and the next request on this connection would be taken for the body.
                 response.headers["connection"] = "close"
             await response(self._request.scope, self._request.receive, send)
-            connection = self._request.scope.get("state", {}).get("connection")
-            if connection is not None and not self._client_gone:
-                await connection.flow.drain()  # until the client has taken the answer, but for what buffers hold
-            if not self._client_gone and (connection is None or not connection.is_answer_lost):
+            seconds = time.monotonic() - self._started
+            if not self._client_gone and await self._is_taken():
                 status = response.status_code
         except Exception:
             status = 500
@@ -122,11 +122,21 @@ class Exchange:
         finally:
             if self._invocation is not None:
                 self._invocation.release(is_answered=status < _CLIENT_GONE)
-            self._report(status, time.monotonic() - self._started)
+            self._report(status, seconds or time.monotonic() - self._started)
             invocation_id.reset(token)
+
+    async def _is_taken(self) -> bool:
+        """Wait until the client has taken the whole answer; False if it never will."""
+        connection: Connection | None = self._request.scope.get("state", {}).get("connection")
+        if connection is None:
+            return True
+        self._taking = connection.outgoing.taking()
+        return await self._taking
 
     def abort(self) -> None:
         """End the work; the client is told whether the request can go on later."""
+        if self._taking is not None and not self._taking.done():
+            self._taking.set_result(False)
         is_resumable = self._invocation is not None and self._invocation.is_resumable
         facts: dict[str, str | bool | None] = {
             "job": None if self._head is None else self._head.job,
@@ -195,7 +205,8 @@ class Exchange:
                 answer, content_type = await answer_large(
                     service, invocation, head, body, digest.hexdigest(), spool_dir
                 )
-            return _answer_response(answer, content_type, invocation)
+            invocation.begin_answer()
+            return Answer(answer, content_type, invocation)
         finally:
             if isinstance(body, Spool):
                 close_soon(body)
@@ -227,7 +238,8 @@ class Exchange:
         finally:
             close_soon(body)
             self._fields |= invocation.close() | {"items": batch.items, "failed_items": batch.failed}
-        return _answer_response(answers, "application/jsonlines", invocation)
+        invocation.begin_answer()
+        return Answer(answers, "application/jsonlines", invocation)
 
     async def _wait_for_disconnect(self) -> None:
         """End the work if the client goes away. Only once the body has been read."""
@@ -244,34 +256,3 @@ class Exchange:
         self._state.metrics.request_duration.observe(seconds)
         fields = {"action": "invocation_end", "route": path, "status": status, "outcome": outcome}
         logger.info("invocation ended", extra=fields | {"seconds": round(seconds, 3)} | self._fields)
-
-
-def _answer_response(body: bytes | Spool | OrderedSpool, content_type: str, invocation: Invocation) -> Response:
-    """Return the response with an invocation's answer, which tells where the deadline left something unfinished.
-
-    A text can't tell it in its body, and the content type is the only header that SageMaker keeps: it is in the
-    notification and with the object. A spool is closed once it is sent.
-    """
-    if invocation.unfinished and content_type.startswith("text/plain"):
-        content_type += "; finish_reason=deadline"
-    if isinstance(body, bytes):
-        response = Response(body, media_type=content_type)
-    else:
-        headers = {"content-length": str(body.size)}
-        response = StreamingResponse(_send_and_close(body), media_type=content_type, headers=headers)
-    attachment = invocation.attachment
-    if attachment is not None and attachment.job.name is not None:
-        response.headers["x-longhaul-job"] = attachment.job.name
-    if attachment is not None and attachment.resumed_tokens:
-        response.headers["x-longhaul-resumed-tokens"] = str(attachment.resumed_tokens)
-    if invocation.unfinished:
-        response.headers["x-longhaul-finish-reason"] = "deadline"
-    return response
-
-
-async def _send_and_close(answer: Spool | OrderedSpool) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in answer.chunks():
-            yield chunk
-    finally:
-        close_soon(answer)
