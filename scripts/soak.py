@@ -1,4 +1,4 @@
-"""`scripts/soak container|endpoint|faults|poisoned`: everything at once, for long, with faults drawn from a seed."""
+"""`scripts/soak container|distinct|endpoint|faults|poisoned`: everything at once, for long, with faults drawn from a seed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import signal
 import sys
 from pathlib import Path
 
-from soaking import container, poisoned
+from soaking import container, distinct, poisoned
 from soaking.faults import campaign
 from testing.endpoint import soak as endpoint
 
-SOAKS = {"container": container, "endpoint": endpoint, "faults": campaign, "poisoned": poisoned}
+SOAKS = {"container": container, "distinct": distinct, "endpoint": endpoint, "faults": campaign, "poisoned": poisoned}
 
 
 def main() -> None:
