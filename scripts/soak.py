@@ -1,4 +1,4 @@
-"""`scripts/soak container|distinct|endpoint|faults|poisoned`: everything at once, for long, with faults drawn from a seed."""
+"""`scripts/soak container|distinct|endpoint|faults|poisoned`: everything at once, with faults from a seed."""
 
 from __future__ import annotations
 

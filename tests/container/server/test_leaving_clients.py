@@ -13,9 +13,9 @@ import pytest
 
 from testing.server import Server, eventually, lasting
 
-INTERVAL_S = 0.2
+INTERVAL_S = 0.05
 UNSEEDED = {"prompt": "The sea is", "max_tokens": 8, "temperature": 1.0, "ignore_eos": True}
-LONG = UNSEEDED | {"max_tokens": 600}
+LONG = UNSEEDED | {"max_tokens": 120}
 JSON = "application/json"
 JSON_LINES = "application/jsonlines"
 
