@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from container.tokenization.control_tokens import ControlTokens, roles_with_parts
+from container.tokenization.control_tokens import ControlTokens, any_of, roles_with_parts
 from testing import tiny_tokenizers
 from testing.chat_templates import STYLES, Style
 
@@ -59,3 +59,16 @@ def test_real_model_shows_no_special_token(model_dir: str) -> None:
 def test_roles_that_take_parts_are_found(style: str) -> None:
     roles = {"system", "user", "assistant"} if style == "parts" else set()
     assert roles_with_parts(STYLES[style].tokenizer()) == roles
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "found"),
+    [
+        (["<a>", "<a>b", "b"], "<a>bb<a>", ["<a>b", "b", "<a>"]),
+        (["<|x|>", "<|xy|>", "[A]", "[/A]", "."], "<|x|><|xy|>[/A].[B]", ["<|x|>", "<|xy|>", "[/A]", "."]),
+        (["a", "aa", "aab"], "aaab", ["aa", "a"]),
+        ([], "abc", []),
+    ],
+)
+def test_longest_name_is_found(names: list[str], text: str, found: list[str]) -> None:
+    assert any_of(names).findall(text) == found

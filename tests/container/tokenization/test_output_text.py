@@ -106,6 +106,12 @@ def test_marker_stays_in_text() -> None:
     assert said(f"[MIDDLE]{call}[/INST]", style="instructions") == call
 
 
+def test_marker_may_be_stop_string() -> None:
+    text = "Hm.[TOOL_CALLS][]"
+    assert said(text, style="instructions", stop=("[TOOL_CALLS]",)) == "Hm."
+    assert said(text, style="instructions", stop=("[TOOL_CALLS]",), **EXPLICIT) == "Hm.[TOOL_CALLS]"
+
+
 def test_channels_stay_in_text() -> None:
     text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
     assert said(f"{text}<|return|>", style="channels") == text
