@@ -13,7 +13,7 @@ import pytest
 
 from testing.server import Server, eventually, lasting
 
-INTERVAL_S = 0.05
+INTERVAL_S = 0.1
 UNSEEDED = {"prompt": "The sea is", "max_tokens": 8, "temperature": 1.0, "ignore_eos": True}
 LONG = UNSEEDED | {"max_tokens": 120}
 JSON = "application/json"
