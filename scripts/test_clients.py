@@ -124,7 +124,7 @@ def run_program(client: Client, folder: Path, target_environment: dict[str, str]
 @contextmanager
 def running_server(folder: Path) -> Iterator[dict[str, str]]:
     """Run ./serve with the small real model, and yield what its clients' programs are told of it."""
-    with Server(MODEL, folder / "server.log", LONGHAUL_THREADS=str(os.cpu_count() or 1)) as server:
+    with Server(MODEL, folder / "server.log", LONGHAUL_MAX_NEW_TOKENS=64) as server:
         server.wait_until_ready()
         yield {"LONGHAUL_URL": server.url}
 
@@ -147,6 +147,7 @@ def running_endpoint(folder: Path) -> Iterator[dict[str, str]]:
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
             "AWS_PAGER": "",
             "SAGEMAKER_USER_CONFIG_OVERRIDE": str(sdk_settings),
+            "SAGEMAKER_SUPPRESS_V2_WARNING": "1",
             "LONGHAUL_MODEL": str(model),
         }
     finally:
@@ -180,14 +181,14 @@ def main() -> int:
     known = {client.name: client for client in CLIENTS}
     parser = argparse.ArgumentParser(prog="scripts/test-clients", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all, if none is given")
-    parser.add_argument("--list", action="store_true", help="print names and versions")
+    parser.add_argument("--list", action="store_true", help="print names, programs and versions")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no such client: {', '.join(unknown)}")
     clients = [known[name] for name in options.names] or list(CLIENTS)
     if options.list:
         for client in clients:
-            print(f"{client.name:14} {client.versions}")
+            print(f"{client.name:14} {client.program:24} {client.versions}".rstrip())
         return 0
     failures = test(clients)
     print(f"\ntest-clients: {len(clients) - len(failures)} of {len(clients)} clients are served as they should be")

@@ -1,4 +1,4 @@
-"""What the programs for SageMaker's own clients have in common: names, and answers as objects in S3."""
+"""Names of resources, and answers as objects in S3: shared by the programs of AWS's own clients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 ROLE = "arn:aws:iam::000000000000:role/longhaul"
 IMAGE = "000000000000.dkr.ecr.us-east-1.amazonaws.com/longhaul:1"
 INSTANCE_TYPE = "ml.g5.xlarge"
-ENVIRONMENT = {"LONGHAUL_MODEL": os.environ["LONGHAUL_MODEL"], "LONGHAUL_DEVICE": "cpu"}
+ENVIRONMENT = {"LONGHAUL_MODEL": os.environ["LONGHAUL_MODEL"], "LONGHAUL_DEVICE": "cpu", "LONGHAUL_THREADS": "1"}
 TIMEOUT_S = 120
 
 

@@ -1,4 +1,4 @@
-"""What the programs have in common: a line for each thing that is as it should be; the first that is not ends it."""
+"""Checks of the programs: a line for each thing that is as it should be; the first that is not ends the program."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def main() -> None:
     check("ChatOpenAI.batch", [bool(each.usage_metadata) for each in chat.batch(list(TOPICS))] == [True] * 3)
     texts = OpenAI(max_tokens=4, **SERVER).generate(list(TOPICS)).generations
     check("OpenAI.generate", len(texts) == 3 and all(generations[0].text for generations in texts), texts)
-    wrong = error_of(lambda: ChatOpenAI(temperature=3, **SERVER).invoke(QUESTION), openai.BadRequestError)
-    check("a wrong value is a BadRequestError with its name", wrong.param == "temperature", wrong)
+    wrong = error_of(lambda: ChatOpenAI(top_p=2, **SERVER).invoke(QUESTION), openai.BadRequestError)
+    check("a wrong value is a BadRequestError with its name", wrong.param == "top_p", wrong)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def main() -> None:
     check("SagemakerEndpoint.invoke", text, text)
     texts = model(max_new_tokens=4).batch(list(TOPICS))
     check("SagemakerEndpoint.batch", len(texts) == 3 and all(texts), texts)
-    wrong = error_of(lambda: model(max_new_tokens=-1).invoke(TOPICS[0]), ClientError)
-    check("an error has the field", "max_new_tokens" in str(wrong), wrong)
+    wrong = error_of(lambda: model(top_p=2).invoke(TOPICS[0]), ClientError)
+    check("an error has the field", "top_p" in str(wrong), wrong)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ def main() -> None:
     answers = litellm.batch_completion("openai/any", messages=chats, max_tokens=4, **SERVER)
     check("batch_completion", [answer.usage.completion_tokens > 0 for answer in answers] == [True] * 3, answers)
     wrong = error_of(
-        lambda: litellm.completion("openai/any", messages=MESSAGES, temperature=3, **SERVER), litellm.BadRequestError
+        lambda: litellm.completion("openai/any", messages=MESSAGES, top_p=2, **SERVER), litellm.BadRequestError
     )
-    check("a wrong value is a BadRequestError with its name", "temperature" in wrong.message, wrong)
+    check("a wrong value is a BadRequestError with its name", "top_p" in wrong.message, wrong)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ const models = await client.models.list();
 check("models.retrieve", (await client.models.retrieve(models.data[0].id)).id === models.data[0].id);
 
 const errorOf = (promise) => promise.then((answer) => ({ answer }), (error) => error);
-const wrong = await errorOf(client.chat.completions.create({ model: "any", messages, temperature: 3 }));
-check("a wrong value is a BadRequestError with its name", wrong instanceof OpenAI.BadRequestError && wrong.param === "temperature", wrong);
+const wrong = await errorOf(client.chat.completions.create({ model: "any", messages, top_p: 2 }));
+check("a wrong value is a BadRequestError with its name", wrong instanceof OpenAI.BadRequestError && wrong.param === "top_p", wrong);
 const gone = await errorOf(client.responses.create({ model: "any", input: "Hello!" }));
 check("responses.create says what is served", gone instanceof OpenAI.NotFoundError && gone.message.includes("/v1/chat/completions"), gone);

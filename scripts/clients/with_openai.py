@@ -32,10 +32,10 @@ def main() -> None:
         (model,) = client.models.list()
         check("models.retrieve", client.models.retrieve(model.id) == model)
         wrong = error_of(
-            lambda: client.chat.completions.create(model="any", messages=MESSAGES, temperature=3),
+            lambda: client.chat.completions.create(model="any", messages=MESSAGES, top_p=2),
             openai.BadRequestError,
         )
-        check("a wrong value is a BadRequestError with its name", wrong.param == "temperature", wrong)
+        check("a wrong value is a BadRequestError with its name", wrong.param == "top_p", wrong)
         gone = error_of(lambda: client.responses.create(model="any", input=QUESTION), openai.NotFoundError)
         check("responses.create says what is served", "POST /v1/chat/completions" in gone.message, gone)
         gone = error_of(lambda: client.batches.list(), openai.NotFoundError)

@@ -13,7 +13,7 @@ from clients.requests_sent import TOPICS
 
 
 def main() -> None:
-    frame = pandas.DataFrame({"prompt": [*TOPICS, "Wrong"], "max_tokens": [4, None, 3, -1], "seed": [1, 2, None, 3]})
+    frame = pandas.DataFrame({"prompt": [*TOPICS, "Wrong"], "max_tokens": [4, None, 3, 2], "top_p": [1, 1, None, 2]})
     body = frame.to_json(orient="records", lines=True)
     check("to_json", '"max_tokens":4.0' in body and '"max_tokens":null' in body, body)
     headers = {"Content-Type": "application/jsonlines"}
@@ -22,7 +22,7 @@ def main() -> None:
         answers = pandas.read_json(io.BytesIO(response.read()), lines=True)
     check("it has answers and errors", {"choices", "error"} <= set(answers.columns), answers.to_json())
     check("a batch of a frame", list(answers["choices"].notna()) == [True, True, True, False], answers)
-    check("its error has the field", answers["error"][3]["param"] == "max_tokens", answers["error"][3])
+    check("its error has the field", answers["error"][3]["param"] == "top_p", answers["error"][3])
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ def main() -> None:
     answer = predictor.predict(LINES[0]["body"], waiter_config=WAITER)
     check("AsyncPredictor.predict", answer["object"] == "text_completion", answer)
     wrong = error_of(
-        lambda: predictor.predict({"prompt": "a", "max_tokens": -1}, waiter_config=WAITER), AsyncInferenceModelError
+        lambda: predictor.predict({"prompt": "a", "top_p": 2}, waiter_config=WAITER), AsyncInferenceModelError
     )
-    check("an error is an AsyncInferenceModelError", "max_tokens" in str(wrong), wrong)
+    check("an error is an AsyncInferenceModelError", "top_p" in str(wrong), wrong)
     lines = Predictor(NAME, session, JSONLinesSerializer(), JSONLinesDeserializer())
     answers = AsyncPredictor(lines, name=NAME).predict(LINES, waiter_config=WAITER)
     check("a batch", [each["custom_id"] for each in answers] == [each["custom_id"] for each in LINES], answers)

@@ -54,9 +54,9 @@ def main() -> None:
     output, _ = invoke("batch.jsonl", "".join(json.dumps(line) + "\n" for line in LINES), "application/jsonlines")
     answers = [json.loads(line) for line in read_when_there(s3, output).splitlines()]
     check("a batch", [each["custom_id"] for each in answers] == [each["custom_id"] for each in LINES], answers)
-    _, failure = invoke("wrong.json", '{"prompt": "a", "max_tokens": -1}', "application/json")
+    _, failure = invoke("wrong.json", '{"prompt": "a", "top_p": 2}', "application/json")
     error = json.loads(read_when_there(s3, failure))["error"]
-    check("an error, in the failure's object", error["param"] == "max_tokens", error)
+    check("an error, in the failure's object", error["param"] == "top_p", error)
     endpoint.delete()
     endpoint.wait_for_delete(poll=1, timeout=TIMEOUT_S)
     check("Endpoint.wait_for_delete", True)
