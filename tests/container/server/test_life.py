@@ -94,7 +94,7 @@ def test_unsupported_model_stops_the_start(start: Start, tmp_path: Path, tiny_mo
 def test_unreadable_tokenizer_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
     shutil.copytree(tiny_model_dir, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text('{"model": {"type": "no such type"}}')
-    assert "loading the model" in refusal(start(tmp_path / "model"))
+    assert f"the tokenizer of {tmp_path / 'model'} can't be loaded: " in refusal(start(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(
