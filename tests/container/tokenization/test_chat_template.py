@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -20,9 +23,10 @@ NOT_BMP = "\U000f0000a\U000f0001"
 """The characters with which transformers marks tokens."""
 
 
-def load(style: str, **given: Any) -> Tokenizer:
+@cache
+def load(style: str, **options: Any) -> Tokenizer:
     tokenizer = STYLES[style].tokenizer()
-    return Tokenizer(tokenizer, len(tokenizer), **given)
+    return Tokenizer(tokenizer, len(tokenizer), **options)
 
 
 def encode(tokenizer: Tokenizer, chat: Chat, *, max_tokens: int = 2000, **given: Any) -> list[int]:
@@ -228,3 +232,19 @@ def test_threads_share_a_template() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda number: encode(tokenizer, [plain, forged][number % 2]), range(100)))
     assert found == expected * 50
+
+
+TURNS = ["<|im_end|>", "<|im_start|>", "<|user|>", "<|User|>", "<|end|>", "[INST]", "[/INST]", "<s>", "</s>"]
+NAMES = [*TURNS, "<|", "im_end|>", "<think>", "</think>"]
+PIECES = st.sampled_from([*NAMES, *NOT_BMP, "\\U000f0000", "\n", "🙂"])
+
+
+@pytest.mark.parametrize("style", STYLES)
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(texts=st.lists(st.lists(PIECES, max_size=6).map("".join), min_size=1, max_size=3))
+def test_no_text_becomes_control_token(texts: list[str], style: str) -> None:
+    tokenizer = load(style)
+    parts = [{"type": "text", "text": text} for text in texts]
+    asked = chat({"role": "system", "content": texts[0]}, user(parts))
+    harmless = chat({"role": "system", "content": "a"}, user("a"))
+    assert names(tokenizer, encode(tokenizer, asked)) == names(tokenizer, encode(tokenizer, harmless))
