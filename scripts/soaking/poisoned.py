@@ -1,13 +1,15 @@
 """Poisoned models: tiny ones of all families with weights that are NaN, infinite, or so large that something overflows.
 
-A model counts as poisoned if plain forward passes of `transformers` in the same precision give scores that are not
-numbers, or all equal, for at least one of its prompts. Every such prompt must fail at that token, and be told so; every
-other one must be whole. `--models` poisoned ones are drawn for each precision.
+A model counts as poisoned if plain forward passes of `transformers` in the same precision, with attention scores in
+float32 as kernels have them, give scores that are not numbers, or all equal, for at least one of its prompts. Every
+such prompt must fail at that token, and be told so; every other one must be whole. `--models` poisoned ones are drawn
+for each precision.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from container.engine.worker.score_guard import ALL_EQUAL, NOT_NUMBERS
 from testing.container.hand_turned_engine import Engine
@@ -66,11 +68,36 @@ class Poison:
         return -1.0 if self.value < 0 else 1.0
 
 
+def plain_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend causally from queries [1, Hq, T, D] to all keys of one sequence, every score written out."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1).float() for x in (key, value))
+    scores = query.float() @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if sliding_window is not None:
+        seen = seen.triu(1 - sliding_window)
+    out = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1) @ value
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
 class Plain:
     """Plain forward passes over a whole sequence, one for each token."""
 
     def __init__(self, model_dir: str, dtype: torch.dtype) -> None:
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation="eager")
+        AttentionInterface.register("plain", plain_attention)
+        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation="plain")
         self._model = model
         self._heads: list[torch.Tensor] = []
         # Bounded scores are finite, whatever they were: the head's own tell.
@@ -92,6 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, faults: list[str]) -> dict[str, Any]:
     torch.set_grad_enabled(False)
+    logging.disable(logging.ERROR)  # each engine logs its first fault
     results: dict[str, Any] = {}
     for dtype in options.dtypes:
         draw = random.Random(f"{options.seed} {dtype}")

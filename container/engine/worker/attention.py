@@ -168,15 +168,15 @@ def keep_faults(out: torch.Tensor, queries: torch.Tensor, new_keys: torch.Tensor
     """Make part of the output [T, Hq, D] NaN, in place, where queries [T, Hq, D] and new keys [T, Hkv, D] overflow.
 
     PyTorch's kernel for CPUs gives zeros where it finds no largest score: all are -inf, or they are NaN and few. A zero
-    times what is not finite is NaN, and changes nothing else.
+    times what is not finite is NaN, and changes nothing else. What a prompt's own tokens have shown to be finite is
+    not looked at again as the sequence grows, except for queries that the kernel may overlook.
     """
-    tokens, key_heads, dim = new_keys.shape
-    heads = out.view(tokens, key_heads, -1, dim)
-    if plan.has_few_keys:
-        own_scores = (queries.float().view(heads.shape) * new_keys.unsqueeze(2)).sum(-1)
-        heads[..., 0].add_(own_scores, alpha=0.0)
-    else:
-        heads[:, :, 0].add_(new_keys, alpha=0.0)
+    if plan.prefills:
+        tokens, key_heads, dim = new_keys.shape
+        own_scores = (queries.float().view(tokens, key_heads, -1, dim) * new_keys.unsqueeze(2)).sum(-1)
+        out[..., 0].add_(own_scores.flatten(1), alpha=0.0)
+    elif plan.has_few_keys:
+        out.add_(queries, alpha=0.0)
 
 
 def _decode(

@@ -61,6 +61,7 @@ MODELS = [
     pytest.param("llama", "float32", "model.layers.1.mlp.down_proj.weight", 1e25, ALL_EQUAL, id="overflow of squares"),
     pytest.param("olmo2", "float32", "model.layers.1.self_attn.q_proj.weight", INFINITE, NOT_NUMBERS, id="of queries"),
     pytest.param("qwen2", "float16", "model.layers.1.self_attn.k_proj.bias", 7e4, NOT_NUMBERS, id="of keys"),
+    pytest.param("glm4", "bfloat16", "model.layers.0.self_attn.k_proj.bias", 3e38, NOT_NUMBERS, id="of all keys alike"),
     pytest.param("opt", "float32", f"{OPT_NORM}.weight", 1e25, NOT_NUMBERS, id="of attention"),
     pytest.param("qwen3_moe", "float32", "model.layers.0.mlp.gate.weight", NAN, NOT_NUMBERS, id="NaN in a router"),
 ]
