@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,3 +46,16 @@ def test_cut_character_is_in_logprobs_alone(server: Server, model_dir: str) -> N
     (choice,) = answer["choices"]
     assert choice["text"] == ""
     assert choice["logprobs"]["tokens"] == ["bytes:\\xe6\\x97"]
+
+
+def test_setting_lets_messages_have_control_tokens(start: Callable[..., Server]) -> None:
+    server = start(LONGHAUL_PARSE_CONTROL_TOKENS="on").wait_until_ready()
+
+    def count(content: str, padding: str = "") -> int:
+        """Count the prompt's tokens; a document with padding is large, and read by a process of its own."""
+        body = json.dumps({"messages": [{"role": "user", "content": content}], "max_tokens": 1}) + padding
+        answer = server.post("/invocations", content=body, headers={"content-type": "application/json"})
+        tokens: int = answer.json()["usage"]["prompt_tokens"]
+        return tokens
+
+    assert count(NAME) == count(NAME, padding=" " * (2 << 20)) == count("a")
