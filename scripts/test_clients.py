@@ -126,7 +126,8 @@ def running_server(folder: Path) -> Iterator[dict[str, str]]:
     """Run ./serve with the small real model, and yield what its clients' programs are told of it."""
     with Server(MODEL, folder / "server.log", LONGHAUL_MAX_NEW_TOKENS=64) as server:
         server.wait_until_ready()
-        yield {"LONGHAUL_URL": server.url}
+        # LiteLLM would fetch a list of prices.
+        yield {"LONGHAUL_URL": server.url, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 @contextmanager

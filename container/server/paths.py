@@ -28,7 +28,7 @@ _UNSERVED = {
     "assistants": f"OpenAI's Assistants API is not served; {_CHAT}",
     "threads": f"OpenAI's Assistants API is not served; {_CHAT}",
     "realtime": f"OpenAI's Realtime API is not served; {_CHAT}",
-    "messages": f"Anthropic's Messages API is not served; {_CHAT}",
+    "messages": f"Anthropic's Messages API is not served; {_CHAT}, and POST /invocations a message batch's lines",
     "complete": f"Anthropic's Text Completions API is not served; {_CHAT}",
     "api": f"Ollama's API is not served; {_CHAT}",
     "generate": "this path of other servers is not served; POST /invocations takes inputs with parameters",
