@@ -158,7 +158,7 @@ DOCUMENTS: dict[str, tuple[bytes, str, str | None]] = {
         "parameters.temperature",
     ),
     "a wrong type deep inside": (
-        document({"messages": [{"role": "user", "content": CANARY}, {"role": CANARY}]}),
+        document({"messages": [{"role": "user", "content": CANARY}, {"role": [CANARY]}]}),
         "invalid_value",
         "messages[1].role",
     ),
