@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from container.core import Completion, Result
 from container.dialects.batch import read_line
 from container.dialects.encoding import encode
+from testing import ROOT
 from testing.container.documents import read_document
 from testing.fuzzing import fuzz_settings
+from testing.sources import read_sources
 
 ENDS = "a\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\\\u2028b"
 """All characters at which Python's `str.splitlines` ends a line."""
@@ -83,3 +85,10 @@ def test_bedrock_input_with_line_ends_comes_back() -> None:
 def test_error_that_names_such_field_is_one_line() -> None:
     _, bad = batch_line({"prompt": "a"})
     assert bad["error"]["code"] == "unknown_parameter"
+
+
+def test_no_other_encoder_writes_answers() -> None:
+    folders = ("container/dialects", "container/reader", "container/server")
+    sources = [source for folder in folders for source in read_sources(ROOT, folder)]
+    encoding = {source.path.name for source in sources if "json.encode(" in source.text}
+    assert encoding == {"encoding.py", "wire.py"}, "the latter writes a message"
