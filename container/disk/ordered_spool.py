@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 
 from container.disk.spool import CHUNK_BYTES, Spool
 
@@ -52,7 +52,7 @@ class OrderedSpool:
         """Write all records to the disk, so that they can't fail for want of space any more."""
         self._records.flush()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Read all records in order, in pieces of about `CHUNK_BYTES`. Call `flush` first."""
         pieces = self._pieces()
         while piece := await asyncio.to_thread(next, pieces, b""):

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import IO
@@ -99,7 +99,7 @@ class Spool:
             yield SpooledLine(number=number, offset=offset, size=size, text=None if is_long else text)
             offset += size
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Read the whole file in pieces of `CHUNK_BYTES`."""
         for offset in range(0, self.size, CHUNK_BYTES):
             yield await asyncio.to_thread(self.read_at, offset, CHUNK_BYTES)

@@ -48,32 +48,37 @@ class Answer(Response):
             if not self._size and self._invocation.has_open_slot:
                 await self._close_slot(connection)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            left = self._size
-            async with aclosing(self._chunks()) as chunks:
-                async for chunk in chunks:
-                    if connection is not None and connection.outgoing.is_lost:
-                        return
-                    left -= len(chunk)
-                    if not left and self._size and self._invocation.has_open_slot:
-                        await send({"type": "http.response.body", "body": chunk[:-1], "more_body": True})
-                        await self._close_slot(connection)
-                        chunk = chunk[-1:]
-                    await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
-                    if not left:
-                        return  # at once: what the client does from here on is to be told from leaving in the middle
+            if self._size:
+                await self._send_content(connection, send)
+            else:
+                await send({"type": "http.response.body", "body": b""})
         finally:
             if not isinstance(self._content, bytes):
                 close_soon(self._content)
 
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the answer in pieces; an empty one if it is empty."""
-        if isinstance(self._content, bytes) or not self._size:
-            yield self._content if isinstance(self._content, bytes) else b""
-            return
-        async for chunk in self._content.chunks():
-            yield chunk
+    async def _send_content(self, connection: Connection | None, send: Send) -> None:
+        left = self._size
+        async with aclosing(self._chunks()) as chunks:
+            async for chunk in chunks:
+                if connection is not None and connection.outgoing.is_lost:
+                    return
+                left -= len(chunk)
+                if not left and self._invocation.has_open_slot:
+                    await send({"type": "http.response.body", "body": chunk[:-1], "more_body": True})
+                    await self._close_slot(connection)
+                    chunk = chunk[-1:]
+                await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
+                if not left:
+                    return  # at once: what the client does from here on is to be told from leaving in the middle
+
+    def _chunks(self) -> AsyncGenerator[bytes, None]:
+        return _one_chunk(self._content) if isinstance(self._content, bytes) else self._content.chunks()
 
     async def _close_slot(self, connection: Connection | None) -> None:
         """Close the request's slot, once the client has all but the last byte. For one that has left it stays open."""
         if connection is None or (await connection.outgoing.taking() and not connection.may_have_left):
             await self._invocation.close_slot()
+
+
+async def _one_chunk(content: bytes) -> AsyncGenerator[bytes, None]:
+    yield content

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from testing.server import Server, eventually, lasting
+from testing.server import TIMEOUT_S, Server, eventually, lasting
 
 INTERVAL_S = 0.1
 UNSEEDED = {"prompt": "The sea is", "max_tokens": 8, "temperature": 1.0, "ignore_eos": True}
@@ -166,12 +166,16 @@ def test_half_closed_unfinished_request_is_dropped(shared: Server) -> None:
 # Clients that are gone
 
 
-def test_client_that_leaves_text_unread_is_continued(shared: Server) -> None:
-    """Its answer is larger than what the buffers of both sides hold, by lines that are errors and repeat themselves."""
-    long = {"recordId": "a", "modelInput": {"prompt": "long " * 8000, "typo": 1}}
-    body = "".join(json.dumps(line) + "\n" for line in [UNSEEDED | {"max_tokens": 20}, *[long] * 200]).encode()
+@pytest.mark.parametrize("lines", [3, 200], ids=["in the kernel", "on its way"])
+def test_client_that_leaves_text_unread_is_continued(shared: Server, lines: int) -> None:
+    """The lines behind the first are errors, which repeat what was sent."""
+    long = {"recordId": str(lines), "modelInput": {"prompt": "long " * 8000, "typo": 1}}
+    body = "".join(json.dumps(line) + "\n" for line in [UNSEEDED | {"max_tokens": 20}, *[long] * lines]).encode()
     before = abandoned(shared)
-    with shared.connect() as connection:
+    with socket.socket() as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", shared.port))
         head = f"Host: a\r\nContent-Type: {JSON_LINES}\r\nContent-Length: {len(body)}"
         connection.sendall(f"POST /invocations HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
