@@ -23,12 +23,12 @@ class Stall:
     has_sent: bool = False
     """True if the client has taken bytes since the last look."""
     unsent_bytes: int = 0
-    """Bytes of the answer that were waiting at the last look."""
+    """Bytes of the answer that the client had not taken at the last look."""
 
     def look(self, phase: Phase, *, is_answering: bool, unsent_bytes: int, timeout_s: float) -> Missing | None:
         """Count one more interval; return what the client owes, once that has taken `timeout_s`.
 
-        `unsent_bytes` of the answer wait to be sent. Another `timeout_s` than before begins anew.
+        The client has not taken `unsent_bytes` of its answer. Another `timeout_s` than before begins anew.
         """
         missing: Missing | None = None
         if phase == "head" and not is_answering and not unsent_bytes:

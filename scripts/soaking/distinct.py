@@ -23,8 +23,8 @@ from testing import ROOT
 from testing.server import TIMEOUT_S, Server, eventually
 from testing.tiny_models import save_tiny_model
 
-INTERVAL_S = 0.2
-SHORT_TOKENS, LONG_TOKENS = 24, 800
+INTERVAL_S = 0.1
+SHORT_TOKENS, LONG_TOKENS = 16, 150
 WAYS = {
     "answered": 30,
     "hung up behind the last byte": 40,
