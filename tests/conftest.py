@@ -23,6 +23,7 @@ from testing.tiny_models import TinyModel, save_tiny_family, save_tiny_model
 
 SLOWEST_FILES = (
     "container/server/test_resumed_requests.py",
+    "container/server/test_leaving_clients.py",
     "container/engine/supervisor/test_recovery.py",
     "container/server/test_life.py",
     "container/server/test_large_bodies.py",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from testing.server import TIMEOUT_S, Server, eventually, lasting
+from testing.tiny_models import save_tiny_model
 
 INTERVAL_S = 0.1
 UNSEEDED = {"prompt": "The sea is", "max_tokens": 8, "temperature": 1.0, "ignore_eos": True}
@@ -191,7 +192,6 @@ def test_client_that_leaves_text_unread_is_continued(shared: Server, lines: int)
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Callable[[str], Path]:
     """Return a function that makes a model with a chat template."""
-    from testing.tiny_models import save_tiny_model
 
     def make(template: str) -> Path:
         directory = tmp_path_factory.mktemp("changing")
