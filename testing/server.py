@@ -20,7 +20,7 @@ import psutil
 
 from testing import ROOT
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 """Seconds after which something counts as hanging."""
 
 T = TypeVar("T")
@@ -178,7 +178,7 @@ class Server:
         engine.send_signal(number)
         return engine.pid
 
-    def exit_status(self, within_s: float = 30.0) -> int:
+    def exit_status(self, within_s: float = 90.0) -> int:
         return self.process.wait(within_s)
 
 

@@ -103,12 +103,15 @@ class World:
         self.output_config = {"S3OutputPath": "s3://bucket/out"}
         self.data_log = StubDataLog()
         self.dispatcher: Dispatcher | None = None
+        self.delivery: Delivery | None = None
+        """The last dispatcher's delivery."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Dispatch until the `async with` ends."""
         containers = ContainerClient()
         delivery = Delivery(self.settings, self.queue, self.storage, self.notifications, self.metrics, self.data_log)
+        self.delivery = delivery
         make_attempt = partial(
             Attempt, self.settings, self.storage, containers, self.metrics, self.data_log, delivery.answers
         )
@@ -170,8 +173,14 @@ class World:
                 await asyncio.sleep(POLL_INTERVAL_S)
 
     async def until_done(self, count: int = 1) -> None:
+        """Wait until so many jobs are done and counted in the metrics, which comes after the last write."""
         async with asyncio.timeout(TIMEOUT_S):
-            while (await self.states()).count("done") < count:
+            while True:
+                states = await self.states()
+                done = states.count("done")
+                undelivered = 0 if self.delivery is None else self.delivery.undelivered
+                if done >= count and undelivered <= len(states) - done:
+                    return
                 await asyncio.sleep(POLL_INTERVAL_S)
 
     async def messages(self) -> list[str]:

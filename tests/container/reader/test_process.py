@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from container.core import DeadlineReason, Seeds
+from container.core import Constants, DeadlineReason
 from container.dialects.document import RequestHead
 from container.reader import messages
 from container.reader.process import Reader
@@ -37,7 +37,7 @@ def test_reader_tells_cut_texts_as_set(
     with (tmp_path / "body").open("rb") as body, (tmp_path / "answer").open("wb") as answer:
         reader = Reader(body.fileno(), answer.fileno())
         reader.reply_to(messages.Load(config))
-        reader.reply_to(messages.Open(RequestHead.parse("invocations", "application/json", None), Seeds.random()))
+        reader.reply_to(messages.Open(RequestHead.parse("invocations", "application/json", None), Constants(bytes(16))))
         reader.reply_to(messages.Render())
     told = json.loads((tmp_path / "answer").read_bytes())
     end = told[0]["details"] if isinstance(told, list) else told["choices"][0]
