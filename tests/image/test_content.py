@@ -47,10 +47,16 @@ def test_environment_is_independent_of_base(config: dict[str, Any]) -> None:
     assert not [name for name in environment if name.startswith("PIP_") and name != "PIP_CERT"]
 
 
+def normalized(name: str) -> str:
+    """A package's name as an index compares it (PyPA's "Names and normalization")."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
 def test_packages_are_those_pinned(image: str) -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pinned = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    pins = {normalized(name): version for name, version in pinned}
     listed = inside(image, PYTHON, "-m", "pip", "list", "--format=json")
-    packages = {re.sub("[-_.]+", "-", package["name"].lower()): package["version"] for package in json.loads(listed)}
+    packages = {normalized(package["name"]): package["version"] for package in json.loads(listed)}
     assert {"torch", "transformers", "fastapi", "uvicorn", "boto3"} <= set(packages)
     assert not {name for name in ("pytest", "mypy", "ruff", "openai", "ministack", "hypothesis") if name in packages}
     others = {name: version for name, version in packages.items() if version.partition("+")[0] != pins.get(name)}
