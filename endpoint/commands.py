@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
+from endpoint.alarms import store as alarm_store
 from endpoint.backend.backend import Backend, BackendError
 from endpoint.fleet import fleet
 from endpoint.fleet.fleet import Fleet
@@ -112,7 +113,7 @@ def _on_signals(act: Callable[[], None]) -> None:
 def _open_database(data_dir: Path) -> Database:
     path = data_dir / "endpoint.sqlite"
     try:
-        return Database(path, catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA)
+        return Database(path, catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA, alarm_store.SCHEMA)
     except sqlite3.Error as error:
         raise CannotRun(f"cannot use {path} as the database: {error}") from error
 

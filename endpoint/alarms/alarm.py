@@ -1,0 +1,80 @@
+"""An alarm as it is kept: its configuration and its state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from endpoint.alarms.judge import Rule, State
+
+Configuration = dict[str, Any]
+"""Parameters of PutMetricAlarm, without Tags, with ActionsEnabled and the three lists of actions."""
+
+HistoryType = Literal["ConfigurationUpdate", "StateUpdate", "Action"]
+
+ACTION_LISTS: dict[State, str] = {
+    "OK": "OKActions",
+    "ALARM": "AlarmActions",
+    "INSUFFICIENT_DATA": "InsufficientDataActions",
+}
+"""Names of the actions' lists, by the state whose beginning invokes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A metric alarm. Times are seconds since the epoch."""
+
+    name: str
+    arn: str
+    configuration: Configuration
+    configured_at: float
+    created_at: float
+    state: State = "INSUFFICIENT_DATA"
+    reason: str = "Unchecked: Initial alarm creation"
+    reason_data: str | None = None
+    """StateReasonData: the JSON of what the state was told from."""
+    updated_at: float
+    """StateUpdatedTimestamp."""
+    transitioned_at: float
+    """StateTransitionedTimestamp."""
+
+    @cached_property
+    def rule(self) -> Rule:
+        configuration = self.configuration
+        periods = configuration["EvaluationPeriods"]
+        return Rule(
+            comparison=configuration["ComparisonOperator"],
+            threshold=configuration["Threshold"],
+            periods=periods,
+            datapoints=configuration.get("DatapointsToAlarm", periods),
+            missing=configuration.get("TreatMissingData", "missing"),
+        )
+
+    @property
+    def period_s(self) -> int:
+        """Period as it was given, not divided by a time scale."""
+        period: int = self.configuration["Period"]
+        return period
+
+    @property
+    def statistic(self) -> str:
+        """Statistic or ExtendedStatistic."""
+        statistic: str = self.configuration.get("Statistic") or self.configuration["ExtendedStatistic"]
+        return statistic
+
+    def actions(self, state: State) -> list[str]:
+        """Return the ARNs of what the beginning of `state` invokes; none while actions are disabled."""
+        actions: list[str] = self.configuration[ACTION_LISTS[state]] if self.configuration["ActionsEnabled"] else []
+        return actions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryItem:
+    alarm: str
+    at: float
+    """Seconds since the epoch."""
+    type: HistoryType
+    summary: str
+    data: str
+    """JSON, as DescribeAlarmHistory shows it."""
