@@ -17,6 +17,7 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 
 from endpoint.alarms import store as alarm_store
+from endpoint.autoscaling import rows as scaling_rows
 from endpoint.backend.backend import Backend, BackendError
 from endpoint.fleet import fleet
 from endpoint.fleet.fleet import Fleet
@@ -113,7 +114,8 @@ def _on_signals(act: Callable[[], None]) -> None:
 def _open_database(data_dir: Path) -> Database:
     path = data_dir / "endpoint.sqlite"
     try:
-        return Database(path, catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA, alarm_store.SCHEMA)
+        schemas = (catalog.SCHEMA, queue.SCHEMA, fleet.SCHEMA, alarm_store.SCHEMA, scaling_rows.SCHEMA)
+        return Database(path, *schemas)
     except sqlite3.Error as error:
         raise CannotRun(f"cannot use {path} as the database: {error}") from error
 
