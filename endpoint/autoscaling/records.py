@@ -28,6 +28,8 @@ class ScalableTarget:
     is_in_suspended: bool = False
     is_out_suspended: bool = False
     is_scheduled_suspended: bool = False
+    is_unchecked: bool = True
+    """Whether its bounds were set and the capacity hasn't been brought within them since."""
     cooldowns: Mapping[str, Cooldown] = field(default_factory=dict)
     """Cooldowns by the policies' names."""
 

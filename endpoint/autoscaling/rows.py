@@ -16,6 +16,7 @@ CREATE TABLE IF NOT EXISTS scalable_targets (
     resource_id TEXT PRIMARY KEY, arn TEXT NOT NULL UNIQUE, created_at REAL NOT NULL,
     min_capacity INTEGER NOT NULL, max_capacity INTEGER NOT NULL, role_arn TEXT NOT NULL,
     is_in_suspended INTEGER NOT NULL, is_out_suspended INTEGER NOT NULL, is_scheduled_suspended INTEGER NOT NULL,
+    is_unchecked INTEGER NOT NULL,  -- the bounds were set, and the capacity hasn't been brought within them since
     cooldowns TEXT NOT NULL,    -- JSON: Cooldown by the policy's name
     CHECK (0 <= min_capacity AND min_capacity <= max_capacity)
 );
@@ -98,8 +99,8 @@ def target_row(target: ScalableTarget) -> dict[str, Any]:
 def target(row: sqlite3.Row) -> ScalableTarget:
     values = dict(row)
     cooldowns = {name: Cooldown(**value) for name, value in json.loads(values.pop("cooldowns")).items()}
-    suspended = {name: bool(values.pop(name)) for name in list(values) if name.endswith("_suspended")}
-    return ScalableTarget(**values, **suspended, cooldowns=cooldowns)
+    booleans = {name: bool(values.pop(name)) for name in list(values) if name.startswith("is_")}
+    return ScalableTarget(**values, **booleans, cooldowns=cooldowns)
 
 
 def policy_row(policy: ScalingPolicy) -> dict[str, Any]:

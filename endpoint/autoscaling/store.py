@@ -51,7 +51,12 @@ class Store:
         await self._database.write(change)
 
     async def change_target(self, resource_id: str, **changes: int | bool | str) -> None:
-        """Change fields of a target by their names. Raises sqlite3.IntegrityError if the bounds would cross."""
+        """Change fields of a target by their names. Raises sqlite3.IntegrityError if the bounds would cross.
+
+        New bounds make it `is_unchecked`.
+        """
+        if not changes.keys().isdisjoint(("min_capacity", "max_capacity")):
+            changes = {"is_unchecked": True, **changes}
         if changes:
             columns = ", ".join(f"{name} = ?" for name in changes)
             await self._execute(
