@@ -50,12 +50,21 @@ class ControlPlane:
         catalog: Catalog,
         wake_fleet: Callable[[], None],
         on_change: Callable[[str], Awaitable[None]],
+        *,
+        is_registered: Callable[[str, str], Awaitable[bool]] | None = None,
+        deregister: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """Call `wake_fleet` when rows of endpoints have changed, `on_change` with the name of one made or updated."""
+        """Call `wake_fleet` when rows of endpoints have changed, `on_change` with the name of one made or updated.
+
+        `is_registered` tells whether Application Auto Scaling scales an endpoint's variant; `deregister` is called with
+        the name of an endpoint that is about to be deleted. Without them nothing is registered.
+        """
         self._settings = settings
         self._catalog = catalog
         self._wake_fleet = wake_fleet
         self._on_change = on_change
+        self._is_registered = is_registered
+        self._deregister = deregister
         self._lock = asyncio.Lock()  # between looking at an endpoint's status and changing it
         # Models and configs may be deleted at any time: endpoints go on with those that they have.
         self._operations: dict[str, Callable[[Parameters], Awaitable[Result]]] = {
@@ -163,6 +172,7 @@ class ControlPlane:
             serving = await self._catalog.deployment(endpoint, endpoint.config_name)
             if ("AsyncInferenceConfig" in serving.config) != ("AsyncInferenceConfig" in deployment.config):
                 raise invalid("An update by the local endpoint can neither add nor remove AsyncInferenceConfig.")
+            await self._check_scaled_variant(endpoint, serving, deployment)
             desired, weight = deployment.variant["InitialInstanceCount"], None
             if parameters.get("RetainAllVariantProperties"):
                 excluded = parameters.get("ExcludeRetainedVariantProperties", [])
@@ -198,6 +208,8 @@ class ControlPlane:
             endpoint = await self._endpoint(parameters["EndpointName"])
             if endpoint.status not in ("InService", "Failed"):
                 raise _in_progress(endpoint)
+            if self._deregister is not None:
+                await self._deregister(endpoint.name)  # first: a gateway killed here leaves an endpoint to delete
             with self._must_exist("endpoint", endpoint.name):
                 await self._catalog.change_endpoint(endpoint.name, status="Deleting")
         self._wake_fleet()
@@ -262,6 +274,17 @@ class ControlPlane:
         if endpoint.status != "InService":
             raise _in_progress(endpoint)
         return endpoint
+
+    async def _check_scaled_variant(self, endpoint: Endpoint, serving: Deployment, new: Deployment) -> None:
+        """Refuse other instance types for a variant that Application Auto Scaling scales. Raises AwsError."""
+        name = new.variant["VariantName"]
+        if self._is_registered is None or name != serving.variant["VariantName"]:
+            return
+        if serving.instance_types != new.instance_types and await self._is_registered(endpoint.name, name):
+            raise invalid(
+                f'Cannot change the instance type of variant "{name}" of endpoint "{endpoint.arn}": it is registered '
+                "as a scalable target with Application Auto Scaling. Deregister it before you update the endpoint."
+            )
 
     async def _start_update(self, endpoint: Endpoint, **changes: Any) -> None:
         with self._must_exist("endpoint", endpoint.name):

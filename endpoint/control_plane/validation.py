@@ -15,6 +15,10 @@ from endpoint.control_plane.environment_rules import rejection_reason
 from endpoint.state.catalog import Deployment
 
 _LOCAL = "is not supported by the local endpoint"
+_METRIC_FREQUENCIES_S = (10, 30, 60, 120, 180, 240, 300)
+_FAMILIES_WITHOUT_VOLUMES = ("g5", "g6", "p5", "trn1")
+"""Families of instances with storage of their own, besides those with a "d" in their name (g4dn, p4d and so on): the
+list of SageMaker's SDK."""
 
 
 def invalid(message: str) -> AwsError:
@@ -45,6 +49,8 @@ def validate_model(parameters: dict[str, Any]) -> None:
         raise invalid("Only one of ModelDataUrl and ModelDataSource may be specified.")
     if source := container.get("ModelDataSource", {}).get("S3DataSource"):
         _validate_source(source)
+    for scraped in container.get("ContainerMetricsConfig", {}).get("MetricsEndpoints", []):
+        _validate_metric_frequency(scraped)
     if reason := rejection_reason(container.get("Environment", {})):
         raise invalid(reason)
 
@@ -89,6 +95,7 @@ def validate_config(parameters: dict[str, Any]) -> None:
                 raise invalid(f"{name} {path} is not a location on S3.") from None
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
                 raise invalid(f"{name} {path}: invalid bucket name.")
+    _validate_metric_frequency(parameters.get("MetricsConfig", {}))
     _validate_variant(parameters["ProductionVariants"][0], supporter)
 
 
@@ -109,6 +116,29 @@ def _validate_variant(variant: dict[str, Any], supporter: str) -> None:
         raise invalid(f"InstancePools with ModelNameOverride {_LOCAL}: all instances run ModelName.")
     if "InitialInstanceCount" not in variant:
         raise invalid("InitialInstanceCount must be specified for a variant of instances.")
+    _validate_routing(variant.get("RoutingConfig", {}))
+    if "VolumeSizeInGB" in variant:
+        for name in [pool["InstanceType"] for pool in pools or [variant]]:
+            family = name.removeprefix("ml.").partition(".")[0]
+            if "d" in family or family.startswith(_FAMILIES_WITHOUT_VOLUMES):
+                raise invalid(f"VolumeSizeInGB parameter is not allowed for the selected Instance type {name}.")
+
+
+def _validate_routing(config: dict[str, Any]) -> None:
+    prefix_aware = config.get("PrefixAwareRoutingConfig")
+    if config.get("RoutingStrategy") != "PREFIX_AWARE":
+        if prefix_aware is not None:
+            raise invalid("PrefixAwareRoutingConfig may only be specified when RoutingStrategy is PREFIX_AWARE.")
+        return
+    for name in ("PrefixLength", "ConcurrencyThreshold"):
+        if name not in (prefix_aware or {}):
+            raise invalid(f"PrefixAwareRoutingConfig.{name} must be specified when RoutingStrategy is PREFIX_AWARE.")
+
+
+def _validate_metric_frequency(config: dict[str, Any]) -> None:
+    if (seconds := config.get("MetricPublishFrequencyInSeconds", 60)) not in _METRIC_FREQUENCIES_S:
+        valid = ", ".join(map(str, _METRIC_FREQUENCIES_S))
+        raise invalid(f"Invalid MetricPublishFrequencyInSeconds {seconds}. Valid values: {valid}.")
 
 
 def validate_deployment(config: dict[str, Any] | None) -> None:

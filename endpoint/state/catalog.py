@@ -85,6 +85,12 @@ class Deployment:
         container: dict[str, Any] = self.model.get("PrimaryContainer") or self.model["Containers"][0]
         return container
 
+    @property
+    def instance_types(self) -> frozenset[str]:
+        """Types that the variant's instances may be of."""
+        pools = self.variant.get("InstancePools") or [self.variant]
+        return frozenset(pool["InstanceType"] for pool in pools)
+
 
 class NotFound(LookupError):
     pass

@@ -62,6 +62,8 @@ class ControlServer:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.notified: list[str] = []
+        self.registered: set[tuple[str, str]] = set()
+        """Endpoints and variants that are scalable targets."""
         self.run(self._start(Settings(data_dir=data_dir, **settings)))
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http_thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
@@ -86,10 +88,23 @@ class ControlServer:
         self.database = Database(settings.data_dir / "endpoint.sqlite", SCHEMA)
         self.catalog = Catalog(self.database)
         self.fleet = StubFleet(self.catalog)
-        self.control = ControlPlane(settings, self.catalog, self.fleet.wake, self._notify)
+        self.control = ControlPlane(
+            settings,
+            self.catalog,
+            self.fleet.wake,
+            self._notify,
+            is_registered=self._is_registered,
+            deregister=self._deregister,
+        )
 
     async def _notify(self, endpoint: str) -> None:
         self.notified.append(endpoint)
+
+    async def _is_registered(self, endpoint: str, variant: str) -> bool:
+        return (endpoint, variant) in self.registered
+
+    async def _deregister(self, endpoint: str) -> None:
+        self.registered = {target for target in self.registered if target[0] != endpoint}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

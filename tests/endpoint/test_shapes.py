@@ -50,7 +50,7 @@ FULL_CONFIG: dict[str, Any] = {
         {
             "VariantName": "main",
             "ModelName": "full",
-            "InstanceType": "ml.g5.xlarge",
+            "InstanceType": "ml.m5.large",
             "InitialInstanceCount": 1,
             "InitialVariantWeight": 0.5,
             "VolumeSizeInGB": 100,

@@ -218,10 +218,9 @@ def test_config_is_described_as_created(sagemaker: Any) -> None:
     variant = {
         "ContainerStartupHealthCheckTimeoutInSeconds": 600,
         "ModelDataDownloadTimeoutInSeconds": 900,
-        "VolumeSizeInGB": 100,
+        "EnableSSMAccess": False,
         "InferenceAmiVersion": "al2-ami-sagemaker-inference-gpu-3-1",
         "RoutingConfig": {"RoutingStrategy": "RANDOM"},
-        "EnableSSMAccess": False,
     }
     created = create_config(sagemaker, variant=variant, KmsKeyId="key", MetricsConfig={"EnableEnhancedMetrics": True})
     assert created["EndpointConfigArn"] == f"{ARN}:endpoint-config/config"
@@ -293,6 +292,66 @@ def test_instance_pools_replace_instance_type(sagemaker: Any) -> None:
     in_service(sagemaker)
     (summary,) = sagemaker.describe_endpoint(EndpointName="endpoint")["ProductionVariants"]
     assert summary["InstancePools"] == [{"InstanceType": "ml.g6.xlarge", "CurrentInstanceCount": 1}]
+
+
+PREFIX_AWARE = {"RoutingStrategy": "PREFIX_AWARE"}
+PREFIX = {"PrefixLength": 1024, "ConcurrencyThreshold": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"variant": {"RoutingConfig": PREFIX_AWARE}}, "PrefixAwareRoutingConfig.PrefixLength must be specified"),
+        (
+            {"variant": {"RoutingConfig": PREFIX_AWARE | {"PrefixAwareRoutingConfig": {"PrefixLength": 1024}}}},
+            "PrefixAwareRoutingConfig.ConcurrencyThreshold must be specified",
+        ),
+        (
+            {"variant": {"RoutingConfig": {"RoutingStrategy": "RANDOM", "PrefixAwareRoutingConfig": PREFIX}}},
+            "PrefixAwareRoutingConfig may only be specified when RoutingStrategy is PREFIX_AWARE.",
+        ),
+        ({"MetricsConfig": {"MetricPublishFrequencyInSeconds": 45}}, "Invalid MetricPublishFrequencyInSeconds 45."),
+        ({"MetricsConfig": {"MetricPublishFrequencyInSeconds": 0}}, "Invalid MetricPublishFrequencyInSeconds 0."),
+        ({"variant": {"VolumeSizeInGB": 100}}, "not allowed for the selected Instance type ml.g5.xlarge."),
+        (
+            {"variant": {"VolumeSizeInGB": 100, "InstanceType": "ml.g4dn.xlarge"}},
+            "not allowed for the selected Instance type ml.g4dn.xlarge.",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_config_that_aws_refuses_is_refused(sagemaker: Any, changes: dict[str, Any], named: str) -> None:
+    create_model(sagemaker)
+    assert named in refusal(create_config, sagemaker=sagemaker, **changes)
+
+
+@pytest.mark.parametrize("seconds", [10, 30, 60, 120, 180, 240, 300])
+def test_metric_frequency_has_seven_values(sagemaker: Any, seconds: int) -> None:
+    frequency = {"MetricPublishFrequencyInSeconds": seconds}
+    scraped = {"MetricsEndpoints": [{"MetricsEndpointPath": "/metrics"} | frequency]}
+    create_model(sagemaker, PrimaryContainer={"Image": "longhaul:1", "ContainerMetricsConfig": scraped})
+    create_config(sagemaker, MetricsConfig=frequency)
+    described = sagemaker.describe_endpoint_config(EndpointConfigName="config")
+    assert described["MetricsConfig"] == frequency
+
+
+def test_container_metric_frequency_is_checked(sagemaker: Any) -> None:
+    scraped = {"MetricsEndpoints": [{"MetricsEndpointPath": "/metrics", "MetricPublishFrequencyInSeconds": 20}]}
+    container = {"Image": "longhaul:1", "ContainerMetricsConfig": scraped}
+    message = refusal(create_model, sagemaker=sagemaker, PrimaryContainer=container)
+    assert message.startswith("Invalid MetricPublishFrequencyInSeconds 20. Valid values: 10, 30,")
+
+
+def test_prefix_aware_routing_and_volume_are_stored(sagemaker: Any) -> None:
+    variant = {
+        "RoutingConfig": PREFIX_AWARE | {"PrefixAwareRoutingConfig": PREFIX},
+        "VolumeSizeInGB": 100,
+        "InstanceType": "ml.m5.large",
+    }
+    create_model(sagemaker)
+    create_config(sagemaker, variant=variant)
+    (described,) = sagemaker.describe_endpoint_config(EndpointConfigName="config")["ProductionVariants"]
+    assert {name: described[name] for name in variant} == variant
 
 
 # Endpoints: creating and describing
@@ -647,6 +706,34 @@ def test_deployment_config_is_retained_on_request(sagemaker: Any) -> None:
     assert "Only one of" in refusal(sagemaker.update_endpoint, **update, DeploymentConfig=AT_ONCE)
     sagemaker.update_endpoint(**update)
     assert sagemaker.describe_endpoint(EndpointName="endpoint")["LastDeploymentConfig"] == AT_ONCE
+
+
+def test_update_of_scaled_variant_keeps_its_type(server: ControlServer, sagemaker: Any) -> None:
+    create_endpoint(sagemaker)
+    server.registered = {("endpoint", "AllTraffic")}
+    create_config(sagemaker, "larger", variant={"InstanceType": "ml.g5.2xlarge"})
+    message = refusal(sagemaker.update_endpoint, EndpointName="endpoint", EndpointConfigName="larger")
+    assert message.startswith(f'Cannot change the instance type of variant "AllTraffic" of endpoint "{ARN}:endpoint/')
+    assert sagemaker.describe_endpoint(EndpointName="endpoint")["EndpointStatus"] == "InService"
+    server.registered.clear()
+    sagemaker.update_endpoint(EndpointName="endpoint", EndpointConfigName="larger")
+    in_service(sagemaker)
+
+
+def test_update_of_scaled_variant_changes_its_model(server: ControlServer, sagemaker: Any) -> None:
+    create_endpoint(sagemaker)
+    server.registered = {("endpoint", "AllTraffic"), ("other", "AllTraffic")}
+    create_model(sagemaker, "newer")
+    create_config(sagemaker, "newer", variant={"ModelName": "newer"})
+    sagemaker.update_endpoint(EndpointName="endpoint", EndpointConfigName="newer")
+    in_service(sagemaker)
+
+
+def test_deletion_deregisters_scaled_variants(server: ControlServer, sagemaker: Any) -> None:
+    create_endpoint(sagemaker)
+    server.registered = {("endpoint", "AllTraffic"), ("other", "AllTraffic")}
+    sagemaker.delete_endpoint(EndpointName="endpoint")
+    assert server.registered == {("other", "AllTraffic")}
 
 
 def test_deletion_lasts_until_fleet_is_done(server: ControlServer, sagemaker: Any) -> None:
