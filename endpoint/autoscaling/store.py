@@ -252,16 +252,23 @@ class Store:
         found = await self._rows("SELECT anchor, scale FROM scaling_calendar")
         return (found[0]["anchor"], found[0]["scale"]) if found else None
 
-    async def set_anchor(self, anchor: float, scale: float, actions: Iterable[ScheduledAction]) -> None:
-        """Begin a calendar anew, and write down when `actions` are due in it."""
+    async def set_anchor(self, anchor: float, scale: float, actions: Iterable[ScheduledAction]) -> tuple[float, float]:
+        """Begin a calendar, write down when `actions` are due in it, and return its anchor and scale.
+
+        If another call has begun one of that scale in the meantime, this is its anchor.
+        """
         changes = [(action.next_run_at, action.resource_id, action.name) for action in actions]
 
-        def change(db: sqlite3.Connection) -> None:
+        def change(db: sqlite3.Connection) -> tuple[float, float]:
+            kept = db.execute("SELECT anchor FROM scaling_calendar WHERE scale = ?", (scale,)).fetchone()
+            if kept:
+                return kept["anchor"], scale
             db.execute("DELETE FROM scaling_calendar")
             db.execute("INSERT INTO scaling_calendar VALUES (?, ?)", (anchor, scale))
             db.executemany("UPDATE scheduled_actions SET next_run_at = ? WHERE resource_id = ? AND name = ?", changes)
+            return anchor, scale
 
-        await self._database.write(change)
+        return await self._database.write(change)
 
     async def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         return await self._database.read(lambda db: db.execute(sql, values).fetchall())
