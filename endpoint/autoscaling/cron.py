@@ -45,7 +45,7 @@ class _Field:
 
     def values(self, text: str, position: int) -> frozenset[int]:
         """Return the values that a list of single ones, ranges and steps has. Raises CronError."""
-        return frozenset().union(*(self._values(part, position) for part in text.split(",")))
+        return frozenset(value for part in text.split(",") for value in self._values(part, position))
 
     def value(self, text: str, position: int) -> int:
         """Return the value of a number or a name. Raises CronError."""

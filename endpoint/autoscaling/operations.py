@@ -229,7 +229,7 @@ def _check_bounds(least: int, most: int) -> None:
         raise invalid("Maximum capacity cannot be less than minimum capacity")
 
 
-def _suspended(parameters: Parameters) -> dict[str, bool]:
+def _suspended(parameters: Parameters) -> dict[str, Any]:
     """Return what SuspendedState changes; what it doesn't name stays."""
     state = parameters.get("SuspendedState", {})
     names = {

@@ -60,10 +60,9 @@ def last_key(parameters: dict[str, Any]) -> list[str] | None:
         question, key = json.loads(base64.urlsafe_b64decode(token.encode()))
     except (ValueError, TypeError, RecursionError):
         question = key = None
-    is_key = isinstance(key, list) and bool(key) and all(isinstance(part, str) for part in key)
-    if not is_key or question != _question(parameters):
-        raise AwsError("InvalidNextTokenException", "The NextToken value is not valid")
-    return key
+    if question == _question(parameters) and isinstance(key, list) and key and all(isinstance(x, str) for x in key):
+        return key
+    raise AwsError("InvalidNextTokenException", "The NextToken value is not valid")
 
 
 def _question(parameters: dict[str, Any]) -> list[Any]:

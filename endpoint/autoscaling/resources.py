@@ -1,4 +1,4 @@
-"""What can be scaled here, a variant's number of instances, and what Application Auto Scaling calls it.
+"""The one thing that can be scaled here, a variant's number of instances, and its names.
 
 Other service namespaces and dimensions are refused by their names.
 """

@@ -87,19 +87,24 @@ def alarms_of(db: sqlite3.Connection, resource_id: str, name: str) -> tuple[str,
     return policy(row).alarms if row else ()
 
 
-def cooldowns_json(cooldowns: Mapping[str, Cooldown]) -> str:
+def put_cooldowns(db: sqlite3.Connection, resource_id: str, cooldowns: Mapping[str, Cooldown]) -> None:
+    row = (_cooldowns_json(cooldowns), resource_id)
+    db.execute("UPDATE scalable_targets SET cooldowns = ? WHERE resource_id = ?", row)
+
+
+def _cooldowns_json(cooldowns: Mapping[str, Cooldown]) -> str:
     return json.dumps({name: asdict(cooldown) for name, cooldown in cooldowns.items()})
 
 
 def target_row(target: ScalableTarget) -> dict[str, Any]:
     row = {each.name: getattr(target, each.name) for each in fields(target)}
-    return row | {"cooldowns": cooldowns_json(target.cooldowns)}
+    return row | {"cooldowns": _cooldowns_json(target.cooldowns)}
 
 
 def target(row: sqlite3.Row) -> ScalableTarget:
-    values = dict(row)
+    values: dict[str, Any] = dict(row)
     cooldowns = {name: Cooldown(**value) for name, value in json.loads(values.pop("cooldowns")).items()}
-    booleans = {name: bool(values.pop(name)) for name in list(values) if name.startswith("is_")}
+    booleans: dict[str, Any] = {name: bool(values.pop(name)) for name in list(values) if name.startswith("is_")}
     return ScalableTarget(**values, **booleans, cooldowns=cooldowns)
 
 

@@ -121,13 +121,13 @@ def _instant(local: datetime, zone: ZoneInfo) -> float | None:
 def _parse_time(text: str) -> datetime:
     if not _AT_TIME.fullmatch(text):
         raise ScheduleError(f"Invalid schedule expression. Details: {_SYNTAX}")
-    year, month, *rest = (int(number) for number in re.findall(r"\d+", text))
-    for (name, least, most), value in zip(_TIME_FIELDS, (year, month, *rest), strict=True):
+    year, month, day, hour, minute, second = values = [int(number) for number in re.findall(r"\d+", text)]
+    for (name, least, most), value in zip(_TIME_FIELDS, values, strict=True):
         if name == "dayOfMonth":
             most = calendar.monthrange(year, month)[1]
         if not least <= value <= most:
             raise _unreadable_time(text, f"Value {value} for {name} must be in the range [{least},{most}]")
-    return datetime(year, month, *rest)
+    return datetime(year, month, day, hour, minute, second)
 
 
 def _unreadable_time(text: str, reason: str) -> ScheduleError:

@@ -108,9 +108,13 @@ class Store:
         await self._database.write(change)
 
     async def delete_policy(self, resource_id: str, name: str) -> None:
-        """Delete a policy; `alarm_changes` has then the deletes of its alarms."""
+        """Delete a policy with its cooldown; `alarm_changes` has then the deletes of its alarms."""
 
         def change(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT * FROM scalable_targets WHERE resource_id = ?", (resource_id,)).fetchone()
+            if row:
+                left = {other: cooldown for other, cooldown in rows.target(row).cooldowns.items() if other != name}
+                rows.put_cooldowns(db, resource_id, left)
             rows.put_alarm_changes(db, {alarm: None for alarm in rows.alarms_of(db, resource_id, name)})
             db.execute("DELETE FROM scaling_policies WHERE resource_id = ? AND name = ?", (resource_id, name))
 
@@ -193,10 +197,7 @@ class Store:
         def change(db: sqlite3.Connection) -> None:
             rows.put_activities(db, activities)
             if cooldowns is not None:
-                db.execute(
-                    "UPDATE scalable_targets SET cooldowns = ? WHERE resource_id = ?",
-                    (rows.cooldowns_json(cooldowns), resource_id),
-                )
+                rows.put_cooldowns(db, resource_id, cooldowns)
 
         await self._database.write(change)
 

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Coroutine
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from endpoint.aws.service import Service
+from endpoint.aws.service import Call
 from endpoint.control_plane.control import ControlPlane
 from endpoint.settings import Settings
 from endpoint.state.catalog import SCHEMA, Catalog, Endpoint
-from endpoint.state.database import Database
-from testing.endpoint.botocore_wire import client
-
-T = TypeVar("T")
-
-SERVICE = Service("sagemaker")
+from testing.endpoint.service_server import ServiceServer
 
 
 class StubFleet:
@@ -54,38 +46,20 @@ class StubFleet:
             )
 
 
-class ControlServer:
+class ControlServer(ServiceServer):
     """Must be closed. Coroutines that touch the catalog go through `run`."""
 
+    service = "sagemaker"
+    schemas = (SCHEMA,)
+
     def __init__(self, data_dir: Path, **settings: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
         self.notified: list[str] = []
         self.registered: set[tuple[str, str]] = set()
         """Endpoints and variants that are scalable targets."""
-        self.run(self._start(Settings(data_dir=data_dir, **settings)))
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http_thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
-        self._http_thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self.sagemaker = client("sagemaker", url=self.url)
+        super().__init__(data_dir, **settings)
+        self.sagemaker = self.client
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
-
-    def close(self) -> None:
-        self.sagemaker.close()
-        self._http.shutdown()
-        self._http.server_close()
-        self._http_thread.join()
-        self.database.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _start(self, settings: Settings) -> None:
-        self.database = Database(settings.data_dir / "endpoint.sqlite", SCHEMA)
+    async def start(self, settings: Settings) -> Call:
         self.catalog = Catalog(self.database)
         self.fleet = StubFleet(self.catalog)
         self.control = ControlPlane(
@@ -96,6 +70,7 @@ class ControlServer:
             is_registered=self._is_registered,
             deregister=self._deregister,
         )
+        return self.control.call
 
     async def _notify(self, endpoint: str) -> None:
         self.notified.append(endpoint)
@@ -105,25 +80,3 @@ class ControlServer:
 
     async def _deregister(self, endpoint: str) -> None:
         self.registered = {target for target in self.registered if target[0] != endpoint}
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                body = self.rfile.read(int(headers["content-length"]))
-                answer = server.run(SERVICE.respond(server.control.call, "POST", self.path, headers, body))
-                self.send_response(answer.status_code)
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
-                # One write: no waiting for an acknowledgement.
-                self._headers_buffer.append(b"\r\n" + answer.body)  # type: ignore[attr-defined]
-                self.flush_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        return Handler
