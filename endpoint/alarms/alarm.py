@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from endpoint.alarms.judge import Rule, State
+from endpoint.alarms.judge import MissingData, Rule, State
+from endpoint.alarms.series import Metric, metric_of
 
 Configuration = dict[str, Any]
 """Parameters of PutMetricAlarm, without Tags, with ActionsEnabled and the three lists of actions."""
@@ -48,8 +49,17 @@ class Alarm:
             threshold=configuration["Threshold"],
             periods=periods,
             datapoints=configuration.get("DatapointsToAlarm", periods),
-            missing=configuration.get("TreatMissingData", "missing"),
+            missing=configuration.get("TreatMissingData", _default_missing(configuration["Namespace"])),
         )
+
+    @cached_property
+    def metric(self) -> Metric:
+        return metric_of(self.configuration)
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the samples that count; None: all of them."""
+        return self.configuration.get("Unit")
 
     @property
     def period_s(self) -> int:
@@ -78,3 +88,7 @@ class HistoryItem:
     summary: str
     data: str
     """JSON, as DescribeAlarmHistory shows it."""
+
+
+def _default_missing(namespace: str) -> MissingData:
+    return "ignore" if namespace == "AWS/DynamoDB" else "missing"
