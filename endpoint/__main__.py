@@ -26,7 +26,11 @@ DEFAULTS = Settings(data_dir=Path(".endpoint"))
 def main() -> NoReturn:
     """Run the command that the command line names, and end this process with its status."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback if Ctrl-C comes before the command handles it
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    settings = replace(DEFAULTS, **{name: value for name, value in vars(options).items() if hasattr(DEFAULTS, name)})
+    if unused := _unused_option(settings):
+        parser.error(f"argument {unused}: not with --runner {settings.runner}")
     errors = Terminal(sys.stderr.fileno())
     logging.basicConfig(
         level=logging.INFO,
@@ -49,8 +53,7 @@ def main() -> NoReturn:
         if options.command == "down":
             asyncio.run(commands.down(options.data_dir, leave))
         else:
-            given = {name: value for name, value in vars(options).items() if hasattr(DEFAULTS, name)}
-            commands.up(replace(DEFAULTS, **given), output, leave)
+            commands.up(settings, output, leave)
     except commands.CannotRun as error:
         errors.put(f"endpoint: {error}")
     except Exception:
@@ -87,7 +90,23 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULTS.time_scale,
         help="divides the platform's own waiting (start-up window, TTL, metric periods)",
     )
-    up.add_argument("--runner", choices=["process"], default="process", help="what an instance is")
+    up.add_argument(
+        "--runner",
+        choices=["process", "docker", "podman"],
+        default=DEFAULTS.runner,
+        help="what an instance is: a process of --serve, or a container of the model's Image",
+    )
+    up.add_argument(
+        "--limits",
+        action="store_true",
+        help="give containers the processors and the memory of their instance type, and no more",
+    )
+    up.add_argument(
+        "--pull",
+        choices=["never", "missing"],
+        default=DEFAULTS.pull,
+        help="which images the engine may fetch from a registry",
+    )
     up.add_argument(
         "--serve", type=_command, default=shlex.join(DEFAULTS.serve), help="the command that an instance's process runs"
     )
@@ -106,6 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("down", parents=[common], help="end `up`, or what a killed one has left running")
     return parser
+
+
+def _unused_option(settings: Settings) -> str | None:
+    """Return an option that was given, and that the runner has no use for."""
+    if settings.runner != "process":
+        return None if settings.serve == DEFAULTS.serve else "--serve"
+    if settings.limits:
+        return "--limits"
+    return None if settings.pull == DEFAULTS.pull else "--pull"
 
 
 def _number(name: str, number: type[int] | type[float], low: int, high: int) -> Callable[[str], float]:

@@ -21,6 +21,8 @@ from endpoint.autoscaling import rows as scaling_rows
 from endpoint.backend.backend import Backend, BackendError
 from endpoint.fleet import fleet
 from endpoint.fleet.fleet import Fleet
+from endpoint.fleet.runners.make_runner import make_runner
+from endpoint.fleet.runners.runner import RunnerUnavailable
 from endpoint.platform import Platform
 from endpoint.process import Process, identity_of
 from endpoint.settings import Settings
@@ -85,6 +87,11 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 async def _serve(settings: Settings, sock: socket.socket, terminal: Terminal, leave: Leave) -> None:
     stop = asyncio.Event()
     _on_signals(stop.set)  # before there is anything to end: an early signal ends it once it has started
+    runner = make_runner(settings.runner, settings)
+    try:
+        bridge = await runner.open()
+    except RunnerUnavailable as error:
+        raise CannotRun(str(error)) from error
     settings.save()
     (settings.data_dir / "answers").mkdir(exist_ok=True)
     database = _open_database(settings.data_dir)
@@ -93,9 +100,9 @@ async def _serve(settings: Settings, sock: socket.socket, terminal: Terminal, le
         await backend.start()
     except BackendError as error:
         raise CannotRun(str(error)) from error
-    platform = Platform(settings, backend, database, terminal)
+    platform = Platform(settings, backend, database, terminal, runner, bridge)
     try:
-        status = 0 if await platform.run(sock, stop) else 1
+        status = 0 if await platform.run([sock] if bridge is None else [sock, bridge.sock], stop) else 1
         logger.info("ending, instances first; press Ctrl-C again to leave them to `down`")
         _on_signals(lambda: leave(130))
         await platform.close()
@@ -134,11 +141,15 @@ async def down(data_dir: Path, leave: Leave) -> None:
         try:
             database = _open_database(data_dir)
         except CannotRun:
-            await fleet.end_unrecorded(settings)
+            await make_runner(settings.runner, settings).end_unrecorded()
             await backend.stop()
             raise
         left = Fleet(settings, database, Catalog(database), backend)
-        await left.end_all()  # the instances first: they need no backend to end
+        try:
+            await left.end_all()  # the instances first: they need no backend to end
+        except RunnerUnavailable as error:
+            await backend.stop()
+            raise CannotRun(f"{error}; then run `down` again") from error
         try:
             await backend.start()  # for the last lines of the instances
             await left.send_last_logs()

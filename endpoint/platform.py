@@ -25,6 +25,7 @@ from endpoint.data_plane.notifications import Notifications
 from endpoint.data_plane.runtime import Runtime
 from endpoint.data_plane.storage import Storage
 from endpoint.fleet.fleet import Fleet
+from endpoint.fleet.runners.runner import Bridge, Runner
 from endpoint.gateway.gateway import Gateway, Handler, make_server
 from endpoint.gateway.request import Request
 from endpoint.settings import Settings
@@ -46,11 +47,20 @@ class Platform:
     They outlive nothing: what must is in the database, in files, or a process of its own.
     """
 
-    def __init__(self, settings: Settings, backend: Backend, database: Database, terminal: Terminal) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        database: Database,
+        terminal: Terminal,
+        runner: Runner,
+        bridge: Bridge | None = None,
+    ) -> None:
+        """The gateway answers at `bridge`, too: give its socket to `run`."""
         self._backend = backend
         self._catalog = Catalog(database)
         self._queue = Queue(database)
-        self._fleet = Fleet(settings, database, self._catalog, backend, echo=terminal.put)
+        self._fleet = Fleet(settings, database, self._catalog, backend, echo=terminal.put, runner=runner)
         self._metrics = Metrics(
             settings, backend, self._catalog, self._queue, lambda endpoint: len(self._fleet.healthy(endpoint))
         )
@@ -69,15 +79,17 @@ class Platform:
             "sagemaker": _handler(Service("sagemaker"), control.call),
             "sagemaker-runtime": _handler(Service("sagemaker-runtime"), runtime.call),
         }
-        self._server = make_server(Gateway(settings, backend, routes))
+        self._server = make_server(
+            Gateway(settings, backend, routes, {} if bridge is None else {bridge.address: bridge.subnet})
+        )
         self._url = settings.url
 
-    async def run(self, sock: socket.socket, stop: asyncio.Event) -> bool:
-        """Serve until `stop` is set or a part ends by itself. Returns whether it was `stop`."""
+    async def run(self, socks: list[socket.socket], stop: asyncio.Event) -> bool:
+        """Serve at the sockets until `stop` is set or a part ends by itself. Returns whether it was `stop`."""
         self._tasks = {
             name: asyncio.create_task(work, name=name)
             for name, work in {
-                "gateway": self._server.serve([sock]),
+                "gateway": self._server.serve(socks),
                 "backend": self._backend.watch(),
                 "fleet": self._fleet.run(),
                 "dispatcher": self._dispatcher.run(),

@@ -25,6 +25,12 @@ class Settings:
     time_scale: float = 1.0
     serve: tuple[str, ...] = field(default=(str(ROOT / "serve"),))
     """Command that starts a container's process."""
+    runner: Literal["process", "docker", "podman"] = "process"
+    """Runner of containers: processes of this machine, or the engine of that client."""
+    limits: bool = False
+    """Whether an engine's containers get no more processors and memory than their instance type has."""
+    pull: Literal["never", "missing"] = "never"
+    """Images that an engine may fetch from a registry."""
 
     # AWS documents none of these: users may choose otherwise.
     concurrency: int = 4

@@ -194,7 +194,10 @@ def _read_lines(path: Path, start: int, has_ended: bool) -> _Lines:
 
 
 def _punch_hole(path: Path, length: int) -> None:
-    """Give the disk back what is before `length`, while others append."""
+    """Give the disk back what is before `length`, while others append.
+
+    The time of the last change stays: it tells until when an engine's output has been written down.
+    """
     length -= length % 4096
     fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
     if length == 0 or fallocate is None:
@@ -202,7 +205,9 @@ def _punch_hole(path: Path, length: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDWR)
         try:
+            before = os.fstat(descriptor)
             keep_size_and_punch_hole = 0x1 | 0x2
             fallocate(descriptor, keep_size_and_punch_hole, ctypes.c_int64(0), ctypes.c_int64(length))
+            os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
         finally:
             os.close(descriptor)

@@ -23,6 +23,7 @@ from endpoint.control_plane.validation import (
     invalid,
     validate_config,
     validate_deployment,
+    validate_limits,
     validate_model,
     validate_tags,
     validate_variant_update,
@@ -96,11 +97,13 @@ class ControlPlane:
     # Models and configs
 
     async def create_model(self, parameters: Parameters) -> Result:
-        validate_model(parameters)
+        validate_model(parameters, is_process=self._settings.runner == "process")
         return {"ModelArn": await self._create("model", parameters["ModelName"], parameters)}
 
     async def create_config(self, parameters: Parameters) -> Result:
         validate_config(parameters)
+        if self._settings.limits:
+            validate_limits(parameters)
         for variant in parameters["ProductionVariants"]:
             await self._get("model", variant["ModelName"])
             variant.setdefault("InitialVariantWeight", 1.0)

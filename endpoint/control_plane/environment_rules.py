@@ -1,4 +1,4 @@
-"""Rules for a model's Environment, whose container is a process on the developer's own machine."""
+"""Rules for a model's Environment, whose container may be a process on the developer's own machine."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ def would_hijack(name: str) -> bool:
     return name in HIJACKING_NAMES or name.startswith(HIJACKING_PREFIXES)
 
 
-def rejection_reason(environment: Mapping[str, str]) -> str | None:
-    """Return why an environment is refused, or None. The sentence names the entry, never its value."""
+def rejection_reason(environment: Mapping[str, str], *, is_process: bool = True) -> str | None:
+    """Return why an environment is refused, or None. The sentence names the entry, never its value.
+
+    A real container, which is no process of this machine (`is_process`), may have all variables.
+    """
     size = sum(len(key.encode()) + len(value.encode()) for key, value in environment.items())
     if size > MAX_BYTES:
         return f"Environment has {size} bytes in its keys and values; at most {MAX_BYTES} are allowed."
     for key, value in environment.items():
-        if would_hijack(key):
+        if is_process and would_hijack(key):
             return (
                 f'Environment sets "{key}", which the local endpoint refuses: '
                 "the container is a process on this machine, and its host reads that variable."

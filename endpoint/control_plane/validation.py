@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from endpoint.aws.instance_types import find_instance_type
 from endpoint.aws.s3_location import parse_location
 from endpoint.aws.service import AwsError
 from endpoint.control_plane.environment_rules import rejection_reason
@@ -26,8 +27,8 @@ def invalid(message: str) -> AwsError:
     return AwsError("ValidationException", message)
 
 
-def validate_model(parameters: dict[str, Any]) -> None:
-    """Check CreateModel's parameters. Raises AwsError."""
+def validate_model(parameters: dict[str, Any], *, is_process: bool = True) -> None:
+    """Check CreateModel's parameters, for a container that is a process or a real one. Raises AwsError."""
     containers = parameters.get("Containers", [])
     primary = parameters.get("PrimaryContainer")
     if (primary is not None) == bool(containers):
@@ -51,7 +52,7 @@ def validate_model(parameters: dict[str, Any]) -> None:
         _validate_source(source)
     for scraped in container.get("ContainerMetricsConfig", {}).get("MetricsEndpoints", []):
         _validate_metric_frequency(scraped)
-    if reason := rejection_reason(container.get("Environment", {})):
+    if reason := rejection_reason(container.get("Environment", {}), is_process=is_process):
         raise invalid(reason)
 
 
@@ -139,6 +140,14 @@ def _validate_metric_frequency(config: dict[str, Any]) -> None:
     if (seconds := config.get("MetricPublishFrequencyInSeconds", 60)) not in _METRIC_FREQUENCIES_S:
         valid = ", ".join(map(str, _METRIC_FREQUENCIES_S))
         raise invalid(f"Invalid MetricPublishFrequencyInSeconds {seconds}. Valid values: {valid}.")
+
+
+def validate_limits(parameters: dict[str, Any]) -> None:
+    """Check that --limits knows the instance types of CreateEndpointConfig's parameters. Raises AwsError."""
+    for variant in parameters["ProductionVariants"]:
+        for name in [pool["InstanceType"] for pool in variant.get("InstancePools") or [variant]]:
+            if find_instance_type(name) is None:
+                raise invalid(f"InstanceType {name} {_LOCAL} with --limits: its processors and memory are not known.")
 
 
 def validate_deployment(config: dict[str, Any] | None) -> None:

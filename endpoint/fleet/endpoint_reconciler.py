@@ -10,9 +10,9 @@ from math import inf
 from typing import Any
 
 from endpoint.backoff import Backoff
-from endpoint.fleet.instance import Instance, Record, settings_digest
+from endpoint.fleet.instance import Instance, Record
 from endpoint.fleet.instance_supervisor import FleetContext, InstanceSupervisor, ping_failure
-from endpoint.process import Process
+from endpoint.fleet.runners.runner import Container
 from endpoint.state.catalog import Endpoint, NotFound
 
 SCHEMA = """
@@ -44,7 +44,6 @@ class EndpointReconciler:
         self.is_gone = False
         """Whether neither the endpoint nor an instance of it is left."""
         self._context = context
-        self._settings_digest = settings_digest(context.settings)
         self._on_change = on_change
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
@@ -62,24 +61,24 @@ class EndpointReconciler:
     def healthy(self) -> list[Instance]:
         """Return the instances that may be given work."""
         return [
-            supervisor.record.instance
+            supervisor.instance
             for supervisor in self.instances.values()
             if supervisor.is_healthy and supervisor.record.config_name == self._serving
         ]
 
-    async def adopt(self, record: Record, process: Process) -> None:
+    async def adopt(self, record: Record, container: Container) -> None:
         """Take over an instance that an earlier gateway started, or end it if it isn't wanted as it is."""
         deployment = None
         try:
             endpoint = await self._context.catalog.endpoint(self.name)
             wanted = (endpoint.config_name, endpoint.target_config_name)
-            is_current = record.config_name in wanted and record.settings_digest == self._settings_digest
+            is_current = record.config_name in wanted and record.settings_digest == self._context.runner.settings_digest
             if endpoint.status not in ("Deleting", "Failed") and is_current:
                 deployment = await self._context.catalog.deployment(endpoint, record.config_name)
             self._serving = endpoint.config_name
         except NotFound:
             pass
-        self.instances[record.id] = InstanceSupervisor(self._context, record, deployment, self._note_change, process)
+        self.instances[record.id] = InstanceSupervisor(self._context, record, deployment, self._note_change, container)
         self._on_change()
 
     def start(self) -> None:
@@ -230,7 +229,8 @@ class EndpointReconciler:
                 return
             variant = deployment.variant["VariantName"]
             for _ in range(wanted - len(alive)):
-                record = await self._context.records.create(self.name, variant, config, self._settings_digest)
+                digest = self._context.runner.settings_digest
+                record = await self._context.records.create(self.name, variant, config, digest)
                 self.instances[record.id] = InstanceSupervisor(self._context, record, deployment, self._note_change)
 
         def need(supervisor: InstanceSupervisor) -> tuple[bool, int, float]:

@@ -15,10 +15,11 @@ from endpoint.cloudwatch import container_logs
 from endpoint.cloudwatch.container_logs import ContainerLogs
 from endpoint.fleet import endpoint_reconciler, instance
 from endpoint.fleet.endpoint_reconciler import EndpointReconciler
-from endpoint.fleet.instance import MARKER, Instance, Records, find_process
+from endpoint.fleet.instance import Instance, Record, Records
 from endpoint.fleet.instance_supervisor import FleetContext
 from endpoint.fleet.models.model_cache import ModelCache
-from endpoint.process import find_session
+from endpoint.fleet.runners.make_runner import make_runner
+from endpoint.fleet.runners.runner import Container, Runner, RunnerUnavailable
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
@@ -41,8 +42,9 @@ class Fleet:
         catalog: Catalog,
         backend: Clients,
         echo: Callable[[str], None] | None = None,
+        runner: Runner | None = None,
     ) -> None:
-        """`echo` gets what the containers print, a line at a time."""
+        """`echo` gets what the containers print, a line at a time. `runner` is by default the one of the settings."""
         settings = replace(settings, data_dir=settings.data_dir.absolute())
         self.in_flight: Counter[str] = Counter()
         """Number of requests in each instance by its ID, counted by the dispatcher. The least busy are ended first."""
@@ -54,6 +56,7 @@ class Fleet:
             records=Records(database),
             models=ModelCache(settings.data_dir / "models", backend),
             logs=ContainerLogs(database, backend, settings.instance_log_bytes, echo),
+            runner=runner or make_runner(settings.runner, settings),
             in_flight=self.in_flight,
             stopping=asyncio.Event(),
         )
@@ -118,6 +121,8 @@ class Fleet:
         self._context.stopping.set()
         await self._adopt()
         await asyncio.gather(*(reconciler.end_all() for reconciler in self._reconcilers.values()))
+        await self._context.runner.remove_others([])
+        await self._context.runner.close()
 
     async def send_last_logs(self) -> None:
         """Make one attempt at sending what the containers have printed."""
@@ -141,13 +146,31 @@ class Fleet:
             for record in rows:
                 if record.id in adopted:
                     continue
-                if (process := await find_process(record)) is not None:
-                    await records.change(record, pid=process.pid, identity=process.identity)
-                    await self._reconciler(record.endpoint).adopt(record, process)
+                if (container := await self._find(record)) is not None:
+                    await records.change(record, pid=container.pid, identity=container.identity)
+                    await self._reconciler(record.endpoint).adopt(record, container)
                 else:
                     await logs.end(record.id)
                     await records.remove(record)
+            await self._context.runner.remove_others([record.id for record in rows])
             self._has_adopted = True
+
+    async def _find(self, record: Record) -> Container | None:
+        """Return the container of an earlier gateway's instance, which may have had another runner."""
+        if record.launched_at is None:
+            return None
+        settings, runner = self._context.settings, self._context.runner
+        is_other = record.runner != settings.runner
+        if is_other:
+            runner = make_runner(record.runner, settings)
+        log = settings.data_dir / "instances" / record.id / "log"
+        try:
+            return await runner.find(record.id, log, record.port or 0, record.pid, record.identity)
+        except RunnerUnavailable as error:
+            if not is_other:
+                raise
+            _LOG.warning("What is left of %s is not ended: %s", record.id, error)
+            return None
 
     async def _follow_catalog(self) -> None:
         for name, reconciler in list(self._reconcilers.items()):
@@ -171,13 +194,3 @@ class Fleet:
         self._version += 1
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-async def end_unrecorded(settings: Settings) -> None:
-    """End the instances of a data directory whose database can't be read: those that have a directory there."""
-
-    async def end(instance_id: str) -> None:
-        if (process := await asyncio.to_thread(find_session, MARKER, instance_id)) is not None:
-            await process.end(settings.stop_grace_s)
-
-    await asyncio.gather(*(end(path.name) for path in (settings.data_dir / "instances").glob("*")))

@@ -1,29 +1,13 @@
-"""An instance of an endpoint: what others see of it, its row in the database, the environment of its process.
-
-A process is not a container; three things differ from SageMaker. The model directory is not /opt/ml/model:
-SM_MODEL_DIR and, if it holds anything, LONGHAUL_MODEL name it, and values in the model's Environment that are
-/opt/ml/model or below name their place there. EnableNetworkIsolation takes AWS away from the process but can't cut its
-network. The second ports of SAGEMAKER_SAFE_PORT_RANGE are ten of an instance's own.
-"""
+"""An instance of an endpoint: what others see of it, and its row in the database."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
-import os
 import secrets
 import socket
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from endpoint.fleet import journal_bucket
-from endpoint.process import Process, find_session, kill_marked
-from endpoint.settings import Settings
-from endpoint.state.catalog import Deployment
 from endpoint.state.database import Database
 
 State = Literal["starting", "healthy", "ending"]
@@ -34,20 +18,13 @@ CREATE TABLE IF NOT EXISTS instances (
     state TEXT NOT NULL,        -- starting, healthy, ending
     slot INTEGER NOT NULL,      -- which ports of SAGEMAKER_SAFE_PORT_RANGE are its own
     port INTEGER,
-    pid INTEGER, identity TEXT, -- of its process; NULL before there is one, or when a gateway was killed as it began
-    launched_at REAL,           -- the first process
+    pid INTEGER, identity TEXT, -- of its container; NULL before there is one, or when a gateway was killed as it began
+    launched_at REAL,           -- the first container
     ending_at REAL,             -- SIGTERM
     model_dir TEXT,
-    given TEXT                  -- see settings_digest
+    given TEXT                  -- see Record.settings_digest
 );
 """
-
-MARKER = "ENDPOINT_INSTANCE_ID"
-"""Variable in each instance's environment, by which a process is found whose pid a killed gateway didn't write down."""
-
-_MODEL_MOUNT = "/opt/ml/model"
-_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-_FIRST_SAFE_PORT, _LAST_SAFE_PORT, _SAFE_PORTS = 23000, 23999, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +52,17 @@ class Record:
     ending_at: float | None = None
     model_dir: str | None = None
     settings_digest: str | None = None
-    """Column `given`."""
+    """Digest of the settings it was started under (column `given`); a runner other than "process" is named first."""
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def instance(self) -> Instance:
-        return Instance(id=self.id, endpoint=self.endpoint, variant=self.variant, url=self.url)
+    def runner(self) -> str:
+        """Name of the runner that started its container."""
+        name, colon, _ = (self.settings_digest or "").partition(":")
+        return name if colon else "process"
 
 
 class Records:
-    """Owns the table: each instance has a row before it has a process, and until no process of it is left."""
+    """Owns the table: each instance has a row before it has a container, and until nothing of that is left."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -145,59 +120,3 @@ class Records:
                 port: int = sock.getsockname()[1]
             if port not in self._ports.values():
                 return port
-
-
-async def find_process(record: Record) -> Process | None:
-    """Return a record's living process. If it is dead, or can't be told from others, kill all that is left of it."""
-    if record.launched_at is None:
-        return None
-    if record.pid is None or record.identity is None:
-        process = await asyncio.to_thread(find_session, MARKER, record.id)
-    else:
-        process = Process(record.pid, record.identity)
-    if process is not None:
-        if process.is_alive:
-            return process
-        await process.kill()
-    await kill_marked(MARKER, record.id)
-    return None
-
-
-def settings_digest(settings: Settings) -> str:
-    """Return a digest of the settings that a process keeps from its start: under others, it must be replaced."""
-    kept = json.dumps([settings.serve, settings.url, settings.account, settings.region])
-    return hashlib.sha256(kept.encode()).hexdigest()
-
-
-def environment(
-    settings: Settings, record: Record, deployment: Deployment, model_dir: Path, own: Mapping[str, str] = os.environ
-) -> dict[str, str]:
-    """Return all variables of the process: of the developer's own (`own`) only what a program needs to run."""
-    variables = {name: own[name] for name in (*_INHERITED, *settings.pass_environment) if name in own}
-    variables |= {  # nothing leads to the developer's own AWS, whose files are under HOME
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_REGION": settings.region,
-        "AWS_DEFAULT_REGION": settings.region,
-    }
-    if not deployment.model.get("EnableNetworkIsolation"):
-        variables |= {
-            "AWS_ENDPOINT_URL": settings.url,
-            "AWS_ACCESS_KEY_ID": settings.account,  # the emulator takes an account's number from there
-            "AWS_SECRET_ACCESS_KEY": "local",
-        }
-    if (journal := journal_bucket.uri(settings, deployment, record.endpoint)) is not None:
-        variables[journal_bucket.VARIABLE] = journal
-    variables["SM_MODEL_DIR"] = str(model_dir)
-    if any(model_dir.iterdir()):
-        variables["LONGHAUL_MODEL"] = str(model_dir)
-    for name, value in deployment.container.get("Environment", {}).items():
-        is_in_model = value == _MODEL_MOUNT or value.startswith(f"{_MODEL_MOUNT}/")
-        variables[name] = str(model_dir) + value.removeprefix(_MODEL_MOUNT) if is_in_model else value
-    first = _FIRST_SAFE_PORT + record.slot * _SAFE_PORTS % (_LAST_SAFE_PORT + 1 - _FIRST_SAFE_PORT)
-    return variables | {
-        "SAGEMAKER_BIND_TO_PORT": str(record.port),
-        "SAGEMAKER_SAFE_PORT_RANGE": f"{first}-{first + _SAFE_PORTS - 1}",
-        MARKER: record.id,
-    }

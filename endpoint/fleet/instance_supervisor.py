@@ -16,10 +16,10 @@ import aiohttp
 from endpoint.backend.clients import Clients
 from endpoint.cloudwatch.container_logs import ContainerLogs
 from endpoint.fleet import journal_bucket
-from endpoint.fleet.instance import MARKER, Record, Records, environment
+from endpoint.fleet.instance import Instance, Record, Records
 from endpoint.fleet.models.model_cache import ModelCache
 from endpoint.fleet.models.model_source import ModelDataError, ModelSource
-from endpoint.process import Process, kill_marked
+from endpoint.fleet.runners.runner import Container, ContainerSpec, Runner, StartFailed
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, Deployment
 from endpoint.state.database import Database
@@ -34,10 +34,6 @@ _DOWNLOAD_S = 3600.0
 _MAX_PING_INTERVAL_AT_START_S = 0.5
 
 
-class StartFailed(Exception):
-    """Raised if an instance can't start. Its text is the endpoint's FailureReason."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetContext:
     """The parts that all endpoints and instances share."""
@@ -48,6 +44,7 @@ class FleetContext:
     backend: Clients
     records: Records
     models: ModelCache
+    runner: Runner
     logs: ContainerLogs
     in_flight: Counter[str]
     """Number of requests in each instance, by its ID."""
@@ -56,9 +53,9 @@ class FleetContext:
 
 
 class InstanceSupervisor:
-    """Owns the record, the process and the task of one instance.
+    """Owns the record, the container and the task of one instance.
 
-    A process that ends while it starts is started again, `start_attempts` times within the start-up window. One that
+    A container that ends while it starts is started again, `start_attempts` times within the start-up window. One that
     ends or misses pings later ends its instance, which another replaces.
     """
 
@@ -68,9 +65,9 @@ class InstanceSupervisor:
         record: Record,
         deployment: Deployment | None,
         on_change: Callable[[InstanceSupervisor], None],
-        process: Process | None = None,
+        container: Container | None = None,
     ) -> None:
-        """Go on from the record and the process of an earlier gateway, if there is one. Without a deployment, end.
+        """Go on from the record and the container of an earlier gateway, if there is one. Without a deployment, end.
 
         `on_change` is called when the record's `state` has changed, and last when `has_ended` is true.
         """
@@ -81,7 +78,7 @@ class InstanceSupervisor:
         self.healthy_since: float | None = time.monotonic() if record.state == "healthy" else None
         self._context = context
         self._on_change = on_change
-        self._process = process
+        self._container = container
         self._end_requested = asyncio.Event()
         if deployment is None or record.state == "ending":
             self.request_end()
@@ -90,6 +87,12 @@ class InstanceSupervisor:
     @property
     def id(self) -> str:
         return self.record.id
+
+    @property
+    def instance(self) -> Instance:
+        """The instance as others see it. It must have a container."""
+        assert self._container is not None
+        return Instance(id=self.id, endpoint=self.record.endpoint, variant=self.record.variant, url=self._container.url)
 
     @property
     def is_end_requested(self) -> bool:
@@ -129,22 +132,23 @@ class InstanceSupervisor:
                 await asyncio.sleep(1)
 
     async def _serve(self, deployment: Deployment | None) -> None:
-        """Return when the process is dead or ill. Raises StartFailed."""
+        """Return when the container is dead or ill. Raises StartFailed."""
         if deployment is None or self.is_ending:
             return
-        process = await self._start(deployment) if self.record.state == "starting" else self._process
-        if process is not None:
-            await self._watch(process)
+        container = await self._start(deployment) if self.record.state == "starting" else self._container
+        if container is not None:
+            await self._watch(container)
 
     # Start
 
-    async def _start(self, deployment: Deployment) -> Process:
-        """Return the process once it answers pings. Raises StartFailed."""
+    async def _start(self, deployment: Deployment) -> Container:
+        """Return the container once it answers pings. Raises StartFailed."""
         settings, variant = self._context.settings, deployment.variant
         window_s = settings.window_s(variant.get("ContainerStartupHealthCheckTimeoutInSeconds", _START_UP_S))
-        process = self._process
+        container = self._container
         model_dir = Path(self.record.model_dir or "")
-        if process is None:
+        if container is None:
+            await self._context.runner.prepare(deployment)
             download_s = settings.window_s(variant.get("ModelDataDownloadTimeoutInSeconds", _DOWNLOAD_S))
             try:
                 async with self._context.models.hold(ModelSource.of(deployment.container), download_s) as model_dir:
@@ -152,74 +156,82 @@ class InstanceSupervisor:
             except ModelDataError as error:
                 raise StartFailed(str(error)) from error
         for attempt in range(settings.start_attempts):
-            if process is None:
+            if container is None:
                 await asyncio.sleep(attempt)
-                process = await self._launch(deployment, model_dir)
+                container = await self._launch(deployment, model_dir)
             deadline = (self.record.launched_at or time.time()) + window_s
-            if await self._wait_until_healthy(process, deadline):
+            if await self._wait_until_healthy(container, deadline):
                 await self._context.records.change(self.record, state="healthy")
                 self.healthy_since = time.monotonic()
                 self._on_change(self)
-                return process
-            process = None
+                return container
+            container = None
         raise StartFailed(ping_failure(self.record.variant))
 
-    async def _launch(self, deployment: Deployment, model_dir: Path) -> Process:
-        """Start the process. Raises StartFailed.
+    async def _launch(self, deployment: Deployment, model_dir: Path) -> Container:
+        """Start the container. Raises StartFailed.
 
-        It is written down before it happens: a gateway that is killed anywhere in here leaves no unknown process.
+        It is written down before it happens: a gateway that is killed anywhere in here leaves no unknown container.
         """
         settings, records = self._context.settings, self._context.records
-        if journal_bucket.uri(settings, deployment, self.record.endpoint) is not None:
+        journal_uri = journal_bucket.uri(settings, deployment, self.record.endpoint)
+        if journal_uri is not None:
             await journal_bucket.make_bucket(settings, self._context.backend)
         launched_at = self.record.launched_at or time.time()
         directory = settings.data_dir / "instances" / self.id
         if self.record.launched_at is None:
             directory.mkdir(parents=True, exist_ok=True)
             await self._context.logs.follow(self.id, self.record.endpoint, self.record.variant, directory / "log")
-        await records.change(self.record, port=records.free_port(), pid=None, identity=None, launched_at=launched_at)
-        variables = environment(settings, self.record, deployment, model_dir)
-        try:
-            self._process = process = Process.start(settings.serve, variables, directory / "log")
-        except (OSError, ValueError) as error:
-            raise StartFailed(f"The container could not be started: {error}.") from error
-        await records.change(self.record, pid=process.pid, identity=process.identity)
-        return process
+        port = records.free_port()
+        await records.change(self.record, port=port, pid=None, identity=None, launched_at=launched_at)
+        spec = ContainerSpec(
+            instance_id=self.id,
+            slot=self.record.slot,
+            endpoint=self.record.endpoint,
+            deployment=deployment,
+            model_dir=model_dir,
+            port=port,
+            journal_uri=journal_uri,
+            log=directory / "log",
+        )
+        self._container = container = await self._context.runner.start(spec)
+        await records.change(self.record, pid=container.pid, identity=container.identity)
+        return container
 
-    async def _wait_until_healthy(self, process: Process, deadline: float) -> bool:
-        """Return False if the process ended, with nothing left of it. Raises StartFailed when time is over."""
+    async def _wait_until_healthy(self, container: Container, deadline: float) -> bool:
+        """Return False if the container ended, with nothing left of it. Raises StartFailed when time is over."""
         interval_s = min(self._context.settings.ping_every_s, _MAX_PING_INTERVAL_AT_START_S)
-        async with _exit_of(process) as exited:
+        async with _exit_of(container) as exited:
             while not exited.done():
-                if await self._ping() and process.is_alive:
+                if await self._ping(container) and container.is_alive:
                     return True
                 if time.time() > deadline:
                     raise StartFailed(ping_failure(self.record.variant))
                 await asyncio.wait({exited}, timeout=interval_s)
-        _LOG.warning("The container of %s ended as it started, with exit code %s", self.id, process.exit_code)
-        await process.kill()
+        _LOG.warning("The container of %s ended as it started, with %s", self.id, container.end_reason)
+        await container.kill()
         if time.time() > deadline:
             raise StartFailed(ping_failure(self.record.variant))
         return False
 
     # Life
 
-    async def _watch(self, process: Process) -> None:
-        """Return when the process has ended or missed too many pings."""
+    async def _watch(self, container: Container) -> None:
+        """Return when the container has ended or missed too many pings."""
         settings = self._context.settings
         missed = 0
-        async with _exit_of(process) as exited:
+        async with _exit_of(container) as exited:
             while missed < settings.unhealthy_pings:
                 await asyncio.wait({exited}, timeout=settings.ping_every_s)
                 if exited.done():
-                    _LOG.warning("The container of %s ended, with exit code %s", self.id, process.exit_code)
+                    _LOG.warning("The container of %s ended, with %s", self.id, container.end_reason)
                     return
-                missed = 0 if await self._ping() else missed + 1
+                missed = 0 if await self._ping(container) else missed + 1
         _LOG.warning("%s missed %d pings in a row", self.id, missed)
 
-    async def _ping(self) -> bool:
+    async def _ping(self, container: Container) -> bool:
         """Return whether the container answers with 200; only the status counts."""
-        url, timeout = f"{self.record.url}/ping", aiohttp.ClientTimeout(total=_PING_TIMEOUT_S)
+        url, timeout = f"{container.url}/ping", aiohttp.ClientTimeout(total=_PING_TIMEOUT_S)
         try:
             async with aiohttp.request("GET", url, allow_redirects=False, timeout=timeout) as answer:
                 return answer.status == 200
@@ -233,10 +245,9 @@ class InstanceSupervisor:
         self.record.state = "ending"
         self._on_change(self)
         await self._context.records.change(self.record, state="ending", ending_at=ending_at)
-        if self._process is not None:
+        if self._container is not None:
             grace_s = self._context.settings.stop_grace_s
-            await self._process.end(min(ending_at + grace_s - time.time(), grace_s))  # the clock may be set back
-            await kill_marked(MARKER, self.id)
+            await self._container.end(min(ending_at + grace_s - time.time(), grace_s))  # the clock may be set back
         await self._context.logs.end(self.id)
         await self._context.records.remove(self.record)
         self.has_ended = True
@@ -244,8 +255,8 @@ class InstanceSupervisor:
 
 
 @contextlib.asynccontextmanager
-async def _exit_of(process: Process) -> AsyncIterator[asyncio.Task[None]]:
-    exited = asyncio.create_task(process.wait())
+async def _exit_of(container: Container) -> AsyncIterator[asyncio.Task[None]]:
+    exited = asyncio.create_task(container.wait())
     try:
         yield exited
     finally:

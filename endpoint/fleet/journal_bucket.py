@@ -13,10 +13,9 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from endpoint.backend.clients import Clients
+from endpoint.fleet.runners.environment import JOURNAL_VARIABLE
 from endpoint.settings import Settings
 from endpoint.state.catalog import Deployment
-
-VARIABLE = "LONGHAUL_CHECKPOINT_URI"
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,7 +26,9 @@ _EXISTS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 def uri(settings: Settings, deployment: Deployment, endpoint: str) -> str | None:
     """Return the journal's URI, or None if the endpoint doesn't set it."""
-    if deployment.model.get("EnableNetworkIsolation") or VARIABLE in deployment.container.get("Environment", {}):
+    if deployment.model.get("EnableNetworkIsolation") or JOURNAL_VARIABLE in deployment.container.get(
+        "Environment", {}
+    ):
         return None
     return f"s3://{_bucket(settings)}/{endpoint}/{deployment.variant['VariantName']}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from ipaddress import IPv4Network
 
 import uvicorn
 from starlette.responses import Response
@@ -55,11 +56,19 @@ class _Server(uvicorn.Server):
 class Gateway:
     """The ASGI app. `routes` has the handler of each service of ours, by the name that requests are signed for."""
 
-    def __init__(self, settings: Settings, backend: Backend, routes: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        routes: Mapping[str, Handler],
+        networks: Mapping[str, IPv4Network] | None = None,
+    ) -> None:
+        """`networks` has who may send requests to the addresses besides `settings.host`."""
         self._settings = settings
         self._backend = backend
         self._routes = routes
-        self._guard = OriginGuard(settings.host)
+        self._networks = networks or {}
+        self._guard = OriginGuard(settings.host, networks=networks)
         self._proxy = Proxy()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +87,8 @@ class Gateway:
                     if self._backend.services is not None and request.bucket is not None:
                         # By path: MiniStack takes some keys at a virtual host for its own routes, its reset among them.
                         path, host = f"/{request.bucket}{path}", f"localhost:{self._settings.port}"
+                    elif request.address in self._networks:  # an address that the backend doesn't know for its own
+                        host = f"localhost:{self._settings.port}"
                     query = f"?{request.query}" if request.query else ""
                     await self._proxy.forward(request, f"{self._backend.url}{path}{query}", host, receive, send)
                     return
@@ -90,7 +101,7 @@ class Gateway:
 
     async def _respond(self, request: Request) -> Response | None:
         """Answer a request that is refused or for us; None if the backend has to answer it. Raises ClientGone."""
-        if reason := self._guard.rejection_reason(request.headers):
+        if reason := self._guard.rejection_reason(request.headers, request.address, request.peer):
             return error_response(request, 403, "AccessDenied", reason)
         if request.path.startswith("/_") and request.bucket is None:  # no bucket has such a name
             if request.path == HEALTH_PATH:

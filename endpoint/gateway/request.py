@@ -51,6 +51,10 @@ class Request:
             except UnicodeDecodeError:
                 value = raw_value.decode("latin-1")
             self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
+        self.address: str = (scope.get("server") or [""])[0]
+        """Address of this machine to which it came."""
+        self.peer: str = (scope.get("client") or [""])[0]
+        """Address that it came from."""
         self._receive = receive
 
     @cached_property

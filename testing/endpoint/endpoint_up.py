@@ -51,7 +51,8 @@ class EndpointUp:
         self._log = directory / "log"
         self._data = ["--data-dir", str(directory / "data")]
         self._serve = f"{sys.executable} {Path(__file__).parent / 'scripted_container.py'}"
-        self._options = ["--port", str(self.port), "--time-scale", "60", "--serve", self._serve, *options]
+        serve = [] if "--runner" in options else ["--serve", self._serve]
+        self._options = ["--port", str(self.port), "--time-scale", "60", *serve, *options]
         self._clients: dict[str, Any] = {}
         self._making = threading.Lock()
         self.notices: list[dict[str, Any]] = []

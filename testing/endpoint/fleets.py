@@ -11,6 +11,7 @@ from typing import Any
 
 from endpoint.fleet.fleet import SCHEMA, Fleet
 from endpoint.fleet.instance import Instance
+from endpoint.fleet.runners.make_runner import make_runner
 from endpoint.settings import Settings
 from endpoint.state.catalog import SCHEMA as CATALOG
 from endpoint.state.catalog import Catalog, Endpoint, NotFound
@@ -51,7 +52,8 @@ class World:
         self.database = Database(settings.data_dir / "db", CATALOG, SCHEMA)
         self.catalog = Catalog(self.database)
         self.said: list[str] = []
-        self.fleet = Fleet(settings, self.database, self.catalog, backend, self.said.append)
+        self.runner = make_runner(settings.runner, settings)
+        self.fleet = Fleet(settings, self.database, self.catalog, backend, self.said.append, self.runner)
 
     async def create(self, name: str, count: int = 1, **parts: Any) -> None:
         """Create an endpoint of config `first`."""
@@ -122,6 +124,7 @@ class World:
 @contextlib.asynccontextmanager
 async def a_world(settings: Settings, backend: Any = None) -> AsyncIterator[World]:
     world = World(settings, backend or DeadBackend())
+    bridge = await world.runner.open()
     running = asyncio.create_task(world.fleet.run())
     try:
         yield world
@@ -131,3 +134,5 @@ async def a_world(settings: Settings, backend: Any = None) -> AsyncIterator[Worl
         with contextlib.suppress(asyncio.CancelledError):
             await running
         world.database.close()
+        if bridge is not None:
+            bridge.sock.close()

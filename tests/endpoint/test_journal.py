@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from endpoint.fleet.instance import MARKER
+from endpoint.fleet.runners.environment import MARKER
 from testing import ROOT
 from testing.endpoint.endpoint_up import EndpointUp, Sent
 from testing.server import TIMEOUT_S, eventually

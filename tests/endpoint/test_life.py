@@ -87,6 +87,14 @@ def test_startup_error_is_one_line(tmp_path: Path) -> None:
         assert refused.returncode == 1 and line.startswith(f"endpoint: {why}")
 
 
+def test_missing_engine_is_startup_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER", str(tmp_path / "no-client"))
+    refused = run_endpoint("up", "--data-dir", str(tmp_path), "--port", str(free_port()), "--runner", "docker")
+    [line] = refused.stderr.splitlines()
+    assert refused.returncode == 1
+    assert line.startswith("endpoint: --runner docker needs a container engine: ") and "no-client" in line
+
+
 def test_down_without_up_says_so(tmp_path: Path) -> None:
     refused = run_endpoint("down", "--data-dir", str(tmp_path / "data"))
     assert refused.returncode == 1
@@ -104,6 +112,8 @@ def test_down_without_up_says_so(tmp_path: Path) -> None:
         ("--account", "12", "invalid account '12': expected 12 digits"),
         ("--concurrency", "0", "invalid concurrency '0': expected 1 to 1000"),
         ("--runner", "magic", "invalid choice: 'magic'"),
+        ("--pull", "always", "invalid choice: 'always'"),
+        ("--pull", "missing", "not with --runner process"),
         ("--serve", "", "the command is empty"),
         ("--serve", "'", 'invalid command "\'": No closing quotation'),
     ],

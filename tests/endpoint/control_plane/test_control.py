@@ -200,6 +200,11 @@ def test_other_variables_are_allowed(name: str) -> None:
     assert rejection_reason({name: "x"}) is None
 
 
+def test_real_container_may_have_any_variable() -> None:
+    assert rejection_reason({"PATH": "/opt/bin", "LD_PRELOAD": "x.so"}, is_process=False) is None
+    assert rejection_reason({"A": "a\0b"}, is_process=False) is not None
+
+
 def test_environment_is_limited_to_32_kib() -> None:
     assert rejection_reason({"A": "x" * (MAX_BYTES - 1)}) is None
     assert rejection_reason({"A": "x" * MAX_BYTES}) is not None
@@ -211,6 +216,17 @@ def test_hijacking_names_fit_model_constraints() -> None:
 
 
 # Endpoint configs
+
+
+def test_limits_refuse_types_without_known_memory(tmp_path: Path) -> None:
+    server = ControlServer(tmp_path, runner="docker", limits=True)
+    try:
+        create_model(server.sagemaker)
+        create_config(server.sagemaker, "known", {"InstanceType": "ml.g5.xlarge"})
+        message = refusal(create_config, sagemaker=server.sagemaker, variant={"InstanceType": "ml.trn1.2xlarge"})
+        assert "InstanceType ml.trn1.2xlarge is not supported by the local endpoint with --limits" in message
+    finally:
+        server.close()
 
 
 def test_config_is_described_as_created(sagemaker: Any) -> None:

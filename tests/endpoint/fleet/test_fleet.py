@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from endpoint.fleet.instance import MARKER, Instance
+from endpoint.fleet.instance import Instance
+from endpoint.fleet.runners.environment import MARKER
 from endpoint.process import Process, find_session, identity_of, kill_marked
 from endpoint.state.catalog import Endpoint, NotFound
 from testing import ROOT
@@ -128,6 +129,14 @@ def test_missing_command_is_failure_reason(tmp_path: Path) -> None:
         return (await world.until_status("e", "Failed")).failure_reason
 
     assert "No such file or directory: '/no/such/serve'" in run(tmp_path, work, serve=("/no/such/serve",))
+
+
+def test_hijacking_variable_of_stored_model_starts_nothing(tmp_path: Path) -> None:
+    async def work(world: World) -> str | None:
+        await world.create("e", environment={"LD_PRELOAD": "x.so"})  # made for another runner, which allows it
+        return (await world.until_status("e", "Failed")).failure_reason
+
+    assert 'sets "LD_PRELOAD"' in str(run(tmp_path, work))
 
 
 def test_missing_model_data_is_failure_reason(tmp_path: Path) -> None:
