@@ -6,12 +6,20 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Collection
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 from starlette.responses import Response
 
+from endpoint.alarms.actions import Actions
+from endpoint.alarms.alarms import Alarms
+from endpoint.alarms.evaluator import Evaluator
+from endpoint.alarms.firing import Firing, FiringResult
+from endpoint.alarms.notice_sender import NoticeSender
+from endpoint.alarms.series import Series
+from endpoint.alarms.store import AlarmStore
 from endpoint.aws.service import Service
 from endpoint.backend.backend import Backend
 from endpoint.cloudwatch.data_log import DataLog
@@ -61,9 +69,20 @@ class Platform:
         self._catalog = Catalog(database)
         self._queue = Queue(database)
         self._fleet = Fleet(settings, database, self._catalog, backend, echo=terminal.put, runner=runner)
+        series = Series(settings)
         self._metrics = Metrics(
-            settings, backend, self._catalog, self._queue, lambda endpoint: len(self._fleet.healthy(endpoint))
+            settings,
+            backend,
+            self._catalog,
+            self._queue,
+            lambda endpoint: len(self._fleet.healthy(endpoint)),
+            lambda namespace, data: series.record(namespace, data, time.time()),
         )
+        alarm_store = AlarmStore(database)
+        self._alarm_notices = NoticeSender(alarm_store, backend)
+        actions = Actions(alarm_store, _act)
+        self._alarms = Alarms(settings, alarm_store, actions, self._alarm_notices.wake)
+        self._evaluator = Evaluator(settings, alarm_store, series, actions, self._alarm_notices.wake)
         self._notifications = Notifications(settings, Outbox(database), self._catalog, backend, self._metrics)
         self._data_log = DataLog(backend)
         self._containers = ContainerClient()
@@ -95,6 +114,8 @@ class Platform:
                 "dispatcher": self._dispatcher.run(),
                 "notifications": self._notifications.run(),
                 "metrics": self._metrics.run(),
+                "alarms": self._evaluator.run(),
+                "alarm notices": self._alarm_notices.run(),
                 "data log": self._data_log.run(),
             }.items()
         }
@@ -121,6 +142,10 @@ class Platform:
     async def _announce(self, endpoint: str) -> None:
         await self._notifications.send_test(endpoint)
         self._dispatcher.wake()
+
+
+async def _act(firings: Sequence[Firing]) -> Sequence[FiringResult]:
+    return [FiringResult(error=f"There is no scaling policy {firing.action}") for firing in firings]
 
 
 def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> Handler:

@@ -3,8 +3,8 @@
 Samples are kept in buckets of ten seconds of the platform's clock, the shortest period of an alarm. Those of ordinary
 resolution are in the first bucket of their minute, as CloudWatch stores them.
 
-Kept of a metric with alarms is what the longest of their evaluation ranges can need, of another the last hour, so that
-an alarm may begin with data from before it. Of metrics without alarms the most recent 10,000 are kept.
+Kept of a metric is the last hour, so that an alarm may begin with data from before it, and of one with alarms as much
+as their evaluation ranges can need. Of metrics without alarms there are 10,000, those that came last.
 """
 
 from __future__ import annotations

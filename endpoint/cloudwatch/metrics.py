@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -95,6 +95,9 @@ class Tally:
         self.rest = rest
 
 
+Record = Callable[[str, Sequence[dict[str, Any]]], None]
+"""Function that gets a namespace and data in the form of PutMetricData's MetricData."""
+
 _Key = tuple[str, str, str]  # endpoint, variant, name
 
 
@@ -109,14 +112,21 @@ class Metrics:
     """Owns the counts that are not sent yet."""
 
     def __init__(
-        self, settings: Settings, backend: Clients, catalog: Catalog, queue: Queue, healthy: Callable[[str], int]
+        self,
+        settings: Settings,
+        backend: Clients,
+        catalog: Catalog,
+        queue: Queue,
+        healthy: Callable[[str], int],
+        record: Record = lambda namespace, data: None,
     ) -> None:
-        """`healthy` returns the number of healthy instances of an endpoint."""
+        """`healthy` returns the number of healthy instances of an endpoint; `record` gets all data once, at once."""
         self._settings = settings
         self._backend = backend
         self._catalog = catalog
         self._queue = queue
         self._healthy = healthy
+        self._record = record
         self._tallies: dict[_Key, Tally] = {}
         self._sender = Sender("CloudWatch")
         self._send_lock = asyncio.Lock()
@@ -126,11 +136,17 @@ class Metrics:
         if name not in COUNTERS:
             raise ValueError(f"{name} is not a metric of an invocation")
         self._tallies.setdefault((endpoint, variant, name), Tally()).add(float(value))
+        dimensions = {"EndpointName": endpoint, "VariantName": variant}
+        self._record(NAMESPACE, [_datum(name, COUNTERS[name], time.time(), dimensions) | {"Value": float(value)}])
 
     async def run(self) -> None:
         """Send counts and gauges at the end of each period, until cancelled. Never raises."""
+        clock = asyncio.get_running_loop().time
+        period_s = self._settings.real_s(PERIOD_S)
+        end = clock()
         while True:
-            await asyncio.sleep(self._settings.real_s(PERIOD_S))
+            end = max(end + period_s, clock())  # not a period after the last was sent: some minute would have none
+            await asyncio.sleep(end - clock())
             # What is being sent when this is cancelled is sent to its end.
             await asyncio.shield(asyncio.create_task(self._end_period()))
 
@@ -144,6 +160,7 @@ class Metrics:
         except Exception:
             _LOG.exception("The backlogs could not be read")
             gauges = []
+        self._record(NAMESPACE, [gauge.datum for gauge in gauges])
         try:
             await self._send(gauges)
         except Exception:
