@@ -79,9 +79,9 @@ class Actions:
         results: list[FiringResult]
         try:
             results = list(await self._act(able)) if able else []
-        except Exception as error:
+        except Exception as exception:
             _LOG.exception("The scaling policies of %d alarms failed", len(able))
-            results = [FiringResult(error=f"{type(error).__name__}: {error}") for _ in able]
+            results = [FiringResult(error=f"{type(exception).__name__}: {exception}") for _ in able]
         left = iter(results)
         items: list[HistoryItem] = []
         for each in invoked:

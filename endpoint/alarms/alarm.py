@@ -43,12 +43,13 @@ class Alarm:
     @cached_property
     def rule(self) -> Rule:
         configuration = self.configuration
-        periods = configuration["EvaluationPeriods"]
+        periods: int = configuration["EvaluationPeriods"]
+        datapoints: int = configuration.get("DatapointsToAlarm", periods)
         return Rule(
             comparison=configuration["ComparisonOperator"],
             threshold=configuration["Threshold"],
             periods=periods,
-            datapoints=configuration.get("DatapointsToAlarm", periods),
+            datapoints=datapoints,
             missing=configuration.get("TreatMissingData", _default_missing(configuration["Namespace"])),
         )
 
@@ -92,3 +93,16 @@ class HistoryItem:
 
 def _default_missing(namespace: str) -> MissingData:
     return "ignore" if namespace == "AWS/DynamoDB" else "missing"
+
+
+def new_alarm(arn: str, configuration: Configuration, now: float) -> Alarm:
+    """Return an alarm that is created now."""
+    return Alarm(
+        name=configuration["AlarmName"],
+        arn=arn,
+        configuration=configuration,
+        configured_at=now,
+        created_at=now,
+        updated_at=now,
+        transitioned_at=now,
+    )

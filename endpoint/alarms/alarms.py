@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from endpoint.alarms.actions import Actions, invocations, recent_values
-from endpoint.alarms.alarm import ACTION_LISTS, Alarm
+from endpoint.alarms.alarm import ACTION_LISTS, Alarm, new_alarm
 from endpoint.alarms.history import configured, transitioned
 from endpoint.alarms.notices import notices
 from endpoint.alarms.pages import cut, make_token, read_token
@@ -79,7 +79,8 @@ class Alarms:
     def handles(self, operation: str, parameters: Mapping[str, Any]) -> bool:
         """Return whether an operation is one on alarms, refused ones included, and so must not reach the backend."""
         if operation in _TAGGING:
-            return parameters.get("ResourceARN", "").split(":", 6)[5:6] == ["alarm"]
+            arn: str = parameters.get("ResourceARN", "")
+            return arn.split(":", 6)[5:6] == ["alarm"]
         return operation in self._operations or operation in REFUSED
 
     async def call(self, operation: str, parameters: Parameters) -> Result:
@@ -96,7 +97,8 @@ class Alarms:
         if len(tags) > MAX_TAGS:
             raise invalid(f"The resultant tag set must not have more than {MAX_TAGS} user tags.")
         name = parameters["AlarmName"]
-        configuration = {"ActionsEnabled": True} | {actions: [] for actions in ACTION_LISTS.values()} | parameters
+        configuration: Parameters = {"ActionsEnabled": True} | {actions: [] for actions in ACTION_LISTS.values()}
+        configuration |= parameters
         configuration.pop("Tags", None)
         async with self._store.lock:
             now = self._clock()
@@ -105,8 +107,7 @@ class Alarms:
             if old is None:
                 if len(alarms) >= MAX_ALARMS:
                     raise AwsError("LimitExceeded", f"There can be at most {MAX_ALARMS} alarms.")
-                at = {"configured_at": now, "created_at": now, "updated_at": now, "transitioned_at": now}
-                new = Alarm(name=name, arn=self.arn(name), configuration=configuration, **at)
+                new = new_alarm(self.arn(name), configuration, now)
                 await self._store.put([new], [configured(None, new, now)], tags={name: tags})
             elif old.configuration != configuration:
                 await self._configure([(old, configuration)], now)

@@ -60,11 +60,11 @@ def explain(alarm: Alarm, state: State, points: Sequence[Point], now: float) -> 
         missing = rule.periods - len(real)
         reason = f"Insufficient Data: {_count(missing, 'datapoint')} {_were(missing)} unknown."
     elif not real:
-        missing = _count(rule.periods, "missing datapoint")
+        missing_points = _count(rule.periods, "missing datapoint")
         treated = f"{_were(rule.periods)} treated as [{_TREATED.get(rule.missing, rule.missing)}]"
         reason = (
             f"Threshold Crossed: no datapoints were received for {_count(rule.periods, 'period')}"
-            f" and {missing} {treated}."
+            f" and {missing_points} {treated}."
         )
     else:
         reason = _crossed(alarm, state, matching, rule.periods - len(real), enough)

@@ -14,7 +14,7 @@ import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from math import floor, isfinite
+from math import floor, isfinite, ulp
 from typing import Any
 
 from endpoint.alarms.statistics import Samples
@@ -88,7 +88,8 @@ class Series:
 
     def index(self, at: float) -> int:
         """Return the number of the bucket that a time is in."""
-        return floor(at / self._bucket_s)
+        quotient = at / self._bucket_s
+        return floor(quotient + 4 * ulp(quotient))  # a bucket begins in itself, however it is rounded
 
     def time(self, index: int) -> float:
         """Return the time at which a bucket begins, in seconds since the epoch."""

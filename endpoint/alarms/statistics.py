@@ -193,16 +193,19 @@ def _of_ranks(
     compute: Callable[[_Weighted], float | None], low: float, high: float, parts: Sequence[Samples]
 ) -> float | None:
     values = _sorted(parts)
-    if not values:
-        return None
+    return compute(_between(values, low, high)) if values else None
+
+
+def _between(values: _Weighted, low: float, high: float) -> _Weighted:
+    """Return the values from one share of the samples to another, those at the ends with less of their weight."""
     count = _count(values)
     chosen, rank = [], 0.0
     for value, times in values:
         weight = min(rank + times, high * count) - max(rank, low * count)
         rank += times
-        if weight > 0:
+        if weight > 1e-9 * count:
             chosen.append((value, weight))
-    return compute(chosen)
+    return chosen
 
 
 def _of_values(
@@ -214,7 +217,10 @@ def _of_values(
 
 def _winsorized_ranks(low: float, high: float, parts: Sequence[Samples]) -> float | None:
     values = _sorted(parts)
-    return _clamped(values, _at_rank(values, low), _at_rank(values, high)) if values else None
+    if not values:
+        return None
+    chosen = _between(values, low, high)
+    return _clamped(values, chosen[0][0], chosen[-1][0])
 
 
 def _winsorized_values(low: float, high: float, parts: Sequence[Samples]) -> float | None:

@@ -158,7 +158,7 @@ class AlarmStore:
         where = " AND ".join(conditions)
         query = f"SELECT * FROM alarm_history WHERE {where} ORDER BY at {order}, seq {order} LIMIT {limit}"
         rows = await self._database.read(lambda db: db.execute(query, values).fetchall())
-        return [(row["seq"], HistoryItem(**{name: row[name] for name in row.keys() - {"seq"}})) for row in rows]
+        return [(row["seq"], HistoryItem(**{name: row[name] for name in set(row.keys()) - {"seq"}})) for row in rows]
 
     async def prune(self, now: float) -> None:
         """Forget history that is too old."""
@@ -171,7 +171,9 @@ class AlarmStore:
         row = await self._database.read(
             lambda db: db.execute("SELECT * FROM alarm_notices ORDER BY seq LIMIT 1").fetchone()
         )
-        return row and (row["seq"], Notice(**{name: row[name] for name in row.keys() - {"seq"}}))
+        if row is None:
+            return None
+        return row["seq"], Notice(**{name: row[name] for name in set(row.keys()) - {"seq"}})
 
     async def end_notice(self, seq: int, item: HistoryItem) -> None:
         """Remove a notice, and write into its alarm's history what became of it."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from endpoint.alarms.alarm import Alarm
+from endpoint.alarms.alarm import Alarm, new_alarm
 from endpoint.alarms.evaluation import read, state_of, values_of
 from endpoint.alarms.series import Series
 from endpoint.autoscaling.decisions import Step, StepPolicy, Target, TrackingPolicy, Trigger, decide
@@ -87,8 +87,7 @@ def _alarm(endpoint: str, shape: str) -> Alarm:
     configuration = METRIC | SHAPES[shape] | {"AlarmName": f"{endpoint}-{shape}", "Period": 60, "Statistic": "Average"}
     configuration |= {"Dimensions": [{"Name": "EndpointName", "Value": endpoint}], "ActionsEnabled": True}
     configuration |= {"AlarmActions": [POLICY], "OKActions": [], "InsufficientDataActions": []}
-    times = {"configured_at": START, "created_at": START, "updated_at": START, "transitioned_at": START}
-    return Alarm(name=f"{endpoint}-{shape}", arn=f"arn:{endpoint}-{shape}", configuration=configuration, **times)
+    return new_alarm(f"arn:{endpoint}-{shape}", configuration, START)
 
 
 def _look(alarms: Sequence[Alarm], series: Series) -> dict[str, float]:

@@ -29,7 +29,7 @@ def test_three_breaching_minutes_raise_alarm(tmp_path: Path, time_scale: float) 
             "Alarm updated from ALARM to OK",
         ]
 
-    in_world(tmp_path, work, time_scale=time_scale)
+    in_world(tmp_path, work, time_scale=time_scale, now=START + 20 / time_scale)
 
 
 def test_reason_and_times_are_the_transitions(tmp_path: Path) -> None:

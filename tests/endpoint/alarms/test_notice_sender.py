@@ -102,8 +102,11 @@ def test_long_names_are_cut_in_subject(tmp_path: Path, backend: Backend) -> None
             await world.call("SetAlarmState", AlarmName=name, StateValue="OK", StateReason="so")
         sender = NoticeSender(world.store, backend)
         assert await sender.send_first() and await sender.send_first() and not await sender.send_first()
-        subjects = sorted(envelope["Subject"] for _ in range(2) for envelope in await until(box.receive))
-        assert subjects == ['OK: "before-_" in EU (Ireland)', f'OK: "{"x" * 74}..." in EU (Ireland)']
+        envelopes = await until(box.receive)
+        while len(envelopes) < 2:
+            envelopes += await until(box.receive)
+        subjects = sorted(envelope["Subject"] for envelope in envelopes)
+        assert subjects == ['OK: "before-_" in EU (Ireland)', f'OK: "{"x" * 75}..." in EU (Ireland)']
         assert len(subjects[1]) == 100
 
     in_world(tmp_path, work)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from endpoint.alarms.alarm import Alarm
+from endpoint.alarms.alarm import Alarm, new_alarm
 from endpoint.alarms.judge import State
 from endpoint.alarms.reasons import Point, explain
 from endpoint.alarms.times import iso, java_double, short
@@ -20,12 +20,9 @@ def at(text: str) -> float:
 
 
 def an_alarm(**others: Any) -> Alarm:
-    given = parameters(Period=10, Threshold=50.0, Unit="Count", DatapointsToAlarm=3, **others)
-    if others.get("DatapointsToAlarm", 3) is None:
-        del given["DatapointsToAlarm"]
+    given = parameters(**{"Period": 10, "Threshold": 50.0, "Unit": "Count", "DatapointsToAlarm": 3} | others)
     given |= {"ActionsEnabled": True, "AlarmActions": [], "OKActions": [], "InsufficientDataActions": []}
-    times = {"configured_at": 0.0, "created_at": 0.0, "updated_at": 0.0, "transitioned_at": 0.0}
-    return Alarm(name="a", arn="arn", configuration=given, **times)
+    return new_alarm("arn", given, 0.0)
 
 
 def points(first: str, *values: float | None) -> list[Point]:
@@ -82,7 +79,7 @@ def test_reason_reads_as_seen_on_aws(
     reason: str,
     data: tuple[str, list[float | None], list[str]],
 ) -> None:
-    alarm = an_alarm(**{"DatapointsToAlarm": 3} | options)
+    alarm = an_alarm(**options)
     found, text = explain(alarm, state, look, at("05:52:00"))
     start, recent, evaluated = data
     assert found == f"Threshold Crossed: {reason}"

@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "low counts of an average": (
         {"EvaluateLowSampleCountPercentile": "ignore"},
         "ValidationError",
-        "EvaluateLowSampleCountPercentile can only be set for a percentile",
+        "EvaluateLowSampleCountPercentile can only be set for an ExtendedStatistic that is a percentile",
     ),
     "low counts by another name": (
         {"Statistic": None, "ExtendedStatistic": "p90", "EvaluateLowSampleCountPercentile": "keep"},
