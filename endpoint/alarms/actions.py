@@ -71,7 +71,7 @@ class Actions:
         self._store = store
         self._act = act
         self._errors: dict[tuple[str, str], str | None] = {}
-        """What became last of an alarm's action: it is in the history once, however often the action is repeated."""
+        """Last outcome of an alarm's action: it is in the history once, however often the action is repeated."""
 
     async def run(self, invoked: Sequence[Invocation]) -> None:
         """Run all policies of one evaluation at once. Never raises for what happens there."""

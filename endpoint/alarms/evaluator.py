@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Pass:
-    """What one pass over the alarms leads to."""
+    """Changes, notices and invocations that one pass over the alarms leads to."""
 
     changed: list[Alarm] = field(default_factory=list)
     history: list[HistoryItem] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What alarms tell Application Auto Scaling: that they are in ALARM, with what their metrics were."""
+"""Firings: how alarms tell Application Auto Scaling that they are in ALARM, and what their metrics were."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Firing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiringResult:
-    """What became of a firing, for the alarm's history."""
+    """Outcome of a firing, for the alarm's history."""
 
     error: str | None = None
     """Why the action could not be executed; None: it was, whether or not it changed anything."""

@@ -1,4 +1,4 @@
-"""What an alarm's history says of its configuration, its state and its actions, in CloudWatch's form. Pure."""
+"""Items of an alarm's history: its configuration, its state and its actions, in CloudWatch's form. Pure."""
 
 from __future__ import annotations
 

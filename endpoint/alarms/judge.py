@@ -28,7 +28,7 @@ _SPARE_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What an alarm's configuration says of its state: ALARM with `datapoints` breaching of `periods` periods."""
+    """The part of a configuration that decides the state: ALARM with `datapoints` breaching of `periods` periods."""
 
     comparison: Comparison
     threshold: float

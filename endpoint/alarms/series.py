@@ -36,7 +36,7 @@ Metric = tuple[str, str, frozenset[tuple[str, str]]]
 """Namespace, name, and the names and values of all dimensions."""
 
 Row = tuple[str, str, float, str]
-"""What the database has of a bucket: metric and samples as JSON, the unit between them, and the middle's time."""
+"""Row of the database for a bucket: metric and samples as JSON, the unit between them, and the middle's time."""
 
 _LOG = logging.getLogger(__name__)
 

@@ -58,9 +58,9 @@ class AlarmWorld:
         self.fired: list[Sequence[Firing]] = []
         """Firings of each call of the policies."""
         self.error: str | None = None
-        """What the policies answer."""
+        """Error that the policies answer."""
         self.exception: Exception | None = None
-        """What they raise."""
+        """Exception that they raise."""
         self.has_fired: asyncio.Queue[None] = asyncio.Queue()
         """One item for each call of the policies."""
         self.database = Database(directory / "db", SCHEMA)

@@ -10,7 +10,7 @@ from endpoint.alarms.statistics import parse_statistic
 from endpoint.settings import Settings
 
 NOW = 1_789_364_430.0  # half a minute past one
-SCALES = [1.0, 60.0, 11.0]
+SCALES = [1.0, 60.0, 4.0]
 METRIC = {"Namespace": "N", "MetricName": "m"}
 
 
@@ -124,7 +124,7 @@ def test_nothing_is_kept_beyond_need() -> None:
     for minute in range(120):
         put(series, {"Value": 1.0, "Timestamp": NOW - 60 * minute})
     assert read(series, "SampleCount", periods=120).count(1) == 60
-    series.trim(NOW + 3500)
+    series.trim(NOW + 3570)
     assert read(series, periods=120).count(1) == 1
     series.trim(NOW + 7300)
     assert read(series, at=NOW, periods=120) == [None] * 120
