@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from endpoint.alarms import store as alarm_store
+from endpoint.alarms.actions import Actions
 from endpoint.alarms.alarms import Alarms
+from endpoint.alarms.firing import Firing, FiringResult
 from endpoint.alarms.store import AlarmStore
 from endpoint.autoscaling import rows
 from endpoint.autoscaling.operations import Autoscaling
@@ -26,9 +30,13 @@ class AutoscalingServer(ServiceServer):
         self.wakes = 0
         self.store = Store(self.database)
         self.alarm_store = AlarmStore(self.database)
-        alarms = Alarms(settings, self.alarm_store, clock=lambda: self.now)
+        actions = Actions(self.alarm_store, self._act)
+        alarms = Alarms(settings, self.alarm_store, actions, clock=lambda: self.now)
         self.autoscaling = Autoscaling(settings, self.store, alarms, self._exists, self._wake, clock=lambda: self.now)
         return self.autoscaling.call
+
+    async def _act(self, firings: Sequence[Firing]) -> Sequence[FiringResult]:
+        return [FiringResult() for _ in firings]
 
     async def _exists(self, endpoint: str, variant: str) -> bool:
         return (endpoint, variant) in self.variants
