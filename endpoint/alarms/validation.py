@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 from endpoint.alarms.alarm import ACTION_LISTS
@@ -39,6 +40,8 @@ def validate_alarm(parameters: Mapping[str, Any], region: str) -> None:
         if name not in parameters:
             null = f"Value null at '{name[:1].lower()}{name[1:]}' failed to satisfy constraint: Member must not be null"
             raise invalid(f"1 validation error detected: {null}")
+    if not isfinite(parameters["Threshold"]):
+        raise invalid("Threshold must be a finite number")
     _validate_statistic(parameters)
     _validate_periods(parameters)
     missing = parameters.get("TreatMissingData", "missing")

@@ -140,27 +140,36 @@ class Metrics:
         self._record(NAMESPACE, [_datum(name, COUNTERS[name], time.time(), dimensions) | {"Value": float(value)}])
 
     async def run(self) -> None:
-        """Send counts and gauges at the end of each period, until cancelled. Never raises."""
+        """Send counts and gauges at the end of each period, until cancelled. Never raises.
+
+        A backend that takes longer than a period gets no gauges meanwhile, and `record` gets them all the same.
+        """
         clock = asyncio.get_running_loop().time
         period_s = self._settings.real_s(PERIOD_S)
         end = clock()
+        sending: asyncio.Task[None] | None = None
         while True:
-            end = max(end + period_s, clock())  # not a period after the last was sent: some minute would have none
+            end = max(end + period_s, clock())  # not a period after the last was read: some minute would have none
             await asyncio.sleep(end - clock())
-            # What is being sent when this is cancelled is sent to its end.
-            await asyncio.shield(asyncio.create_task(self._end_period()))
+            gauges = await self._read_gauges()
+            if sending is None or sending.done():
+                # What is being sent when this is cancelled is sent to its end.
+                sending = asyncio.create_task(self._send_period(gauges))
 
     async def flush(self) -> None:
         """Make one attempt at sending the counts."""
         await self._send([])
 
-    async def _end_period(self) -> None:
+    async def _read_gauges(self) -> list[_Entry]:
         try:
             gauges = [gauge async for gauge in self._gauges(time.time())]
         except Exception:
             _LOG.exception("The backlogs could not be read")
             gauges = []
         self._record(NAMESPACE, [gauge.datum for gauge in gauges])
+        return gauges
+
+    async def _send_period(self, gauges: list[_Entry]) -> None:
         try:
             await self._send(gauges)
         except Exception:

@@ -106,6 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         f"Invalid region us-west-2 specified. Only {REGION} is supported.",
     ),
     "policy for OK": ({"OKActions": [POLICY]}, "ValidationError", "A scaling policy among OKActions is not supported"),
+    "Threshold of no number": ({"Threshold": float("nan")}, "ValidationError", "Threshold must be a finite number"),
     "control character": ({"AlarmName": "a\nb"}, "ValidationError", "AlarmName must not contain ASCII control"),
     "dimension twice": (
         {"Dimensions": [{"Name": "D", "Value": "1"}, {"Name": "D", "Value": "2"}]},

@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from endpoint.backend.backend import Backend
-from endpoint.cloudwatch.metrics import COUNTERS, GAUGES, NAMESPACE, PERIOD_S, Metrics
+from endpoint.cloudwatch.metrics import COUNTERS, GAUGES, NAMESPACE, PERIOD_S, Metrics, Record
 from endpoint.settings import Settings
 from endpoint.state import catalog, queue
 from endpoint.state.catalog import Catalog
@@ -32,13 +33,13 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 
 
 class World:
-    def __init__(self, directory: Path, backend: Any) -> None:
+    def __init__(self, directory: Path, backend: Any, record: Record = lambda namespace, data: None) -> None:
         self.database = Database(directory / "db", catalog.SCHEMA, queue.SCHEMA)
         self.catalog = Catalog(self.database)
         self.queue = Queue(self.database)
         self.instances: Counter[str] = Counter()
         settings = Settings(data_dir=directory, region=REGION, account=ACCOUNT, time_scale=PERIOD_S / PERIOD)
-        self.metrics = Metrics(settings, backend, self.catalog, self.queue, self.instances.__getitem__)
+        self.metrics = Metrics(settings, backend, self.catalog, self.queue, self.instances.__getitem__, record)
 
     async def create(self, name: str, *, status: str = "InService", is_async: bool = True, instances: int = 0) -> None:
         variant = {"VariantName": "v", "ModelName": name}
@@ -62,8 +63,8 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def a_world(directory: Path, backend: Any) -> AsyncIterator[World]:
-    world = World(directory, backend)
+async def a_world(directory: Path, backend: Any, record: Record = lambda namespace, data: None) -> AsyncIterator[World]:
+    world = World(directory, backend, record)
     try:
         yield world
     finally:
@@ -294,5 +295,65 @@ def test_batches_keep_to_the_limits(tmp_path: Path) -> None:
             await world.metrics.flush()
         assert sum(data for data, _ in recorder.calls) == 1200 + 1200 + 700
         assert max(data for data, _ in recorder.calls) <= 1000 and max(size for _, size in recorder.calls) <= 1_000_000
+
+    asyncio.run(run())
+
+
+def test_alarms_get_all_data_once(tmp_path: Path, backend: Backend) -> None:
+    async def run() -> None:
+        recorded: list[tuple[str, float]] = []
+
+        def record(namespace: str, data: Sequence[dict[str, Any]]) -> None:
+            assert namespace == NAMESPACE and all(time.time() - datum["Timestamp"] < 60 for datum in data)
+            recorded.extend((datum["MetricName"], datum["Value"]) for datum in data)
+
+        line = Line(backend, is_cut=True)
+        async with a_world(tmp_path, line, record) as world:
+            await world.create("told", instances=2)
+            await world.accept("told")
+            async with running(world.metrics.run):
+                world.metrics.count("told", "v", "ModelLatency", 7)
+                world.metrics.count("told", "v", "ModelLatency", 9)
+                await until(lambda: recorded.count(("ApproximateBacklogSizePerInstance", 0.5)) > 2)
+                line.is_cut = False
+                await until(lambda: Reader(backend).statistics("told", "ModelLatency"))
+        assert [value for name, value in recorded if name == "ModelLatency"] == [7, 9]
+        assert {name for name, _ in recorded} == {"ModelLatency", *GAUGES}
+
+    asyncio.run(run())
+
+
+class Stuck:
+    """Takes PutMetricData, and answers none before the end."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.end = threading.Event()
+
+    def client(self, service: str) -> Stuck:
+        return self
+
+    def put_metric_data(self, **parameters: Any) -> None:
+        self.calls += 1
+        self.end.wait(60)
+
+
+def _times(times: list[float], namespace: str, data: Sequence[dict[str, Any]]) -> None:
+    times.extend({datum["Timestamp"] for datum in data})
+
+
+def test_stuck_backend_delays_no_gauge(tmp_path: Path) -> None:
+    async def run() -> None:
+        times: list[float] = []
+        stuck = Stuck()
+        async with a_world(
+            tmp_path, stuck, lambda _, data: times.extend({datum["Timestamp"] for datum in data})
+        ) as world:
+            await world.create("stuck", instances=1)
+            async with running(world.metrics.run):
+                await until(lambda: len(times) > 5)
+                assert stuck.calls == 1
+                stuck.end.set()
+                await until(lambda: stuck.calls > 1)
 
     asyncio.run(run())
