@@ -1,7 +1,7 @@
 """The `serve` of a small image for tests of real containers; it tells and does what it is asked. Never imported.
 
-GET: /environment, /facts (process id, terminals, /dev/shm, the model directory), /fetch?URL (what a request from
-inside is answered), /say?N (N numbered lines, 200 a second, whose number goes on from those before), /die?CODE.
+GET: /environment, /facts (process id, terminals, /dev/shm, the model directory), /fetch?URL (the answer to a request
+from inside; $VARIABLES in the URL are expanded), /say?N (N numbered lines, 200 a second), /die?CODE.
 POST /invocations has the path of such a request as its body. IGNORE_SIGTERM=1 is for its environment.
 """
 
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/facts":
             content = facts()
         elif path == "/fetch":
-            content = fetch(parameter)
+            content = fetch(os.path.expandvars(parameter))
         elif path == "/say":
             threading.Thread(target=say, args=(int(parameter),)).start()
         elif path == "/die":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import tarfile
 import time
 import urllib.request
@@ -13,16 +14,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from endpoint.fleet.instance import Instance
 from endpoint.fleet.runners.engine import Engine
-from endpoint.fleet.runners.engine_container import EngineContainer
+from endpoint.fleet.runners.engine_container import FOLLOWER_MARKER, EngineContainer
+from endpoint.process import find_session
 from testing import ROOT
-from testing.docker_container import docker
+from testing.docker_container import DOCKER, docker
 from testing.endpoint.endpoint_up import BUCKET, EndpointUp
 from testing.endpoint.fleets import World, a_world, quick
-from testing.server import eventually, free_port
+from testing.server import TIMEOUT_S, eventually, free_port
 
 LABEL = "longhaul.data-dir"
 
@@ -139,40 +142,50 @@ def test_dead_container_is_replaced_and_removed(tmp_path: Path, small: str) -> N
     run(tmp_path, small, work)
 
 
-def test_isolated_container_is_reached_and_reaches_nobody(tmp_path: Path, small: str) -> None:
+def test_isolated_container_is_called_at_its_address(tmp_path: Path, small: str) -> None:
     async def work(world: World) -> None:
         instance = await create(world, small, EnableNetworkIsolation=True)
         given = await ask(instance, "/environment")
         assert not {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID"} & set(given)
-        bridge = docker("network", "inspect", "--format={{(index .IPAM.Config 0).Gateway}}", world_network(instance))
-        for url in (f"http://{bridge.strip()}:{world.fleet._context.settings.port}/", "http://198.51.100.1/"):
-            assert (await ask(instance, f"/fetch?{url}"))["status"] == 0
+        assert not instance.url.startswith("http://127.")
         assert not (await described(world, instance))["NetworkSettings"]["Ports"].get("8080/tcp")
+        for url in ("http://198.51.100.1/", "http://example.com/"):
+            assert (await ask(instance, f"/fetch?{url}"))["status"] == 0
 
     run(tmp_path, small, work)
 
 
-def world_network(instance: Instance) -> str:
-    """Return the name of the network that is not isolated, of the same data directory."""
-    name = docker("inspect", "--format={{.HostConfig.NetworkMode}}", f"longhaul-{instance.id}").strip()
-    return name.removesuffix("-isolated")
-
-
 @pytest.mark.parametrize(
-    ("image", "reason"),
+    ("name", "reason"),
     [
         ("123456789012.dkr.ecr.us-east-1.amazonaws.com/none:1", "amazonaws.com/none:1' does not exist."),
         ("longhaul:nowhere", "CannotStartContainerError. Please ensure the model container for variant AllTraffic"),
     ],
 )
-def test_image_that_cannot_start_fails_endpoint(tmp_path: Path, small: str, image: str, reason: str) -> None:
+def test_image_that_cannot_start_fails_endpoint(tmp_path: Path, small: str, name: str, reason: str) -> None:
     docker("build", "--tag", "longhaul:nowhere", "-", input=f'FROM {small}\nENTRYPOINT ["/nowhere"]\n')
 
     async def work(world: World) -> str | None:
-        await world.create("e", container={"Image": image}, variant={"InstanceType": "ml.m5.large"})
+        await world.create("e", container={"Image": name}, variant={"InstanceType": "ml.m5.large"})
         return (await world.until_status("e", "Failed")).failure_reason
 
     assert reason in str(run(tmp_path, small, work))
+
+
+def test_killed_follower_of_output_is_replaced(tmp_path: Path, small: str) -> None:
+    async def work(world: World) -> None:
+        instance = await create(world, small)
+        await ask(instance, "/say?200")
+        await asyncio.to_thread(eventually, lambda: any("line 50" in line for line in world.said))
+        follower = find_session(FOLLOWER_MARKER, instance.id)
+        assert follower is not None
+        await follower.kill()
+        await asyncio.to_thread(eventually, lambda: any("line 199" in line for line in world.said))
+        said = {line.partition("] ")[2] for line in world.said}
+        assert {f"line {number}" for number in range(200)} <= said
+        assert world.fleet.healthy("e") == [instance]
+
+    run(tmp_path, small, work)
 
 
 def test_want_of_memory_is_told_in_log(tmp_path: Path, small: str) -> None:
@@ -220,6 +233,41 @@ def lines(up: EndpointUp) -> list[str]:
     ]
 
 
+def fetch(up: EndpointUp, endpoint: str, url: str) -> dict[str, Any]:
+    """Return what a container of the endpoint is answered at `url`."""
+    sent = up.submit(endpoint, body=f"/fetch?{url}".encode()).ended()
+    return dict(json.loads(sent.outputs()[0]["body"]))
+
+
+def test_gateway_answers_its_own_containers_only(up: EndpointUp, small: str) -> None:
+    up.make_places()
+    up.client("s3").put_object(Bucket=BUCKET, Key="key", Body=b"an object")
+    up.make_endpoint("e", container={"Image": small})
+    own = fetch(up, "e", f"$AWS_ENDPOINT_URL/{BUCKET}/key")
+    assert own == {"status": 200, "text": "an object"}
+    [network] = docker("network", "ls", f"--filter=label={LABEL}", "--format={{.Name}}").split()
+    address = docker("network", "inspect", "--format={{(index .IPAM.Config 0).Gateway}}", network).strip()
+    listening = {
+        connection.laddr
+        for connection in psutil.Process(up.process.pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {("127.0.0.1", up.port), (address, up.port)}
+
+    docker("network", "create", "longhaul-foreign")
+    try:
+        program = f"import urllib.request as r; r.urlopen('http://{address}:{up.port}/{BUCKET}/key')"
+        foreign = subprocess.run(
+            [DOCKER, "run", "--rm", "--network=longhaul-foreign", "--entrypoint=python3", small, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+        assert foreign.returncode == 1 and "HTTP Error 403" in foreign.stderr
+    finally:
+        docker("network", "rm", "longhaul-foreign")
+
+
 def test_killed_gateway_adopts_container_and_loses_no_line(up: EndpointUp, small: str) -> None:
     up.make_places()
     up.make_endpoint("e", container={"Image": small})
@@ -227,8 +275,8 @@ def test_killed_gateway_adopts_container_and_loses_no_line(up: EndpointUp, small
     up.submit("e", body=b"/say?1000").ended()
     eventually(lambda: any(line.startswith("line ") for line in lines(up)))
     up.kill()
-    time_of_death = time.monotonic()
-    eventually(lambda: time.monotonic() > time_of_death + 1)
+    [log] = (up.directory / "data" / "instances").glob("*/log")
+    eventually(lambda: b"line 800" in log.read_bytes())  # written while there is no gateway
     up.start()
     up.wait_until_in_service("e")
     eventually(lambda: "line 999" in lines(up))
@@ -253,6 +301,5 @@ def test_real_image_answers_with_emulated_s3(up: EndpointUp, image: str, model: 
     body = json.dumps({"inputs": "The sea is", "parameters": {"max_new_tokens": 8}}).encode()
     sent = up.submit("e", body=body, ContentType="application/json").ended()
     assert b"generated_text" in sent.outputs()[0]["body"]
-    assert up.end() == 0  # the server writes its journal to S3, through the bridge
-    assert "journal" not in "".join(line for line in up.log().splitlines() if '"level": "ERROR"' in line)
+    assert up.end() == 0
     assert left_over() == []

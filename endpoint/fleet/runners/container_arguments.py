@@ -70,7 +70,8 @@ def create_arguments(
     arguments.append(f"--mount={_mount(model_dir)}")
     arguments.append(f"--network={place.network}")
     if place.port is None:
-        arguments.append("--dns=127.0.0.1")  # else engines ask the host's own name servers for it
+        # Nobody answers there. Without a name server of its own, the engine asks the host's for it: a way out.
+        arguments += ["--dns=127.0.0.1", "--dns-option=timeout:1", "--dns-option=attempts:1"]
     else:
         arguments.append(f"--publish=127.0.0.1:{place.port}:{PORT}")
     if limits is not None:
