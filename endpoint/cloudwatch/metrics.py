@@ -187,16 +187,10 @@ class Metrics:
                 continue
             backlog = await self._queue.backlog(endpoint.name)
             instances = self._healthy(endpoint.name)
-            values = {
-                "ApproximateBacklogSize": backlog.size,
-                "ApproximateBacklogSizePerInstance": backlog.size / max(instances, 1),
-                "ApproximateAgeOfOldestRequest": max(now - (backlog.oldest_at or now), 0.0),
-            }
-            if backlog.size or instances:
-                values["HasBacklogWithoutCapacity"] = int(instances == 0)
-            for name, value in values.items():
+            oldest_s = max(now - (backlog.oldest_at or now), 0.0)
+            for name, value in gauge_values(backlog.size, oldest_s, instances).items():
                 datum = _datum(name, GAUGES[name], now, {"EndpointName": endpoint.name})
-                yield _Entry(datum | {"Value": float(value)})
+                yield _Entry(datum | {"Value": value})
 
     async def _send(self, gauges: list[_Entry]) -> None:
         async with self._send_lock:
@@ -222,6 +216,21 @@ class Metrics:
 
     def _put(self, data: list[dict[str, Any]]) -> None:
         self._backend.client("cloudwatch").put_metric_data(Namespace=NAMESPACE, MetricData=data)
+
+
+def gauge_values(backlog: int, oldest_s: float, instances: int) -> dict[str, float]:
+    """Return the gauges that have data, of an endpoint with a backlog whose oldest request came `oldest_s` ago.
+
+    The backlog counts what waits and what is worked on.
+    """
+    values = {
+        "ApproximateBacklogSize": float(backlog),
+        "ApproximateBacklogSizePerInstance": backlog / max(instances, 1),
+        "ApproximateAgeOfOldestRequest": oldest_s,
+    }
+    if backlog or instances:
+        values["HasBacklogWithoutCapacity"] = float(instances == 0)
+    return values
 
 
 def _datum(name: str, unit: str, now: float, dimensions: dict[str, str]) -> dict[str, Any]:

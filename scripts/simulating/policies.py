@@ -16,18 +16,13 @@ from typing import Any
 from endpoint.alarms.alarm import Alarm
 from endpoint.autoscaling.decisions import Policy, Step, StepPolicy, TrackingPolicy
 from endpoint.autoscaling.tracking_alarms import new_alarms
+from endpoint.cloudwatch.metrics import GAUGES
 
 from .inputs import UnusableInputs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Document = dict[str, Any]
 
-METRICS = (
-    "ApproximateBacklogSize",
-    "ApproximateBacklogSizePerInstance",
-    "ApproximateAgeOfOldestRequest",
-    "HasBacklogWithoutCapacity",
-)
 _STATISTICS = ("Average", "Minimum", "Maximum", "Sum")
 
 
@@ -241,8 +236,8 @@ def _alarm(parameters: Document, policy: Policy) -> PolicyAlarm:
         transitioned_at=0.0,
     )
     metric = parameters["MetricName"]
-    if metric not in METRICS:
-        raise UnusablePolicies(f"{made.name}: {metric} is not simulated, only {', '.join(METRICS)}")
+    if metric not in GAUGES:
+        raise UnusablePolicies(f"{made.name}: {metric} is not simulated, only {', '.join(GAUGES)}")
     if made.statistic not in _STATISTICS:
         raise UnusablePolicies(f"{made.name}: {made.statistic} is not simulated, only {', '.join(_STATISTICS)}")
     if made.period_s < 60 or made.period_s % 60:

@@ -17,8 +17,9 @@ from endpoint.autoscaling.decisions import (
     fulfilled,
     within_bounds,
 )
+from endpoint.cloudwatch.metrics import GAUGES, gauge_values
 
-from .policies import METRICS, PolicyAlarm, PolicySet
+from .policies import PolicyAlarm, PolicySet
 
 MINUTE_S = 60
 
@@ -65,17 +66,11 @@ class Scaler:
             periods = evaluation_range(each.alarm.rule, each.alarm.period_s)
             self._alarms.append(_Judged(each, periods * each.alarm.period_s // MINUTE_S))
         self._empty = max((judged.minutes for judged in self._alarms), default=0)
-        self._series = {name: [None] * self._empty for name in METRICS}
+        self._series = {name: [None] * self._empty for name in GAUGES}
 
     def publish(self, backlog: int, instances: int, age_s: float) -> None:
         """Add a minute to the metrics, as the endpoint publishes them."""
-        values = {
-            "ApproximateBacklogSize": float(backlog),
-            "ApproximateBacklogSizePerInstance": backlog / max(instances, 1),
-            "ApproximateAgeOfOldestRequest": age_s,
-        }
-        if backlog or instances:
-            values["HasBacklogWithoutCapacity"] = float(instances == 0)
+        values = gauge_values(backlog, age_s, instances)
         for name, series in self._series.items():
             series.append(values.get(name))
 
