@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         "--on-no-answer",
         choices=["fail", "redeliver"],
         default=DEFAULTS.on_no_answer,
-        help="what happens to a request whose container died while it had it",
+        help="what happens to a request whose container died while it had it, or gave it up with 503 as it was ended",
     )
     commands.add_parser("down", parents=[common], help="end `up`, or what a killed one has left running")
     return parser

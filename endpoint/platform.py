@@ -89,7 +89,14 @@ class Platform:
         storage = Storage(backend)
         delivery = Delivery(settings, self._queue, storage, self._notifications, self._metrics, self._data_log)
         make_attempt = partial(
-            Attempt, settings, storage, self._containers, self._metrics, self._data_log, delivery.answers
+            Attempt,
+            settings,
+            storage,
+            self._containers,
+            self._metrics,
+            self._data_log,
+            delivery.answers,
+            self._fleet.serves,
         )
         self._dispatcher = Dispatcher(settings, self._catalog, self._queue, self._fleet, make_attempt, delivery)
         control = ControlPlane(settings, self._catalog, self._fleet.wake, self._announce)

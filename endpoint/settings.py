@@ -36,7 +36,7 @@ class Settings:
     concurrency: int = 4
     """Concurrent invocations per instance if ClientConfig doesn't say."""
     on_no_answer: Literal["fail", "redeliver"] = "fail"
-    """Choice for a request whose container died or closed the connection."""
+    """Choice for a request whose container died, closed the connection, or gave it up with 503 as it was ended."""
     forward_inference_id: bool = True
     """Whether the container gets X-Amzn-SageMaker-Inference-Id."""
     failed_notice_location: bool = False

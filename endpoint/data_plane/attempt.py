@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from endpoint.state.queue import Job, Outcome, OutcomeKind
 
 MAX_REDELIVERIES = 3
 """Redeliveries of a job without an answer, where Settings.on_no_answer wants them. A killed gateway's leases count."""
+_UNAVAILABLE = 503
+"""Status with which a container gives up, as it ends, what it has no time for."""
 _MAX_QUOTED_BYTES = 1024
 """Bytes of a container's error that the data log quotes."""
 
@@ -50,16 +53,24 @@ class Attempt:
     data_log: DataLog
     answers: Path
     """Directory in which the answer is spooled."""
+    serves: Callable[[Instance], bool]
+    """Function that tells whether an instance is still one that is given work."""
     job: Job
     instance: Instance
 
     async def run(self) -> Outcome | None:
-        """Return how the job ends, or None if it got no answer and shall be given to an instance again."""
+        """Return how the job ends, or None if it shall be given to an instance again.
+
+        That is so, where the settings want it, if it got no answer, and if an instance that ends gave it up with 503.
+        """
         job = self.job
         if job.fence == 1 and job.leased_at is not None:
             self._count("TimeInBacklog", (job.leased_at - job.accepted_at) * 1e3)
         try:
             answer = await self._invoke()
+            if answer.status == _UNAVAILABLE and self._may_redeliver and not self.serves(self.instance):
+                answer.file.unlink(missing_ok=True)
+                return None
             outcome = answer_outcome(job, answer)
             if not outcome.succeeded:
                 self._log(outcome.kind, await asyncio.to_thread(answer.head, _MAX_QUOTED_BYTES), answer.status)
@@ -67,14 +78,17 @@ class Attempt:
         except (InputUnreadable, Timeout, BadAnswer, NoAnswer) as error:
             kind = _KINDS[type(error)]
             outcome = self._failure(kind, str(error))
-            may_redeliver = self.settings.on_no_answer == "redeliver" and job.fence <= MAX_REDELIVERIES
-            return None if kind == "no_answer" and may_redeliver else outcome
+            return None if kind == "no_answer" and self._may_redeliver else outcome
         except OSError as error:
             _LOG.error("An answer can't be kept in %s: %s", self.answers, error)
             return self._failure("upload", f"it can't be kept on the disk ({error.strerror})")
         except Exception as error:
             _LOG.exception("%s could not be given to its container", job.inference_id)
             return self._failure("no_answer", f"the local endpoint failed: {type(error).__name__}")
+
+    @property
+    def _may_redeliver(self) -> bool:
+        return self.settings.on_no_answer == "redeliver" and self.job.fence <= MAX_REDELIVERIES
 
     async def _invoke(self) -> Answer:
         job = self.job

@@ -96,6 +96,10 @@ class Fleet:
         reconciler = self._reconcilers.get(endpoint)
         return [] if reconciler is None else reconciler.healthy()
 
+    def serves(self, instance: Instance) -> bool:
+        """Return whether an instance may be given work; one that ends may not."""
+        return instance in self.healthy(instance.endpoint)
+
     @property
     def version(self) -> int:
         """Number that is another after each change of what `healthy` returns."""

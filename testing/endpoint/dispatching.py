@@ -113,7 +113,14 @@ class World:
         delivery = Delivery(self.settings, self.queue, self.storage, self.notifications, self.metrics, self.data_log)
         self.delivery = delivery
         make_attempt = partial(
-            Attempt, self.settings, self.storage, containers, self.metrics, self.data_log, delivery.answers
+            Attempt,
+            self.settings,
+            self.storage,
+            containers,
+            self.metrics,
+            self.data_log,
+            delivery.answers,
+            self.fleet.serves,
         )
         self.dispatcher = Dispatcher(self.settings, self.catalog, self.queue, self.fleet, make_attempt, delivery)
         task = asyncio.create_task(self.dispatcher.run())

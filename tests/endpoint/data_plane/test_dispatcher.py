@@ -425,6 +425,28 @@ def test_unanswered_job_is_redelivered_three_times(
     assert world.metrics.sums["InvocationFailures"] == 1
 
 
+def test_job_that_ending_instance_gives_up_is_redelivered(
+    tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
+) -> None:
+    async def work(world: World, after: FaultyContainer) -> None:
+        await world.create()
+        world.fleet.have(container.url)
+        async with world.running():
+            await world.accept("hold status=503", name="job")
+            await came(container)
+            world.fleet.have(after.url)
+            container.let_go()
+            await came(after)
+            assert objects(s3) == {} and world.data_log.lines == []
+            after.let_go()
+            await world.until_done()
+
+    with FaultyContainer() as after:
+        run(tmp_path, emulator, lambda world: work(world, after), on_no_answer="redeliver")
+        assert len(container.seen) == len(after.seen) == 1
+    assert list(objects(s3)) == ["fail/job-error.out"], "an instance that serves can't give up"
+
+
 def test_redelivered_job_keeps_its_place(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
