@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,16 +31,6 @@ Result = dict[str, Any]
 MAX_ALARMS = 10_000
 """Alarms of one data directory: AWS's quota can be raised to more."""
 
-REFUSED = frozenset(
-    {
-        *("PutCompositeAlarm", "PutLogAlarm", "DescribeAlarmContributors"),
-        *("PutAlarmMuteRule", "GetAlarmMuteRule", "ListAlarmMuteRules", "DeleteAlarmMuteRule"),
-        *("PutAnomalyDetector", "DescribeAnomalyDetectors", "DeleteAnomalyDetector"),
-    }
-)
-"""Operations on what isn't a metric alarm."""
-
-_TAGGING = frozenset({"TagResource", "UntagResource", "ListTagsForResource"})
 _PAGE = 50
 _HISTORY_PAGE = 100
 
@@ -75,13 +65,6 @@ class Alarms:
             "UntagResource": self._untag_resource,
             "ListTagsForResource": self._list_tags,
         }
-
-    def handles(self, operation: str, parameters: Mapping[str, Any]) -> bool:
-        """Return whether an operation is one on alarms, refused ones included, and so must not reach the backend."""
-        if operation in _TAGGING:
-            arn: str = parameters.get("ResourceARN", "")
-            return arn.split(":", 6)[5:6] == ["alarm"]
-        return operation in self._operations or operation in REFUSED
 
     async def call(self, operation: str, parameters: Parameters) -> Result:
         """Call an operation by its name. Raises AwsError."""
