@@ -79,6 +79,12 @@ class Evaluator:
             except sqlite3.Error:
                 _LOG.exception("The values that alarms look at could not be read")
                 await asyncio.sleep(self._settings.real_s(60))
+        try:
+            await self._follow_clock()
+        finally:
+            await self._write_points()
+
+    async def _follow_clock(self) -> None:
         while True:
             at = self._series.time(self._series.index(self._clock()) + 1)
             while (left_s := at - self._clock()) > 0:
@@ -99,15 +105,13 @@ class Evaluator:
         """Evaluate the alarms that are due, and run what that invokes."""
         index = self._series.index(now)
         minute = index // MINUTE
-        is_minute = minute != self._minute
+        is_first, is_minute = self._minute is None, minute != self._minute
         async with self._store.lock:
             alarms = await self._store.all()
             self._watch(alarms)
             if is_minute:
                 self._series.trim(now)
-            changed, dropped = self._series.take_changes()
-            if changed or dropped:
-                await self._store.put_points(changed, dropped)
+            await self._write_points()
             done = _Pass()
             for number, alarm in enumerate(alarms.values(), 1):
                 if self._is_due(alarm, is_minute, minute):
@@ -121,8 +125,13 @@ class Evaluator:
             self._wake_sender()
         if done.invoked:
             await self._actions.run(done.invoked)
-        if is_minute and minute % _HOUR_MINUTES == 0:
+        if is_first or (is_minute and minute % _HOUR_MINUTES == 0):
             await self._store.prune(now)
+
+    async def _write_points(self) -> None:
+        changed, dropped = self._series.take_changes()
+        if changed or dropped:
+            await self._store.put_points(changed, dropped)
 
     def _watch(self, alarms: Mapping[str, Alarm]) -> None:
         """Tell the series what to keep, if alarms have changed."""
@@ -164,7 +173,8 @@ class Evaluator:
             done.history.append(transitioned(alarm, new))
             done.notices += notices(alarm, new, self._settings.region, self._settings.account)
             alarm = new
-        if state == "ALARM" and (is_new or index - self._acted.get(alarm.name, index - MINUTE) >= MINUTE):
+        acted = self._acted.get(alarm.name)
+        if state == "ALARM" and (is_new or acted is None or not acted <= index < acted + MINUTE):  # or was set back
             considered = [point.value for point in recent(points, alarm.rule.periods) if point.value is not None]
             done.invoked += invocations(alarm, considered, now, is_first=is_new)
             self._acted[alarm.name] = index

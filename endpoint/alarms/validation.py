@@ -75,7 +75,9 @@ def _refuse_unsupported(parameters: Mapping[str, Any]) -> None:
         raise invalid(f"An alarm on {_MATH} {_LOCAL}: give MetricName, Namespace, Dimensions, Period and Statistic.")
     if parameters.get("ComparisonOperator") in _ANOMALY:
         raise invalid(f"ComparisonOperator {parameters['ComparisonOperator']}, of anomaly detection, {_LOCAL}.")
-    window = parameters.get("EvaluationWindow", {})
+    window = parameters.get("EvaluationWindow", {"SlidingWindow": {}})
+    if len(window) != 1:
+        raise invalid("EvaluationWindow must have exactly one of SlidingWindow and WallClockWindow")
     if "WallClockWindow" in window:
         raise invalid(f"EvaluationWindow.WallClockWindow {_LOCAL}: it has the sliding window.")
 

@@ -251,6 +251,35 @@ def test_killed_gateway_acts_again_at_once(tmp_path: Path) -> None:
     in_world(tmp_path, second, now=START + 185)
 
 
+def test_clock_set_back_stops_no_policy(tmp_path: Path) -> None:
+    async def work(world: AlarmWorld) -> None:
+        await world.put("a", EvaluationPeriods=1, AlarmActions=[POLICY])
+        await world.minute(9)
+        world.now -= 1800
+        await world.minute(9)
+        await world.minute(9)
+        assert [firings[0].at - START for firings in world.fired] == [60, -1680, -1620]
+
+    in_world(tmp_path, work)
+
+
+def test_end_writes_last_values(tmp_path: Path) -> None:
+    async def first(world: AlarmWorld) -> None:
+        await world.put("a", EvaluationPeriods=1)
+        async with running(world.evaluator.run):
+            await asyncio.sleep(0)
+            await world.store.points()  # behind the evaluator, which reads them first
+            world.publish(9)
+
+    async def second(world: AlarmWorld) -> None:
+        await world.evaluator.restore(world.now)
+        await world.minute()
+        assert await world.state() == "ALARM"
+
+    in_world(tmp_path, first)
+    in_world(tmp_path, second)
+
+
 def test_evaluation_follows_the_clock(tmp_path: Path) -> None:
     async def work(world: AlarmWorld) -> None:
         await world.put("a", EvaluationPeriods=1, AlarmActions=[POLICY])

@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "ValidationError",
         "EvaluationWindow.WallClockWindow is not supported by the local endpoint",
     ),
+    "no window": ({"EvaluationWindow": {}}, "ValidationError", "EvaluationWindow must have exactly one of"),
     "no ARN": ({"AlarmActions": ["not-an-arn"]}, "ValidationError", "Invalid arn syntax: not-an-arn"),
     "Lambda": (
         {"OKActions": [f"arn:aws:lambda:{REGION}:111122223333:function:f"]},
