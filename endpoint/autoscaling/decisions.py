@@ -40,7 +40,7 @@ class TrackingPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Where value minus threshold lies in the interval, capacity changes by `adjustment`. None is no bound."""
+    """Interval of value minus threshold, in which capacity changes by `adjustment`. None is no bound."""
 
     lower: float | None
     upper: float | None
@@ -101,7 +101,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cooldown:
-    """What a policy's own past allows it now. Kept as JSON between decisions."""
+    """The past of a policy, as far as it limits what it may do now. Kept as JSON between decisions."""
 
     asked: int = 0
     """Change that it has asked for and that isn't complete: more than 0 is a scale-out, less a scale-in."""
@@ -135,7 +135,7 @@ class Cooldown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotScaled:
-    """Why a trigger changed nothing: a NotScaledReason. `capacity` is the bound or the capacity that the code names."""
+    """A NotScaledReason of a trigger. `capacity` is the bound or the capacity that the code names."""
 
     trigger: Trigger
     code: NotScaledCode
@@ -144,7 +144,7 @@ class NotScaled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the triggers of one evaluation lead to."""
+    """The outcome of all triggers of one evaluation."""
 
     capacity: int | None = None
     """Capacity to ask for, within the bounds; None: none."""
@@ -225,7 +225,7 @@ def _answer(target: Target, trigger: Trigger, cooldown: Cooldown, now: float) ->
         return None
     is_out = proposed > target.desired
     if is_out and not _is_exact(trigger.policy):
-        proposed = max(proposed - cooldown.credit(now), target.desired)
+        proposed = max(proposed - min(cooldown.credit(now), target.desired), target.desired)
     is_low = isinstance(trigger.policy, TrackingPolicy) and not trigger.is_above
     is_in = proposed < target.desired or is_low
     if (is_out and target.is_out_suspended) or (is_in and target.is_in_suspended):
@@ -236,10 +236,9 @@ def _answer(target: Target, trigger: Trigger, cooldown: Cooldown, now: float) ->
         return NotScaled(trigger=trigger, code="AlreadyAtMaxCapacity", capacity=target.max_capacity)
     if is_in and cooldown.blocks_scale_in(now):
         return None
-    proposed = min(max(proposed, target.min_capacity), target.max_capacity)
-    if proposed == target.desired or (proposed > target.desired) != is_out:
+    if proposed == target.desired:
         return NotScaled(trigger=trigger, code="AlreadyAtDesiredCapacity", capacity=target.desired)
-    return _Wish(trigger, proposed)
+    return _Wish(trigger, min(max(proposed, target.min_capacity), target.max_capacity))
 
 
 def _tracked(target: Target, policy: TrackingPolicy, trigger: Trigger) -> int | None:
