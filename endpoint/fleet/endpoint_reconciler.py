@@ -237,7 +237,12 @@ class EndpointReconciler:
             age_s = time.time() - (supervisor.record.launched_at or time.time())
             return supervisor.is_healthy, self._context.in_flight[supervisor.id], age_s
 
-        self._end(sorted(alive, key=need)[: max(len(alive) - wanted, 0)])
+        surplus = sorted(alive, key=need)[: max(len(alive) - wanted, 0)]
+        for supervisor in surplus:
+            if requests := self._context.in_flight[supervisor.id]:
+                self._context.ended_busy[self.name] += 1
+                _LOG.warning("%s needs fewer instances: %s ends with %d requests", self.name, supervisor.id, requests)
+        self._end(surplus)
 
     def _of_config(self, config: str) -> list[InstanceSupervisor]:
         return [supervisor for supervisor in self.instances.values() if supervisor.record.config_name == config]

@@ -48,6 +48,8 @@ class Fleet:
         settings = replace(settings, data_dir=settings.data_dir.absolute())
         self.in_flight: Counter[str] = Counter()
         """Number of requests in each instance by its ID, counted by the dispatcher. The least busy are ended first."""
+        self.ended_busy: Counter[str] = Counter()
+        """Number of instances that had requests when their endpoint needed fewer, by the endpoint's name."""
         self._context = FleetContext(
             settings=settings,
             database=database,
@@ -58,6 +60,7 @@ class Fleet:
             logs=ContainerLogs(database, backend, settings.instance_log_bytes, echo),
             runner=runner or make_runner(settings.runner, settings),
             in_flight=self.in_flight,
+            ended_busy=self.ended_busy,
             stopping=asyncio.Event(),
         )
         self._reconcilers: dict[str, EndpointReconciler] = {}

@@ -48,6 +48,8 @@ class FleetContext:
     logs: ContainerLogs
     in_flight: Counter[str]
     """Number of requests in each instance, by its ID."""
+    ended_busy: Counter[str]
+    """Number of instances that had requests when their endpoint needed fewer, by the endpoint's name."""
     stopping: asyncio.Event
     """Set when no more instances are to be started."""
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from endpoint.state.database import Database
 
 Kind = Literal["model", "endpoint-config", "endpoint"]
 Status = Literal["Creating", "Updating", "InService", "Failed", "Deleting"]
+
+T = TypeVar("T")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS resources (
@@ -103,6 +106,11 @@ class Exists(ValueError):
 class Catalog:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._listeners: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change of a row: a status may be another now."""
+        self._listeners.append(listener)
 
     async def create(
         self, kind: Kind, name: str, arn: str, request: dict[str, Any], tags: dict[str, str], state: dict[str, Any]
@@ -120,7 +128,7 @@ class Catalog:
                 raise Exists(name) from error
             _put_tags(db, arn, tags)
 
-        await self._database.write(change)
+        await self._write(change)
         return Resource(kind=kind, name=name, arn=arn, created_at=now, modified_at=now, request=request, state=state)
 
     async def get(self, kind: Kind, name: str) -> Resource:
@@ -150,7 +158,7 @@ class Catalog:
                 raise NotFound(name)
             db.execute("DELETE FROM tags WHERE arn = ?", (row["arn"],))
 
-        await self._database.write(change)
+        await self._write(change)
 
     async def endpoint(self, name: str) -> Endpoint:
         """Raise NotFound if there is none."""
@@ -188,7 +196,7 @@ class Catalog:
             ).fetchone()
             return changed
 
-        return _endpoint(_resource(await self._database.write(change)))
+        return _endpoint(_resource(await self._write(change)))
 
     async def exists(self, arn: str) -> bool:
         row = await self._database.read(
@@ -209,6 +217,12 @@ class Catalog:
         await self._database.write(
             lambda db: db.executemany("DELETE FROM tags WHERE arn = ? AND key = ?", [(arn, key) for key in keys])
         )
+
+    async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        result = await self._database.write(change)
+        for listener in self._listeners:
+            listener()
+        return result
 
 
 def _put_tags(db: sqlite3.Connection, arn: str, tags: dict[str, str]) -> None:

@@ -287,9 +287,11 @@ def test_scale_in_ends_idle_instances_first(tmp_path: Path) -> None:
         await world.change("e", status="Updating", desired=1)
         endpoint = await world.until_status("e", "InService")
         assert endpoint.current == 1 and world.fleet.healthy("e") == [busy]
+        assert world.fleet.ended_busy == {"e": 2}
         await world.change("e", status="Updating", desired=0)
         endpoint = await world.until_status("e", "InService")
         assert endpoint.current == 0 and world.fleet.healthy("e") == []
+        assert world.fleet.ended_busy == {"e": 3}
         await world.change("e", status="Updating", desired=1)
         assert (await world.until_status("e", "InService")).current == 1
 
