@@ -31,6 +31,8 @@ class Settings:
     """Whether an engine's containers get no more processors and memory than their instance type has."""
     pull: Literal["never", "missing"] = "never"
     """Images that an engine may fetch from a registry."""
+    record_scaling: str | None = None
+    """File to which each scaling decision is appended with all that went into it, for `scripts/simulate`."""
 
     # AWS documents none of these: users may choose otherwise.
     concurrency: int = 4

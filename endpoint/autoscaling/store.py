@@ -161,12 +161,14 @@ class Store:
         ran_at: float,
         next_run_at: float | None,
         sets_bounds: bool,
+        needs_check: bool = False,
         activities: Iterable[Activity] = (),
     ) -> bool:
         """Write down in one transaction that `action`, as it was read, ran for the time `ran_at`, and when it is next.
 
-        With `sets_bounds` the target's bounds become the action's. Returns False, with nothing written, if the action
-        was deleted or replaced in the meantime. Raises sqlite3.IntegrityError if the target's bounds would cross.
+        With `sets_bounds` the target's bounds become the action's, with `needs_check` as well it `is_unchecked`.
+        Returns False, with nothing written, if the action was deleted or replaced in the meantime. Raises
+        sqlite3.IntegrityError if the target's bounds would cross.
         """
 
         def change(db: sqlite3.Connection) -> bool:
@@ -178,8 +180,9 @@ class Store:
             if found and sets_bounds:
                 db.execute(
                     "UPDATE scalable_targets SET min_capacity = coalesce(?, min_capacity), "
-                    "max_capacity = coalesce(?, max_capacity) WHERE resource_id = ?",
-                    (action.min_capacity, action.max_capacity, action.resource_id),
+                    "max_capacity = coalesce(?, max_capacity), is_unchecked = max(is_unchecked, ?) "
+                    "WHERE resource_id = ?",
+                    (action.min_capacity, action.max_capacity, needs_check, action.resource_id),
                 )
             if found:
                 rows.put_activities(db, activities)
@@ -198,6 +201,19 @@ class Store:
             rows.put_activities(db, activities)
             if cooldowns is not None:
                 rows.put_cooldowns(db, resource_id, cooldowns)
+
+        await self._database.write(change)
+
+    async def finish_check(self, target: ScalableTarget, activities: Iterable[Activity]) -> None:
+        """Write down that the capacity is within the bounds of `target`, or what brings it there."""
+
+        def change(db: sqlite3.Connection) -> None:
+            rows.put_activities(db, activities)
+            db.execute(  # not if it has other bounds by now
+                "UPDATE scalable_targets SET is_unchecked = 0 "
+                "WHERE resource_id = ? AND min_capacity = ? AND max_capacity = ?",
+                (target.resource_id, target.min_capacity, target.max_capacity),
+            )
 
         await self._database.write(change)
 
