@@ -123,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULTS.on_no_answer,
         help="what happens to a request whose container died while it had it, or gave it up with 503 as it was ended",
     )
+    up.add_argument(
+        "--record-scaling",
+        type=lambda text: str(Path(text).resolve()),
+        metavar="FILE",
+        help="a file to which each scaling decision is appended with all that went into it, as JSON lines",
+    )
     commands.add_parser("down", parents=[common], help="end `up`, or what a killed one has left running")
     return parser
 

@@ -20,6 +20,7 @@ from endpoint.alarms.firing import Firing, FiringResult
 from endpoint.alarms.notice_sender import NoticeSender
 from endpoint.alarms.series import Series
 from endpoint.alarms.store import AlarmStore
+from endpoint.autoscaling.scaling import Scaling
 from endpoint.aws.service import Service
 from endpoint.backend.backend import Backend
 from endpoint.cloudwatch.data_log import DataLog
@@ -78,11 +79,7 @@ class Platform:
             lambda endpoint: len(self._fleet.healthy(endpoint)),
             lambda namespace, data: series.record(namespace, data, time.time()),
         )
-        alarm_store = AlarmStore(database)
-        self._alarm_notices = NoticeSender(alarm_store, backend)
-        actions = Actions(alarm_store, _act)
-        self._alarms = Alarms(settings, alarm_store, actions, self._alarm_notices.wake)
-        self._evaluator = Evaluator(settings, alarm_store, series, actions, self._alarm_notices.wake)
+        alarms = self._wire_alarms(settings, backend, database, series)
         self._notifications = Notifications(settings, Outbox(database), self._catalog, backend, self._metrics)
         self._data_log = DataLog(backend)
         self._containers = ContainerClient()
@@ -99,16 +96,39 @@ class Platform:
             self._fleet.serves,
         )
         self._dispatcher = Dispatcher(settings, self._catalog, self._queue, self._fleet, make_attempt, delivery)
-        control = ControlPlane(settings, self._catalog, self._fleet.wake, self._announce)
+        self._scaling = Scaling(
+            settings,
+            database,
+            self._catalog,
+            self._call_control,
+            alarms,
+            count_ended_busy=self._fleet.ended_busy.__getitem__,
+        )
+        self._control = ControlPlane(
+            settings,
+            self._catalog,
+            self._fleet.wake,
+            self._announce,
+            is_registered=self._scaling.operations.is_registered,
+            deregister=self._scaling.operations.deregister_endpoint,
+        )
         runtime = Runtime(settings, self._catalog, self._queue, self._fleet, self._dispatcher, self._containers)
         routes = {
-            "sagemaker": _handler(Service("sagemaker"), control.call),
+            "sagemaker": _handler(Service("sagemaker"), self._control.call),
             "sagemaker-runtime": _handler(Service("sagemaker-runtime"), runtime.call),
+            "application-autoscaling": _handler(Service("application-autoscaling"), self._scaling.operations.call),
         }
         self._server = make_server(
             Gateway(settings, backend, routes, {} if bridge is None else {bridge.address: bridge.subnet})
         )
         self._url = settings.url
+
+    def _wire_alarms(self, settings: Settings, backend: Backend, database: Database, series: Series) -> Alarms:
+        store = AlarmStore(database)
+        self._alarm_notices = NoticeSender(store, backend)
+        actions = Actions(store, self._act)
+        self._evaluator = Evaluator(settings, store, series, actions, self._alarm_notices.wake)
+        return Alarms(settings, store, actions, self._alarm_notices.wake)
 
     async def run(self, socks: list[socket.socket], stop: asyncio.Event) -> bool:
         """Serve at the sockets until `stop` is set or a part ends by itself. Returns whether it was `stop`."""
@@ -124,6 +144,7 @@ class Platform:
                 "alarms": self._evaluator.run(),
                 "alarm notices": self._alarm_notices.run(),
                 "data log": self._data_log.run(),
+                "scaling": self._scaling.run(),
             }.items()
         }
         logger.info("AWS's API is on %s", self._url)
@@ -138,7 +159,7 @@ class Platform:
         """Accept nothing new, then end all, the backend last, so that it saves its state."""
         self._server.should_exit = True
         await asyncio.wait([self._tasks.pop("gateway")], timeout=_GATEWAY_CLOSE_TIMEOUT_S)
-        await _cancel([self._tasks.pop("dispatcher")])
+        await _cancel([self._tasks.pop(name) for name in ("dispatcher", "alarms", "scaling")])
         await self._fleet.stop_all()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._metrics.flush(), _CLOSE_TIMEOUT_S)
@@ -146,13 +167,15 @@ class Platform:
         await self._containers.close()
         await self._backend.stop()
 
+    async def _act(self, firings: Sequence[Firing]) -> Sequence[FiringResult]:
+        return await self._scaling.act(firings)
+
+    async def _call_control(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        return await self._control.call(operation, parameters)
+
     async def _announce(self, endpoint: str) -> None:
         await self._notifications.send_test(endpoint)
         self._dispatcher.wake()
-
-
-async def _act(firings: Sequence[Firing]) -> Sequence[FiringResult]:
-    return [FiringResult(error=f"There is no scaling policy {firing.action}") for firing in firings]
 
 
 def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> Handler:
