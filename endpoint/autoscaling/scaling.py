@@ -39,15 +39,15 @@ class Scaling:
         variants = Variants(catalog, call_sagemaker, count_ended_busy)
         schedules = ScheduleRunner(store, variants, lambda: open_calendar(store, settings.time_scale, clock()))
         record = Recorder(Path(settings.record_scaling)).record if settings.record_scaling else None
-        self._scaler = Scaler(settings, store, variants, schedules, clock=clock, record=record)
-        self.operations = Autoscaling(settings, store, alarms, variants.exists, self._scaler.wake, clock)
-        catalog.subscribe(self._scaler.wake)
+        self.scaler = Scaler(settings, store, variants, schedules, clock=clock, record=record)
+        self.operations = Autoscaling(settings, store, alarms, variants.exists, self.scaler.wake, clock)
+        catalog.subscribe(self.scaler.wake)
 
     async def run(self) -> None:
         """Finish what a killed gateway left half done, then scale until cancelled."""
         await self.operations.resume()
-        await self._scaler.run()
+        await self.scaler.run()
 
     async def act(self, firings: Sequence[Firing]) -> list[FiringResult]:
         """Run the policies of all alarms that fire at once."""
-        return await self._scaler.act(firings)
+        return await self.scaler.act(firings)
