@@ -14,7 +14,7 @@ import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from math import floor, isfinite, ulp
+from math import floor, ulp
 from typing import Any
 
 from endpoint.alarms.statistics import Samples
@@ -31,6 +31,8 @@ _MAX_METRICS = 10_000
 _MAX_AGE_S = 14 * 86400.0
 _MAX_AHEAD_S = 7200.0
 """Wall-clock seconds that PutMetricData's timestamps may lie in the past and ahead."""
+_MAX_VALUE = 2.0**360
+"""Greatest value that CloudWatch takes, on either side of zero."""
 
 Metric = tuple[str, str, frozenset[tuple[str, str]]]
 """Namespace, name, and the names and values of all dimensions."""
@@ -225,14 +227,18 @@ def _add(samples: Samples, datum: Mapping[str, Any]) -> None:
     if datum.get("StatisticValues") is not None:
         known = datum["StatisticValues"]
         numbers = [known.get(name, 0.0) for name in ("SampleCount", "Sum", "Minimum", "Maximum")]
-        if all(map(isfinite, numbers)) and numbers[0] > 0:
+        if all(map(_is_value, numbers)) and numbers[0] > 0:
             samples.add_set(*numbers)
         return
     values = datum["Values"] if datum.get("Values") is not None else [datum.get("Value")]
     counts = datum.get("Counts") or [1.0] * len(values)
     for value, times in zip(values, counts, strict=False):
-        if value is not None and isfinite(value) and times > 0:
+        if value is not None and _is_value(value) and _is_value(times) and times > 0:
             samples.add(float(value), float(times))
+
+
+def _is_value(number: float) -> bool:
+    return abs(number) <= _MAX_VALUE
 
 
 def _dump(samples: Samples) -> str:

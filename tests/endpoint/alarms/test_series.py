@@ -71,7 +71,10 @@ def test_every_form_of_datum_counts(datum: dict[str, Any], expected: tuple[float
     "datum",
     [
         pytest.param({"Value": float("nan")}, id="not a number"),
+        pytest.param({"Value": -1e109}, id="too far below zero"),
         pytest.param({"Values": [1.0], "Counts": [0.0]}, id="no times"),
+        pytest.param({"Values": [1.0], "Counts": [float("inf")]}, id="infinitely often"),
+        pytest.param({"Value": 1.0, "Timestamp": float("nan")}, id="never"),
         pytest.param({}, id="empty"),
         pytest.param({"StatisticValues": {"SampleCount": 0.0}}, id="empty set"),
         pytest.param({"Value": 1.0, "Timestamp": NOW - 15 * 86400}, id="too old"),
