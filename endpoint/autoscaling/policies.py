@@ -69,7 +69,7 @@ class Policies:
             check_metric_is_free(configuration, (other.configuration for other in others if other.type == type_))
         policy = old or self._new_policy(target, name, type_)
         alarms = new_alarms(resource_id, policy.action_arn, configuration) if type_ == "TargetTrackingScaling" else []
-        check_alarms(alarms)
+        check_alarms(alarms, self._arns.settings.region)
         _warn_of_unpublished(policy, configuration)
         policy = ScalingPolicy(
             resource_id=resource_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from endpoint.autoscaling.calendar import open_calendar
@@ -17,6 +18,7 @@ from endpoint.aws.service import AwsError
 MAX_ACTIONS = 200
 """Maximum number of scheduled actions of a target."""
 MAX_PAGE = 50
+_YEAR_10000 = datetime(9999, 12, 31, tzinfo=UTC).timestamp() + 86400
 
 Parameters = dict[str, Any]
 Result = dict[str, Any]
@@ -43,9 +45,7 @@ class ScheduledActions:
             )
         least, most = _check_bounds(parameters, old)
         schedule, timezone = _check_schedule(parameters, old)
-        start, end = parameters.get("StartTime"), parameters.get("EndTime")
-        if start is not None and end is not None and start >= end:
-            raise invalid("StartTime must be before EndTime")
+        start, end = _check_window(parameters)
         wall = self._clock()
         now = (await open_calendar(self._store, self._time_scale, wall)).time_at(wall)
         await self._store.put_action(
@@ -105,6 +105,17 @@ def _check_bounds(parameters: Parameters, old: ScheduledAction | None) -> tuple[
         word = "0" if least is None else "minimum capacity"
         raise invalid(f"Maximum capacity cannot be less than {word}")
     return least, most
+
+
+def _check_window(parameters: Parameters) -> tuple[float | None, float | None]:
+    """Return StartTime and EndTime. Raises AwsError."""
+    start, end = parameters.get("StartTime"), parameters.get("EndTime")
+    for name, time in (("StartTime", start), ("EndTime", end)):
+        if time is not None and not 0 <= time < _YEAR_10000:
+            raise invalid(f"{name} must be between the years 1970 and 9999")  # no client can read others
+    if start is not None and end is not None and start >= end:
+        raise invalid("StartTime must be before EndTime")
+    return start, end
 
 
 def _check_schedule(parameters: Parameters, old: ScheduledAction | None) -> tuple[str, str | None]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from botocore.loaders import Loader
 from botocore.model import ServiceModel
 
+from endpoint.alarms.validation import validate_alarm
 from endpoint.autoscaling.decisions import LOW_RATIO
 from endpoint.autoscaling.policy_rules import UNPUBLISHED_METRICS, Configuration
 from endpoint.autoscaling.resources import invalid, variant_of
@@ -86,11 +87,15 @@ def new_alarms(resource_id: str, action_arn: str, configuration: Configuration) 
     ]
 
 
-def check_alarms(alarms: Sequence[dict[str, Any]]) -> None:
-    """Check alarms against the constraints of CloudWatch's model. Raises AwsError."""
-    found = [sentence for alarm in alarms[:1] for sentence in violations(_put_metric_alarm_shape(), alarm)]
-    if found:
-        raise invalid(f"The customized metric specification is not valid. {'; '.join(found)}")
+def check_alarms(alarms: Sequence[dict[str, Any]], region: str) -> None:
+    """Check that CloudWatch will take the alarms of a policy, before the policy is written down. Raises AwsError."""
+    for alarm in alarms:
+        if found := list(violations(_put_metric_alarm_shape(), alarm)):
+            raise invalid(f"The customized metric specification is not valid. {'; '.join(found)}")
+        try:
+            validate_alarm(alarm, region)
+        except AwsError as error:
+            raise invalid(f"The customized metric specification is not valid. {error.message}") from None
 
 
 @cache

@@ -76,8 +76,8 @@ REQUESTS = st.one_of(
             {"ScheduledActionName": st.text(min_size=1, max_size=3), "Schedule": SCHEDULES},
             optional={
                 "Timezone": st.one_of(st.sampled_from(["Asia/Tokyo", "../etc/passwd", "/etc"]), st.text(max_size=5)),
-                "StartTime": NUMBERS,
-                "EndTime": NUMBERS,
+                "StartTime": st.one_of(NUMBERS, st.floats(0, 1e12)),
+                "EndTime": st.one_of(NUMBERS, st.floats(0, 1e12)),
                 "ScalableTargetAction": st.fixed_dictionaries(
                     {}, optional={"MinCapacity": COUNTS, "MaxCapacity": COUNTS}
                 ),

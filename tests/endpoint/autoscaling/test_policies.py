@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from endpoint.alarms.alarms import Alarms
 from endpoint.autoscaling.policy_rules import java_double
 from testing.endpoint.autoscaling_server import AutoscalingServer
 from testing.endpoint.scaling_calls import (
@@ -473,39 +474,91 @@ class Killed(BaseException):
     pass
 
 
-def test_killed_gateway_makes_alarms_later(
-    server: AutoscalingServer, start: Callable[..., AutoscalingServer], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that has the gateway die in the middle of its n-th change of alarms, which is made or not."""
+
+    def kill_at(number: int) -> None:
+        left = number
+
+        def dying(change: Callable[..., Any]) -> Callable[..., Any]:
+            async def die(*arguments: Any) -> None:
+                nonlocal left
+                if left == 0:
+                    raise Killed
+                await change(*arguments)
+                left -= 1
+                if left == 0:
+                    raise Killed
+
+            return die
+
+        for method in ("put", "delete"):
+            monkeypatch.setattr(Alarms, method, dying(getattr(Alarms, method)))
+
+    return kill_at
+
+
+@pytest.mark.parametrize("change", range(5))
+def test_killed_update_is_finished_later(
+    server: AutoscalingServer,
+    start: Callable[..., AutoscalingServer],
+    kill_at: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    change: int,
 ) -> None:
     register(server.client)
-    put_tracking(server.client, "kept")
+    put_tracking(server.client)
     old = alarms(server)
-
-    async def die(*_: Any) -> None:
-        raise Killed
-
-    for method in ("put", "delete"):
-        monkeypatch.setattr(f"endpoint.alarms.alarms.Alarms.{method}", die)
+    kill_at(change)
+    parameters = VARIANT | {
+        "PolicyName": "track",
+        "TargetTrackingScalingPolicyConfiguration": TRACKING | {"TargetValue": 7.0},
+    }
     with pytest.raises(Killed):
-        server.run(server.autoscaling.call("PutScalingPolicy", tracking_parameters("kept", 7.0)))
-    with pytest.raises(Killed):
-        server.run(server.autoscaling.deregister_endpoint("other"))
+        server.run(server.autoscaling.call("PutScalingPolicy", parameters))
     monkeypatch.undo()
-    assert alarms(server) == old
 
     after = start()
     after.run(after.autoscaling.resume())
-    described = policy(after.client, "kept")
+    described = policy(after.client, "track")
     assert described["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 7.0
     assert {alarm["AlarmName"] for alarm in described["Alarms"]} == alarms(after).keys()
-    assert not old.keys() & alarms(after).keys()
+    assert len(alarms(after)) == 2 and not old.keys() & alarms(after).keys()
 
 
-def tracking_parameters(name: str, target: float) -> dict[str, Any]:
-    return VARIANT | {
-        "PolicyName": name,
-        "PolicyType": "TargetTrackingScaling",
-        "TargetTrackingScalingPolicyConfiguration": TRACKING | {"TargetValue": target},
-    }
+@pytest.mark.parametrize("change", range(3))
+def test_killed_deregistration_is_finished_later(
+    server: AutoscalingServer,
+    start: Callable[..., AutoscalingServer],
+    kill_at: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    change: int,
+) -> None:
+    register(server.client)
+    put_tracking(server.client)
+    kill_at(change)
+    with pytest.raises(Killed):
+        server.run(server.autoscaling.deregister_endpoint("endpoint"))
+    monkeypatch.undo()
+
+    after = start()
+    after.run(after.autoscaling.resume())
+    assert alarms(after) == {}
+    assert after.client.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"] == []
+
+
+def test_refused_alarm_does_not_stop_others(
+    server: AutoscalingServer, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_tracking(client)
+    bad = {"AlarmName": "bad", "MetricName": "x"}
+    kept = server.run(server.store.policies())[0]
+    server.run(server.store.put_policy(kept, [bad]))
+    with caplog.at_level(logging.ERROR):
+        server.run(server.autoscaling.resume())
+    assert "alarm bad was refused" in caplog.text
+    assert server.run(server.store.alarm_changes()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -103,6 +104,7 @@ def client(server: AutoscalingServer) -> Any:
             id="twice a minute",
         ),
         pytest.param({"Timezone": "Mars/Olympus"}, "Invalid schedule timezone: Mars/Olympus", id="unknown time zone"),
+        pytest.param({"EndTime": -1}, "EndTime must be between the years 1970 and 9999", id="before the epoch"),
         pytest.param(
             {"StartTime": 2e9, "EndTime": 2e9}, "StartTime must be before EndTime", id="end not after the start"
         ),
@@ -217,6 +219,22 @@ def test_run_is_written_down_with_its_bounds(server: AutoscalingServer, client: 
     target = client.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"][0]
     assert (target["MinCapacity"], target["MaxCapacity"]) == (2, 4)
     assert next_run_at(server) == due + DAY
+
+
+def test_time_that_no_client_can_read_is_refused(server: AutoscalingServer, client: Any) -> None:
+    # boto3 itself can't send it.
+    body = json.dumps(
+        VARIANT
+        | {
+            "ScheduledActionName": "a",
+            "Schedule": "rate(1 day)",
+            "ScalableTargetAction": {"MinCapacity": 1},
+            "StartTime": 253402300800,
+        }
+    )
+    headers = {"x-amz-target": "AnyScaleFrontendService.PutScheduledAction"}
+    answer = server.run(server.respond("/", headers, body.encode()))
+    assert b"StartTime must be between the years 1970 and 9999" in answer.body
 
 
 # The platform's calendar
