@@ -180,7 +180,7 @@ class Platform:
 
 def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> Handler:
     async def handle(request: Request) -> Response:
-        return await service.respond(call, request.method, request.path, request.headers, await request.body())
+        return await service.respond(call, await request.whole())
 
     return handle
 

@@ -1,4 +1,4 @@
-"""Values of a service's shapes: read from JSON with their types checked, and written back.
+"""Values of a service's shapes: read from JSON or CBOR with their types checked, and written back.
 
 A shape is a botocore.model.Shape. Locations of members, constraints and requests are for the modules beside this one.
 """
@@ -6,6 +6,8 @@ A shape is a botocore.model.Shape. Locations of members, constraints and request
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -20,10 +22,17 @@ class UnknownParameter(Unreadable):
     """The model has no such member. AWS ignores these; here one may be newer than the model, so it isn't dropped."""
 
 
-def read_value(shape: Any, value: Any, path: str = "") -> Any:
-    """Return a JSON value as `shape` has it: times as seconds since the epoch, blobs as bytes. Raises Unreadable.
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A time as CBOR has it: tagged, so that it is no number."""
 
-    Nulls in structures are dropped, as AWS does. `path` is where the value is in the request.
+    seconds: float
+
+
+def read_value(shape: Any, value: Any, path: str = "") -> Any:
+    """Return a value of JSON or CBOR as `shape` has it: times as seconds since the epoch, blobs as bytes.
+
+    Raises Unreadable. Nulls in structures are dropped, as AWS does. `path` is where the value is in the request.
     """
     match shape.type_name:
         case "structure":
@@ -49,7 +58,10 @@ def read_value(shape: Any, value: Any, path: str = "") -> Any:
         case "boolean":
             return _expect(value, bool, "Boolean")
         case "integer" | "long" | "float" | "double" | "timestamp":
-            return _read_number(shape, value)
+            is_time = shape.type_name == "timestamp" and isinstance(value, Epoch)
+            return _read_number(shape, value.seconds if is_time else value)
+        case "blob" if isinstance(value, bytes):
+            return value
         case "blob":
             text = _read_string(value)
             try:
@@ -73,25 +85,41 @@ def read_text(shape: Any, text: str) -> Any:
     return value
 
 
-def write_value(shape: Any, value: Any) -> Any:
-    """Return a value as JSON can hold it. A KeyError or TypeError is a mistake of the code that made the value."""
+def write_scalar(shape: Any, value: Any) -> Any:
+    """Return a value that holds no others as JSON can hold it."""
+    match shape.type_name:
+        case "timestamp":
+            return epoch_ms(value)
+        case "blob":
+            return base64.b64encode(value).decode()
+        case "float" | "double":
+            return float(value)
+    return value
+
+
+def epoch_ms(value: datetime | float) -> float:
+    """Return a time as seconds since the epoch, in milliseconds, as AWS gives them."""
+    return round(value.timestamp() if isinstance(value, datetime) else value, 3)
+
+
+def write_value(shape: Any, value: Any, scalar: Callable[[Any, Any], Any] = write_scalar) -> Any:
+    """Return a value with its scalars as `scalar` writes them, so that JSON can hold it, say.
+
+    A KeyError or TypeError is a mistake of the code that made the value.
+    """
     match shape.type_name:
         case "structure":
             members = shape.members
             return {
-                members[name].serialization.get("name", name): write_value(members[name], inner)
+                members[name].serialization.get("name", name): write_value(members[name], inner, scalar)
                 for name, inner in value.items()
                 if inner is not None
             }
         case "list":
-            return [write_value(shape.member, inner) for inner in value]
+            return [write_value(shape.member, inner, scalar) for inner in value]
         case "map":
-            return {key: write_value(shape.value, inner) for key, inner in value.items()}
-        case "timestamp":  # in milliseconds, as AWS gives them
-            return round(value.timestamp() if isinstance(value, datetime) else value, 3)
-        case "blob":
-            return base64.b64encode(value).decode()
-    return value
+            return {key: write_value(shape.value, inner, scalar) for key, inner in value.items()}
+    return scalar(shape, value)
 
 
 def _read_string(value: Any) -> str:
@@ -130,7 +158,8 @@ def _unexpected(value: Any, wanted: str) -> str:
         return "Start of structure or map found where not expected."
     if isinstance(value, list):
         return "Start of list found where not expected."
-    token = {bool: "TRUE_VALUE" if value else "FALSE_VALUE", str: "STRING_VALUE"}.get(type(value), "NUMBER_VALUE")
+    tokens = {bool: "TRUE_VALUE" if value else "FALSE_VALUE", str: "STRING_VALUE", bytes: "BYTES_VALUE"}
+    token = tokens.get(type(value), "NUMBER_VALUE")
     if wanted in ("structure", "list", "map"):
         return f"Unexpected token received from parser: {token} where a {wanted} was expected."
     return f"{token} can not be converted to {wanted}"

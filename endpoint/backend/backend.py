@@ -12,9 +12,9 @@ If it is killed (kill -9, no memory left) and started again:
   at the last clean stop: what came since is gone, and messages received and deleted since are in their queues again.
 * A power cut can cost objects as well: nothing is forced to the disk.
 
-It holds each object that is sent or received whole in memory. An access key of twelve digits stands for the account of
-that number, with buckets and queues of its own. When the gateway's port changes, queues keep the URL that they were
-made with, and answer at either.
+It holds each object that is sent or received whole in memory. It would take an access key of twelve digits for the
+account of that number: the gateway lets none through but the endpoint's own. When the gateway's port changes, queues
+keep the URL that they were made with, and answer at either.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from endpoint.aws.service import AwsError, not_implemented
+from endpoint.aws.errors import AwsError, not_implemented
 from endpoint.control_plane.descriptions import description, endpoint_description, summary, weight_of, without_tags
 from endpoint.control_plane.pagination import page
 from endpoint.control_plane.validation import (

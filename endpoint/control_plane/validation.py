@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from endpoint.aws.errors import AwsError
 from endpoint.aws.instance_types import find_instance_type
 from endpoint.aws.s3_location import parse_location
-from endpoint.aws.service import AwsError
 from endpoint.control_plane.environment_rules import rejection_reason
 from endpoint.state.catalog import Deployment
 

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from endpoint.aws.service import AwsError, not_implemented
+from endpoint.aws.errors import AwsError, not_implemented
 from endpoint.data_plane.container_client import BadAnswer, ContainerClient, NoAnswer, Timeout, request_headers
 from endpoint.data_plane.dispatcher import Dispatcher
 from endpoint.fleet.fleet import Fleet

@@ -8,6 +8,7 @@ from typing import Literal
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
+import cbor2
 from starlette.responses import Response
 
 from endpoint.gateway.request import Request
@@ -41,10 +42,7 @@ def error_response(request: Request, status: int, code: str, message: str) -> Re
         body = json.dumps({"__type": code, "message": message}).encode()
     elif protocol == "cbor":
         headers["smithy-protocol"] = "rpc-v2-cbor"
-        body = b"\xa2"  # RFC 8949: a map of two entries, then texts (0x79), each after its length in two bytes
-        for text in ("__type", code, "message", message):
-            data = text.encode()[:0xFFFF]
-            body += b"\x79" + len(data).to_bytes(2) + data
+        body = cbor2.dumps({"__type": code, "message": message})
     elif protocol == "query":
         kind = "Sender" if status < 500 else "Receiver"
         body = f"<ErrorResponse><Error><Type>{kind}</Type>{xml}</Error>{tail}</ErrorResponse>".encode()

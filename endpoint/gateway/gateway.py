@@ -17,17 +17,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from endpoint.backend.backend import Backend
 from endpoint.gateway.error_responses import error_response, gap_in_s3, not_implemented
+from endpoint.gateway.monitoring import ALARM_OPERATIONS, PUT
+from endpoint.gateway.one_account import sign_header_for, sign_query_for
 from endpoint.gateway.proxy import BackendUnavailable, Proxy
-from endpoint.gateway.request import BodyTooLarge, ClientGone, Request
+from endpoint.gateway.request import BodyTooLarge, ClientGone, Forward, Request
 from endpoint.origin_guard import OriginGuard
 from endpoint.settings import Settings
 
 HEALTH_PATH = "/_longhaul/health"
+_CLOUDWATCH_ACTIONS = ALARM_OPERATIONS | {PUT}
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[Request], Awaitable[Response]]
-"""Function that answers a request. Raises ClientGone, BodyTooLarge."""
+Handler = Callable[[Request], Awaitable[Response | Forward]]
+"""Function that answers a request or leaves it to the backend. Raises ClientGone, BodyTooLarge."""
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
@@ -82,15 +85,8 @@ class Gateway:
             request = Request(scope, receive)
             try:
                 response = await self._respond(request)
-                if response is None:
-                    path, host = scope["raw_path"].decode("latin-1"), request.headers["host"]
-                    if self._backend.services is not None and request.bucket is not None:
-                        # By path: MiniStack takes some keys at a virtual host for its own routes, its reset among them.
-                        path, host = f"/{request.bucket}{path}", f"localhost:{self._settings.port}"
-                    elif request.address in self._networks:  # an address that the backend doesn't know for its own
-                        host = f"localhost:{self._settings.port}"
-                    query = f"?{request.query}" if request.query else ""
-                    await self._proxy.forward(request, f"{self._backend.url}{path}{query}", host, receive, send)
+                if isinstance(response, Forward):
+                    await self._forward(request, scope["raw_path"].decode("latin-1"), response, send)
                     return
             except ClientGone:
                 return
@@ -99,8 +95,24 @@ class Gateway:
             await response(scope, receive, send)
         # A WebSocket is refused by not being accepted.
 
-    async def _respond(self, request: Request) -> Response | None:
-        """Answer a request that is refused or for us; None if the backend has to answer it. Raises ClientGone."""
+    async def _forward(self, request: Request, path: str, forward: Forward, send: Send) -> None:
+        """Have the backend answer a request. Raises BackendUnavailable, ClientGone."""
+        host = request.headers["host"]
+        if self._backend.services is not None and request.bucket is not None:
+            # By path: MiniStack takes some keys at a virtual host for its own routes, its reset among them.
+            path, host = f"/{request.bucket}{path}", f"localhost:{self._settings.port}"
+        elif request.address in self._networks:  # an address that the backend doesn't know for its own
+            host = f"localhost:{self._settings.port}"
+        account, service = self._settings.account, request.service
+        query = f"?{sign_query_for(account, service, request.query)}" if request.query else ""
+        headers = request.headers | {"host": host}
+        if authorization := headers.get("authorization"):
+            headers["authorization"] = sign_header_for(account, service, authorization)
+        url = f"{self._backend.url}{path}{query}"
+        await self._proxy.forward(request, url, headers, send, forward.on_taken)
+
+    async def _respond(self, request: Request) -> Response | Forward:
+        """Answer a request that is refused or for us, or leave it to the backend. Raises ClientGone."""
         if reason := self._guard.rejection_reason(request.headers, request.address, request.peer):
             return error_response(request, 403, "AccessDenied", reason)
         if request.path.startswith("/_") and request.bucket is None:  # no bucket has such a name
@@ -108,19 +120,25 @@ class Gateway:
                 return Response(b'{"status": "ok"}', headers={"content-type": "application/json"})
             # The backend's own routes (MiniStack's reset, say) are for no client.
             return error_response(request, 404, "NotFound", f"There is nothing at {request.path}")
-        if handle := self._routes.get(request.service):
-            try:
+        try:
+            if handle := await self._handler(request):
                 return await handle(request)
-            except ClientGone:
-                raise
-            except BodyTooLarge as error:
-                return error_response(request, 413, "RequestEntityTooLargeException", str(error))
-            except Exception:
-                logger.exception("%s %s failed", request.method, request.path)
-                return error_response(request, 500, "InternalFailure", "An internal error occurred.")
+        except ClientGone:
+            raise
+        except BodyTooLarge as error:
+            return error_response(request, 413, "RequestEntityTooLargeException", str(error))
+        except Exception:
+            logger.exception("%s %s failed", request.method, request.path)
+            return error_response(request, 500, "InternalFailure", "An internal error occurred.")
         if self._backend.services is not None:
             if request.service and request.service not in self._backend.services:
                 return not_implemented(request, request.service)
             if request.service in ("s3", "") and (gap := gap_in_s3(request)):
                 return not_implemented(request, gap)
-        return None
+        return Forward()
+
+    async def _handler(self, request: Request) -> Handler | None:
+        """Return the handler of a request's service. Raises ClientGone, BodyTooLarge."""
+        if request.service == "" and not _CLOUDWATCH_ACTIONS.isdisjoint(await request.actions()):
+            return self._routes.get("monitoring")
+        return self._routes.get(request.service)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import aiohttp
 from multidict import CIMultiDict
-from starlette.types import Message, Receive, Send
+from starlette.types import Message, Send
 from yarl import URL
 
 from endpoint.gateway.request import ClientGone, Request
@@ -40,11 +40,21 @@ class Proxy:
             await self._http.close()
             self._http = None
 
-    async def forward(self, request: Request, url: str, host: str, receive: Receive, send: Send) -> None:
-        """Forward a request. Raises BackendUnavailable, or what broke a response that had begun."""
-        exchange = _Exchange(request, receive, send)
+    async def forward(
+        self,
+        request: Request,
+        url: str,
+        headers: Mapping[str, str],
+        send: Send,
+        on_taken: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Forward a request. Raises BackendUnavailable, or what broke a response that had begun.
+
+        `on_taken` is called between a response of 2xx and its way to the client.
+        """
+        exchange = _Exchange(request, send, on_taken)
         try:
-            await exchange.run(self._session(), URL(url, encoded=True), host)
+            await exchange.run(self._session(), URL(url, encoded=True), headers)
         except asyncio.CancelledError:
             if not exchange.is_client_gone:
                 raise
@@ -75,26 +85,26 @@ class Proxy:
 class _Exchange:
     """One request to the backend and its response."""
 
-    def __init__(self, request: Request, receive: Receive, send: Send) -> None:
+    def __init__(self, request: Request, send: Send, on_taken: Callable[[], Awaitable[None]] | None) -> None:
         self._request = request
-        self._receive = receive
         self._send = send
+        self._on_taken = on_taken
         self._task = asyncio.current_task()
         self._watch: asyncio.Task[None] | None = None
         self._is_answered = False
         self.is_answering = False
         self.is_client_gone = False
 
-    async def run(self, http: aiohttp.ClientSession, url: URL, host: str) -> None:
+    async def run(self, http: aiohttp.ClientSession, url: URL, headers: Mapping[str, str]) -> None:
         """Forward the request and its response. Cancels its task if the client goes."""
-        request = self._request
-        named = {name.strip().lower() for name in request.headers.get("connection", "").split(",")}
+        named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
         dropped = _HOP_BY_HOP | named | {"expect"}
-        headers = CIMultiDict({name: value for name, value in request.headers.items() if name not in dropped})
-        headers["host"] = host
-        body = await self._body()
+        sent = CIMultiDict({name: value for name, value in headers.items() if name not in dropped})
+        body, method = await self._body(), self._request.method
         try:
-            async with http.request(request.method, url, headers=headers, data=body, allow_redirects=False) as response:
+            async with http.request(method, url, headers=sent, data=body, allow_redirects=False) as response:
+                if self._on_taken is not None and response.ok:
+                    await self._on_taken()
                 self.is_answering = True
                 await self._send(
                     {
@@ -136,14 +146,14 @@ class _Exchange:
         self._watch = asyncio.create_task(self._cancel_when_gone())
 
     async def _next(self) -> Message:
-        message = await self._receive()
+        message = await self._request.receive()
         if message["type"] == "http.disconnect":
             self.is_client_gone = True
             raise ClientGone
         return message
 
     async def _cancel_when_gone(self) -> None:
-        await self._receive()
+        await self._request.receive()
         if not self._is_answered and self._task is not None:
             self.is_client_gone = True
             self._task.cancel()

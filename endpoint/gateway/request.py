@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
+from endpoint.aws.query_wire import FORM
+from endpoint.aws.wire import HttpRequest
 from endpoint.origin_guard import host_name
 
 _MAX_BODY_BYTES = 8 << 20
+_MAX_FIELDS = 100_000
 _TARGETS = {
     "SageMaker": "sagemaker",
     "AnyScaleFrontendService": "application-autoscaling",
@@ -22,6 +26,7 @@ _TARGETS = {
 }
 _CREDENTIAL = re.compile(r"Credential=([^,\s]+)")
 _PRESIGNED = re.compile(r"(?:^|&)X-Amz-Credential=([^&]+)", re.IGNORECASE)
+_CBOR_PATH = re.compile(r"/service/.*(?:granite|cloudwatch).*/operation/", re.IGNORECASE)
 _VIRTUAL_HOST = re.compile(r"(?P<bucket>[a-z0-9][a-z0-9.-]+?)(?:\.s3(?:[.-][a-z0-9-]+)*)?\.localhost")
 
 
@@ -33,8 +38,16 @@ class ClientGone(Exception):
     """The client closed the connection before its request was whole."""
 
 
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Result of a handler for a request that the backend is to answer."""
+
+    on_taken: Callable[[], Awaitable[None]] | None = None
+    """Called once the backend has taken the request (2xx), before the client hears of it."""
+
+
 class Request:
-    """A request as a handler gets it. Its body is read once, whole or streamed."""
+    """A request as a handler gets it. Its body is read once, whole or streamed; after `whole` it can be read again."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
@@ -56,14 +69,18 @@ class Request:
         self.peer: str = (scope.get("client") or [""])[0]
         """Address that it came from."""
         self._receive = receive
+        self._whole: HttpRequest | None = None
+        self._again: list[Message] = []
 
     @cached_property
     def service(self) -> str:
         """Name that the request is signed for, else that of its X-Amz-Target; "" where only the backend can tell."""
         target = self.headers.get("x-amz-target", "").partition(".")[0]
-        name = self._signed_name() or (_TARGETS.get(target, target) if target else "")
+        name = _TARGETS.get(target) or self._signed_name() or target
         if name in ("", "sagemaker") and self.path.startswith("/endpoints/"):
             return "sagemaker-runtime"
+        if name == "" and _CBOR_PATH.search(self.path):
+            return "monitoring"
         return name
 
     @cached_property
@@ -85,11 +102,34 @@ class Request:
             parts.append(part)
         return b"".join(parts)
 
+    async def whole(self) -> HttpRequest:
+        """Read all of it, as often as wanted, and before it is forwarded. Raises BodyTooLarge, ClientGone."""
+        if self._whole is None:
+            body = await self.body()
+            self._again = [{"type": "http.request", "body": body, "more_body": False}]
+            self._whole = HttpRequest(
+                method=self.method, path=self.path, headers=self.headers, body=body, query=self.query
+            )
+        return self._whole
+
+    async def actions(self) -> set[str]:
+        """Return the operations that a request without a signature names by the query protocol. Raises as `whole`."""
+        texts = [self.query]
+        if self.method == "POST" and self.headers.get("content-type", "").startswith(FORM):
+            texts.append((await self.whole()).body.decode(errors="replace"))
+        elif self.method != "GET":
+            return set()
+        return {value for text in texts if "Action" in text for name, value in _fields(text) if name == "Action"}
+
+    async def receive(self) -> Message:
+        """Return the connection's next event, for what forwards the request."""
+        return self._again.pop() if self._again else await self._receive()
+
     async def stream(self) -> AsyncIterator[bytes]:
         """Read it in parts. Raises ClientGone."""
         more = True
         while more:
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             more = message.get("more_body", False)
@@ -105,3 +145,10 @@ class Request:
             return ""
         scope = unquote(found[1]).split("/")  # key/date/region/service/aws4_request; without a region in version 4A
         return scope[-2] if len(scope) >= 4 else ""
+
+
+def _fields(text: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+    except ValueError:
+        return []

@@ -14,16 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 from botocore.config import Config
 from starlette.responses import Response
 
+from endpoint.aws.errors import not_implemented
 from endpoint.backend.backend import Backend
 from endpoint.backend.emulator import read_running
 from endpoint.gateway.gateway import Gateway, make_server
+from endpoint.gateway.monitoring import Monitoring
 from endpoint.gateway.request import Request
 from endpoint.settings import Settings
 from testing import ROOT
+from testing.endpoint.botocore_wire import session
 from testing.server import eventually, free_port
 
 
@@ -60,15 +62,16 @@ class GatewayProcess:
         running = read_running(self.data_dir / "backend")
         return running.pid if running and running.process.is_alive else None
 
-    def client(self, service: str, **config: Any) -> Any:
-        client = boto3.client(
-            service,
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            config=Config(**config),
-        )
+    @property
+    def backend_url(self) -> str:
+        running = read_running(self.data_dir / "backend")
+        assert running is not None
+        return f"http://127.0.0.1:{running.port}"
+
+    def client(
+        self, service: str, key: str = "test", protocol: str | None = None, token: str | None = None, **config: Any
+    ) -> Any:
+        client = session(protocol, key, token).client(service, endpoint_url=self.url, config=Config(**config))
         self._clients.append(client)
         return client
 
@@ -104,12 +107,36 @@ async def tell_runtime(request: Request) -> Response:
     return Response(f"{size}", headers={"x-Amzn-Invoked-Production-Variant": f"{request.path}?{request.query}"})
 
 
+class Alarms:
+    """Remembers the operations of alarms and the metric data that it gets; DescribeAlarms tells them."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, dict[str, Any]]] = []
+
+    async def call(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        if operation == "DescribeAlarms":
+            return {"MetricAlarms": [], "NextToken": json.dumps(self._calls)}
+        if operation == "PutCompositeAlarm":
+            raise not_implemented(operation)
+        self._calls.append((operation, parameters))
+        return {"Tags": []} if operation == "ListTagsForResource" else {}
+
+    async def record(self, parameters: dict[str, Any]) -> None:
+        self._calls.append(("record", parameters))
+
+
 async def main(data_dir: str, port: str, backend_url: str) -> None:
     settings = Settings(data_dir=Path(data_dir), port=int(port), backend=backend_url)
     backend = Backend(settings)
     await backend.start()
     watch = asyncio.create_task(backend.watch())
-    app = Gateway(settings, backend, {"sagemaker": tell_control, "sagemaker-runtime": tell_runtime})
+    alarms = Alarms()
+    routes = {
+        "sagemaker": tell_control,
+        "sagemaker-runtime": tell_runtime,
+        "monitoring": Monitoring(alarms.call, alarms.record).handle,
+    }
+    app = Gateway(settings, backend, routes)
     with socket.create_server((settings.host, settings.port)) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the socket of `up` has it
         await make_server(app).serve(sockets=[sock])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from endpoint.aws.service import Service
+from endpoint.aws.service import HttpRequest, Service
 from endpoint.data_plane.container_client import ContainerClient
 from endpoint.data_plane.dispatcher import Dispatcher
 from endpoint.data_plane.runtime import Runtime
@@ -149,7 +149,8 @@ class RuntimePort:
         )
 
     def _respond(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        return self._run(SERVICE.respond(self._runtime.call, method, path, headers, body))
+        request = HttpRequest(method=method, path=path, headers=headers, body=body)
+        return self._run(SERVICE.respond(self._runtime.call, request))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from starlette.responses import Response
 
-from endpoint.aws.service import Call, Service
+from endpoint.aws.service import Call, HttpRequest, Service
 from endpoint.settings import Settings
 from endpoint.state.database import Database
 from testing.endpoint.botocore_wire import client
@@ -63,7 +63,8 @@ class ServiceServer(ABC):
 
     async def respond(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Answer a POST as the server does."""
-        return await _service(self.service).respond(self._call, "POST", path, headers, body)
+        request = HttpRequest(method="POST", path=path, headers=headers, body=body)
+        return await _service(self.service).respond(self._call, request)
 
     async def _open(self, settings: Settings) -> Call:
         self.database = Database(settings.data_dir / "endpoint.sqlite", *self.schemas)

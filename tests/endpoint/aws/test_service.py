@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,8 +15,10 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 
 from endpoint.aws.constraints import java_pattern
-from endpoint.aws.service import AwsError, Service, not_implemented
+from endpoint.aws.errors import AwsError, not_implemented
+from endpoint.aws.service import HttpRequest, Service
 from testing.endpoint.botocore_wire import client
+from testing.endpoint.shape_values import values_of, with_epochs
 
 CONTROL = Service("sagemaker")
 RUNTIME = Service("sagemaker-runtime")
@@ -46,55 +47,31 @@ class Wire:
         self.result: dict[str, Any] | AwsError = {}
 
     def __call__(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        name, labels = self.service.operation(method, path, headers)
-        self.seen.append((name, self.service.parse(name, labels, headers, body)))
+        request = HttpRequest(method=method, path=path, headers=headers, body=body)
+        wire = self.service.wire(headers)
+        name, labels = wire.operation(request)
+        self.seen.append((name, self.service.parse(name, labels, request)))
         if isinstance(self.result, AwsError):
-            return self.service.error_response(self.result)
-        return self.service.response(name, self.result)
+            return wire.error_response(self.result, headers)
+        return wire.response(name, self.result)
+
+
+def operation(service: Service, method: str, path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    return service.wire(headers).operation(HttpRequest(method=method, path=path, headers=headers))
+
+
+def parse(
+    service: Service,
+    name: str,
+    body: bytes,
+    labels: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    return service.parse(name, labels or {}, HttpRequest(method="POST", path="/", headers=headers or {}, body=body))
 
 
 WIRES = {"sagemaker": Wire(CONTROL), "sagemaker-runtime": Wire(RUNTIME)}
 CLIENTS = {name: client(name, wire, parameter_validation=False) for name, wire in WIRES.items()}
-
-HEADER_TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
-
-
-def values_of(shape: Any) -> st.SearchStrategy[Any]:
-    match shape.type_name:
-        case "structure":
-            members = {name: values_of(member) for name, member in shape.members.items()}
-            required = {name: values for name, values in members.items() if name in shape.required_members}
-            optional = {name: values for name, values in members.items() if name not in required}
-            return st.fixed_dictionaries(required, optional=optional)
-        case "list":
-            return st.lists(values_of(shape.member), max_size=2)
-        case "map":
-            return st.dictionaries(values_of(shape.key), values_of(shape.value), max_size=2)
-        case "string" if shape.serialization.get("location") == "uri":
-            return HEADER_TEXT.filter(lambda text: text.strip("."))  # clients resolve dots in paths
-        case "string" if shape.serialization.get("location"):
-            return HEADER_TEXT
-        case "string":
-            return st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
-        case "integer":
-            return st.integers(-(2**31), 2**31 - 1)
-        case "float":
-            return st.floats(allow_nan=False, allow_infinity=False, width=32)
-        case "boolean":
-            return st.booleans()
-        case "timestamp":
-            return st.integers(0, 2**32).map(lambda ms: datetime.fromtimestamp(ms / 1000, UTC))
-        case "blob":
-            return st.binary(min_size=1, max_size=20)
-    raise AssertionError(shape.type_name)
-
-
-def with_epochs(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: with_epochs(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [with_epochs(inner) for inner in value]
-    return value.timestamp() if isinstance(value, datetime) else value
 
 
 def without_meta(answered: dict[str, Any]) -> dict[str, Any]:
@@ -148,30 +125,30 @@ def test_async_invocation_returns_202_with_headers() -> None:
 
 
 def test_empty_body_is_payload_only_if_required() -> None:
-    assert RUNTIME.parse("InvokeEndpoint", {"EndpointName": "e"}, {}, b"")["Body"] == b""
-    assert "Body" not in RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, {}, b"")
+    assert parse(RUNTIME, "InvokeEndpoint", b"", {"EndpointName": "e"}, {})["Body"] == b""
+    assert "Body" not in parse(RUNTIME, "InvokeEndpointAsync", b"", {"EndpointName": "e"}, {})
 
 
 def test_response_times_have_milliseconds() -> None:
     summary = {"ModelName": "m", "ModelArn": "a", "CreationTime": 1529870369.98612}
-    answer = CONTROL.response("ListModels", {"Models": [summary], "NextToken": None})
+    answer = CONTROL.wire({}).response("ListModels", {"Models": [summary], "NextToken": None})
     assert json.loads(answer.body) == {"Models": [summary | {"CreationTime": 1529870369.986}]}
     assert answer.headers["content-type"] == "application/x-amz-json-1.1"
 
 
 def test_operation_without_output_has_empty_body() -> None:
-    answer = CONTROL.response("DeleteModel", {})
+    answer = CONTROL.wire({}).response("DeleteModel", {})
     assert (answer.status_code, answer.body) == (200, b"")
 
 
 def test_header_value_rejects_line_breaks() -> None:
     with pytest.raises(ValueError, match="line break"):
-        RUNTIME.response("InvokeEndpoint", {"Body": b"", "CustomAttributes": "a\r\nset-cookie: b"})
+        RUNTIME.wire({}).response("InvokeEndpoint", {"Body": b"", "CustomAttributes": "a\r\nset-cookie: b"})
 
 
 def test_response_rejects_member_unknown_to_model() -> None:
     with pytest.raises(KeyError):
-        CONTROL.response("CreateModel", {"ModelArn": "a", "ModelName": "m"})
+        CONTROL.wire({}).response("CreateModel", {"ModelArn": "a", "ModelName": "m"})
 
 
 # Errors
@@ -184,7 +161,7 @@ def test_control_client_gets_error_code_and_status() -> None:
         client("sagemaker", wire).describe_model(ModelName="m")
     assert refused.value.response["Error"] == {"Code": "ValidationException", "Message": "no"}
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
-    answer = CONTROL.error_response(wire.result)
+    answer = CONTROL.wire({}).error_response(wire.result, {})
     assert json.loads(answer.body) == {"__type": "ValidationException", "message": "no"}
     assert answer.headers["x-amzn-errortype"] == "ValidationException"
 
@@ -221,15 +198,15 @@ def test_model_error_has_its_members() -> None:
 
 
 def test_runtime_framework_error_capitalises_message() -> None:
-    answer = RUNTIME.error_response(AwsError("SerializationException", "no"))
+    answer = RUNTIME.wire({}).error_response(AwsError("SerializationException", "no"), {})
     assert json.loads(answer.body) == {"Message": "no"}
 
 
 def test_missing_operation_differs_from_unknown_one() -> None:
     with pytest.raises(AwsError) as unknown:
-        CONTROL.operation("POST", "/", {"x-amz-target": "SageMaker.MakeCoffee"})
+        operation(CONTROL, "POST", "/", {"x-amz-target": "SageMaker.MakeCoffee"})
     assert (unknown.value.code, unknown.value.status) == ("UnknownOperationException", 400)
-    assert CONTROL.operation("POST", "/", {"x-amz-target": "SageMaker.CreateTrainingJob"})[0] == "CreateTrainingJob"
+    assert operation(CONTROL, "POST", "/", {"x-amz-target": "SageMaker.CreateTrainingJob"})[0] == "CreateTrainingJob"
     lacking = not_implemented("CreateTrainingJob")
     assert (lacking.code, lacking.status) == ("UnknownOperationException", 400)
     assert lacking.message == "CreateTrainingJob is not implemented by the local endpoint"
@@ -246,12 +223,12 @@ def test_missing_operation_differs_from_unknown_one() -> None:
 )
 def test_other_runtime_paths_are_unknown(method: str, path: str) -> None:
     with pytest.raises(AwsError) as unknown:
-        RUNTIME.operation(method, path, {})
+        operation(RUNTIME, method, path, {})
     assert (unknown.value.code, unknown.value.status) == ("UnknownOperationException", 404)
 
 
 def test_path_parameter_may_contain_encoded_slash() -> None:
-    assert RUNTIME.operation("POST", "/endpoints/a/b%20/invocations", {})[1] == {"EndpointName": "a/b%20"}
+    assert operation(RUNTIME, "POST", "/endpoints/a/b%20/invocations", {})[1] == {"EndpointName": "a/b%20"}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +236,7 @@ def test_path_parameter_may_contain_encoded_slash() -> None:
 )
 def test_other_targets_are_unknown(target: str) -> None:
     with pytest.raises(AwsError, match="UnknownOperationException"):
-        CONTROL.operation("POST", "/", {"x-amz-target": target})
+        operation(CONTROL, "POST", "/", {"x-amz-target": target})
 
 
 # Types
@@ -289,42 +266,42 @@ def test_other_targets_are_unknown(target: str) -> None:
 )
 def test_wrong_type_is_serialization_exception(body: bytes) -> None:
     with pytest.raises(AwsError) as refused:
-        CONTROL.parse("CreateModel", {}, {}, body)
+        parse(CONTROL, "CreateModel", body)
     assert (refused.value.code, refused.value.status) == ("SerializationException", 400)
 
 
 @pytest.mark.parametrize("number", ["1.5", "true", '"1"', "2147483648", "1e999", "-2147483649"])
 def test_integer_beyond_32_bits_is_refused(number: str) -> None:
     with pytest.raises(AwsError, match="SerializationException"):
-        CONTROL.parse("ListModels", {}, {}, f'{{"MaxResults": {number}}}'.encode())
+        parse(CONTROL, "ListModels", f'{{"MaxResults": {number}}}'.encode())
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", "99999999999999999999999", "٣", "2147483648"])
 def test_header_that_is_not_integer_is_refused(text: str) -> None:
     headers = {"x-amzn-sagemaker-requestttlseconds": text}
     with pytest.raises(AwsError, match="SerializationException"):
-        RUNTIME.parse("InvokeEndpointAsync", {"EndpointName": "e"}, headers, b"")
+        parse(RUNTIME, "InvokeEndpointAsync", b"", {"EndpointName": "e"}, headers)
 
 
 @pytest.mark.parametrize("number", ["1e999", "true", '"1"'])
 def test_weight_that_is_not_number_is_refused(number: str) -> None:
     body = f'{{"DesiredWeightsAndCapacities": [{{"VariantName": "v", "DesiredWeight": {number}}}]}}'
     with pytest.raises(AwsError, match="SerializationException"):
-        CONTROL.parse("UpdateEndpointWeightsAndCapacities", {}, {}, body.encode())
+        parse(CONTROL, "UpdateEndpointWeightsAndCapacities", body.encode())
 
 
 def test_nulls_and_empty_body_are_absent() -> None:
-    assert CONTROL.parse("ListModels", {}, {}, b'{"MaxResults": null, "NameContains": "m"}') == {"NameContains": "m"}
-    assert CONTROL.parse("ListModels", {}, {}, b"") == {}
+    assert parse(CONTROL, "ListModels", b'{"MaxResults": null, "NameContains": "m"}') == {"NameContains": "m"}
+    assert parse(CONTROL, "ListModels", b"") == {}
 
 
 def test_integer_may_be_written_as_fraction() -> None:
-    assert CONTROL.parse("ListModels", {}, {}, b'{"MaxResults": 5.0}') == {"MaxResults": 5}
+    assert parse(CONTROL, "ListModels", b'{"MaxResults": 5.0}') == {"MaxResults": 5}
 
 
 def test_parameter_of_newer_client_is_refused() -> None:
     with pytest.raises(AwsError, match=r'Unknown parameter "Turbo" in PrimaryContainer.*botocore') as refused:
-        CONTROL.parse("CreateModel", {}, {}, b'{"PrimaryContainer": {"Turbo": 1}}')
+        parse(CONTROL, "CreateModel", b'{"PrimaryContainer": {"Turbo": 1}}')
     assert refused.value.code == "ValidationException"
 
 
@@ -450,10 +427,10 @@ def test_environment_keys_values_and_size_are_checked() -> None:
 
 
 def test_null_in_list_or_map_is_refused() -> None:
-    parsed = CONTROL.parse("DeleteTags", {}, {}, b'{"ResourceArn": "a", "TagKeys": [null]}')
+    parsed = parse(CONTROL, "DeleteTags", b'{"ResourceArn": "a", "TagKeys": [null]}')
     assert any("Member must not be null" in each for each in errors_of(CONTROL, "DeleteTags", parsed))
     body = b'{"ModelName": "m", "Tags": [null], "PrimaryContainer": {"Environment": {"a": null}}}'
-    parsed = CONTROL.parse("CreateModel", {}, {}, body)
+    parsed = parse(CONTROL, "CreateModel", body)
     sentences = errors_of(CONTROL, "CreateModel", parsed)
     assert sum("Member must not be null" in each for each in sentences) == 2
 
@@ -532,8 +509,8 @@ def test_all_model_patterns_compile(service: Service) -> None:
 
 
 def test_streaming_operation_is_parsed_and_validated() -> None:
-    name, labels = RUNTIME.operation("POST", "/endpoints/e/invocations-response-stream", {})
-    parameters = RUNTIME.parse(name, labels, {"x-amzn-sagemaker-accept": "text/plain"}, b"x")
+    name, labels = operation(RUNTIME, "POST", "/endpoints/e/invocations-response-stream", {})
+    parameters = parse(RUNTIME, name, b"x", labels, {"x-amzn-sagemaker-accept": "text/plain"})
     RUNTIME.validate(name, parameters)
     assert parameters == {"EndpointName": "e", "Accept": "text/plain", "Body": b"x"}
 
@@ -554,10 +531,10 @@ def test_accepting_invocation_is_cheap() -> None:
     }
 
     def accept() -> None:
-        name, labels = RUNTIME.operation("POST", "/endpoints/my-endpoint/async-invocations", headers)
-        parameters = RUNTIME.parse(name, labels, headers, b"")
+        name, labels = operation(RUNTIME, "POST", "/endpoints/my-endpoint/async-invocations", headers)
+        parameters = parse(RUNTIME, name, b"", labels, headers)
         RUNTIME.validate(name, parameters)
-        RUNTIME.response(name, {"InferenceId": parameters["InferenceId"], "OutputLocation": "s3://b/o.out"})
+        RUNTIME.wire({}).response(name, {"InferenceId": parameters["InferenceId"], "OutputLocation": "s3://b/o.out"})
 
     accept()
     best_s = math.inf
