@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from starlette.responses import Response
@@ -36,6 +37,7 @@ from endpoint.data_plane.storage import Storage
 from endpoint.fleet.fleet import Fleet
 from endpoint.fleet.runners.runner import Bridge, Runner
 from endpoint.gateway.gateway import Gateway, Handler, make_server
+from endpoint.gateway.monitoring import Monitoring
 from endpoint.gateway.request import Request
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog
@@ -117,6 +119,7 @@ class Platform:
             "sagemaker": _handler(Service("sagemaker"), self._control.call),
             "sagemaker-runtime": _handler(Service("sagemaker-runtime"), runtime.call),
             "application-autoscaling": _handler(Service("application-autoscaling"), self._scaling.operations.call),
+            "monitoring": Monitoring(alarms.call, partial(_record, series)).handle,
         }
         self._server = make_server(
             Gateway(settings, backend, routes, {} if bridge is None else {bridge.address: bridge.subnet})
@@ -183,6 +186,13 @@ def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[d
         return await service.respond(call, await request.whole())
 
     return handle
+
+
+async def _record(series: Series, parameters: dict[str, Any]) -> None:
+    """Take the metric data of PutMetricData's parameters."""
+    of_entities = [entry.get("MetricData", []) for entry in parameters.get("EntityMetricData", [])]
+    data = [*parameters.get("MetricData", []), *chain.from_iterable(of_entities)]
+    series.record(parameters["Namespace"], data, time.time())
 
 
 async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
