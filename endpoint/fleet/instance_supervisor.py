@@ -19,7 +19,7 @@ from endpoint.fleet import journal_bucket
 from endpoint.fleet.instance import Instance, Record, Records
 from endpoint.fleet.models.model_cache import ModelCache
 from endpoint.fleet.models.model_source import ModelDataError, ModelSource
-from endpoint.fleet.runners.runner import Container, ContainerSpec, Runner, StartFailed
+from endpoint.fleet.runners.runner import Container, ContainerSpec, Runner, RunnerUnavailable, StartFailed
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog, Deployment
 from endpoint.state.database import Database
@@ -129,6 +129,9 @@ class InstanceSupervisor:
         while not self.has_ended:
             try:
                 await self._end()
+            except RunnerUnavailable as error:
+                _LOG.warning("%s could not be ended: %s", self.id, error)
+                await asyncio.sleep(1)
             except Exception:
                 _LOG.exception("%s could not be ended", self.id)
                 await asyncio.sleep(1)

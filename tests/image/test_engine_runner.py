@@ -20,6 +20,7 @@ import pytest
 from endpoint.fleet.instance import Instance
 from endpoint.fleet.runners.engine import Engine
 from endpoint.fleet.runners.engine_container import FOLLOWER_MARKER, EngineContainer
+from endpoint.fleet.runners.engine_network import read_network
 from endpoint.process import find_session
 from testing import ROOT
 from testing.docker_container import DOCKER, docker
@@ -28,10 +29,11 @@ from testing.endpoint.fleets import World, a_world, quick
 from testing.server import TIMEOUT_S, eventually, free_port
 
 LABEL = "longhaul.data-dir"
+RUNNER = "podman" if Path(DOCKER).name == "podman" else "docker"
 
 
 @pytest.fixture(scope="module")
-def small(image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def small(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Build an image whose `serve` does as it is asked. Returns its name."""
     directory = tmp_path_factory.mktemp("small")
     serve = directory / "serve"
@@ -39,7 +41,8 @@ def small(image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     serve.chmod(0o755)
     (directory / "Dockerfile").write_text(f"FROM {image}\nCOPY serve /usr/local/sbin/\n")  # before all others in PATH
     docker("build", "--tag", "longhaul:small", str(directory))
-    return "longhaul:small"
+    yield "longhaul:small"
+    docker("rmi", "longhaul:nowhere", "longhaul:small", check=False)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,7 @@ def left_over() -> list[str]:
 
 def run(tmp_path: Path, image: str, work: Callable[[World], Awaitable[Any]], **settings: Any) -> Any:
     async def inside() -> Any:
-        given = {"runner": "docker", "serve": (), "port": free_port(), "ping_every_s": 0.2, "time_scale": 1.0}
+        given = {"runner": RUNNER, "serve": (), "port": free_port(), "ping_every_s": 0.2, "time_scale": 1.0}
         async with a_world(quick(tmp_path / "data", **given | settings)) as world:
             return await work(world)
 
@@ -198,7 +201,7 @@ def test_want_of_memory_is_told_in_log(tmp_path: Path, small: str) -> None:
     docker("start", identity)
 
     async def work() -> str:
-        container = EngineContainer(Engine("docker"), identity, "i-1", log, "")
+        container = EngineContainer(Engine(RUNNER), identity, "i-1", log, "")
         container.follow()
         await container.wait()
         await container.kill()
@@ -213,7 +216,7 @@ def test_want_of_memory_is_told_in_log(tmp_path: Path, small: str) -> None:
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[EndpointUp]:
-    up = EndpointUp(tmp_path, "--runner", "docker")
+    up = EndpointUp(tmp_path, "--runner", RUNNER)
     try:
         yield up
     finally:
@@ -246,7 +249,7 @@ def test_gateway_answers_its_own_containers_only(up: EndpointUp, small: str) -> 
     own = fetch(up, "e", f"$AWS_ENDPOINT_URL/{BUCKET}/key")
     assert own == {"status": 200, "text": "an object"}
     [network] = docker("network", "ls", f"--filter=label={LABEL}", "--format={{.Name}}").split()
-    address = docker("network", "inspect", "--format={{(index .IPAM.Config 0).Gateway}}", network).strip()
+    address = read_network(network, json.loads(docker("network", "inspect", network))[0]).address
     listening = {
         connection.laddr
         for connection in psutil.Process(up.process.pid).net_connections("inet")

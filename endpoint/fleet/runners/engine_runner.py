@@ -162,7 +162,7 @@ class EngineRunner:
     async def _stop(self, identity: str) -> None:
         """End a container of which nothing but its label is known."""
         grace_s = math.ceil(self._settings.stop_grace_s)
-        await self._engine.run("stop", f"--time={grace_s}", identity, timeout_s=grace_s + 60)
+        await self._engine.run("stop", "-t", str(grace_s), identity, timeout_s=grace_s + 60)
         await self._engine.run("rm", "--force", "--volumes", identity)
         _LOG.warning("Removed the container %s, which no instance had", identity[:12])
 
