@@ -215,6 +215,8 @@ class ControlPlane:
                 await self._deregister(endpoint.name)  # first: a gateway killed here leaves an endpoint to delete
             with self._must_exist("endpoint", endpoint.name):
                 await self._catalog.change_endpoint(endpoint.name, status="Deleting")
+            if self._deregister is not None:
+                await self._deregister(endpoint.name)  # again: a variant may have been registered in between
         self._wake_fleet()
         return {}
 

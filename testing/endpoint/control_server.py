@@ -56,6 +56,8 @@ class ControlServer(ServiceServer):
         self.notified: list[str] = []
         self.registered: set[tuple[str, str]] = set()
         """Endpoints and variants that are scalable targets."""
+        self.registered_next: set[tuple[str, str]] = set()
+        """Targets that are registered as soon as others have been deregistered."""
         super().__init__(data_dir, **settings)
         self.sagemaker = self.client
 
@@ -79,4 +81,5 @@ class ControlServer(ServiceServer):
         return (endpoint, variant) in self.registered
 
     async def _deregister(self, endpoint: str) -> None:
-        self.registered = {target for target in self.registered if target[0] != endpoint}
+        self.registered = {target for target in self.registered if target[0] != endpoint} | self.registered_next
+        self.registered_next = set()

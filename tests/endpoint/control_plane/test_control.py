@@ -752,6 +752,13 @@ def test_deletion_deregisters_scaled_variants(server: ControlServer, sagemaker: 
     assert server.registered == {("other", "AllTraffic")}
 
 
+def test_deletion_deregisters_what_is_registered_meanwhile(server: ControlServer, sagemaker: Any) -> None:
+    create_endpoint(sagemaker)
+    server.registered_next = {("endpoint", "AllTraffic")}
+    sagemaker.delete_endpoint(EndpointName="endpoint")
+    assert server.registered == set()
+
+
 def test_deletion_lasts_until_fleet_is_done(server: ControlServer, sagemaker: Any) -> None:
     create_endpoint(sagemaker)
     server.fleet.is_quick = False
