@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from starlette.responses import Response
@@ -189,10 +188,7 @@ def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[d
 
 
 async def _record(series: Series, parameters: dict[str, Any]) -> None:
-    """Take the metric data of PutMetricData's parameters."""
-    of_entities = [entry.get("MetricData", []) for entry in parameters.get("EntityMetricData", [])]
-    data = [*parameters.get("MetricData", []), *chain.from_iterable(of_entities)]
-    series.record(parameters["Namespace"], data, time.time())
+    series.put(parameters, time.time())
 
 
 async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
