@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from .policies import Document, alarm, step_policy, tracking_policy, wake_alarm, wake_policy
+from .workload import DAY_S, HOUR_S, Workload
+
+Choices = dict[str, tuple[Any, ...]]
+"""Values that a candidate's fields may have."""
+
+Demand = tuple[float, ...]
+"""Instances that each hour of a working day would keep busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +36,11 @@ class Candidate:
     """Instances that one minute with twice the target adds at once; 0: no such policy."""
     idle_minutes: int = 0
     """Minutes without any backlog after which capacity goes to its minimum; 0: only target tracking scales in."""
-    office_min: int = 0
-    """MinCapacity from Monday to Friday, 8 to 18 o'clock, by schedule."""
-    core_min: int = 0
-    """MinCapacity within these hours, from `core_from` to `core_to` o'clock, if it is more."""
-    core_from: int = 9
-    core_to: int = 12
+    planned_load: float = 0.0
+    """MinCapacity by schedule: in each hour of a working day, as many whole instances as have this load on average of
+    the same hours; 0: none."""
 
-    def document(self, max_capacity: int) -> Document:
+    def document(self, max_capacity: int, demand: Demand) -> Document:
         policies = [
             wake_policy(self.wake_cooldown_s, self.wake_instances),
             tracking_policy(self.target, in_s=self.in_cooldown_s, out_s=self.out_cooldown_s),
@@ -52,12 +58,12 @@ class Candidate:
             "RegisterScalableTarget": {"MinCapacity": 0, "MaxCapacity": max_capacity},
             "PutScalingPolicy": policies,
             "PutMetricAlarm": alarms,
-            "PutScheduledAction": self._schedules(),
+            "PutScheduledAction": self._schedules(demand),
         }
 
-    def variations(self, name: str) -> Iterator[Candidate]:
-        """Yield the candidates that differ in one choice only."""
-        for value in CHOICES[name]:
+    def variations(self, name: str, choices: Choices) -> Iterator[Candidate]:
+        """Yield the candidates that differ in this field only."""
+        for value in choices[name]:
             if value != getattr(self, name):
                 yield replace(self, **{name: value})
 
@@ -66,36 +72,43 @@ class Candidate:
         mine = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in mine.items() if value != getattr(Candidate(), name)}
 
-    def _schedules(self) -> list[Document]:
+    def _schedules(self, demand: Demand) -> list[Document]:
         """Return an action for each hour in which the minimum becomes another."""
-        least = [self._min_at(hour) for hour in range(24)]
+        if not self.planned_load:
+            return []
+        least = [int(instances / self.planned_load) for instances in demand]
         return [
             {
                 "ScheduledActionName": f"at-{hour}",
                 "Schedule": f"cron(0 {hour} ? * MON-FRI *)",
                 "ScalableTargetAction": {"MinCapacity": least[hour]},
             }
-            for hour in range(1, 24)
+            for hour in range(24)
             if least[hour] != least[hour - 1]
         ]
 
-    def _min_at(self, hour: int) -> int:
-        core = self.core_min if self.core_from <= hour < self.core_to else 0
-        return max(self.office_min if 8 <= hour < 18 else 0, core)
+
+def demand_of(workload: Workload, concurrency: int) -> Demand:
+    """Return how many instances the work of each hour of a working day would keep busy, on average."""
+    is_working_day = workload.arrivals_s // DAY_S % 7 < 5
+    hours = (workload.arrivals_s[is_working_day] // HOUR_S % 24).astype(int)
+    work_s = np.bincount(hours, weights=workload.service_s[is_working_day], minlength=24)
+    days = sum(day % 7 < 5 for day in range(max(round(workload.duration_s / DAY_S), 1)))
+    return tuple(float(each) / HOUR_S / days / concurrency for each in work_s)
 
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "wake_points": (1, 2, 3),
-    "wake_period_s": (60, 300),
-    "wake_cooldown_s": (0, 60, 300),
-    "wake_instances": (1, 2),
-    "target": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0),
-    "out_cooldown_s": (0, 60, 300, 600),
-    "in_cooldown_s": (0, 60, 300, 600, 900),
-    "burst_step": (0, 1, 2),
-    "idle_minutes": (0, 2, 3, 5, 10),
-    "office_min": (0, 1, 2),
-    "core_min": (0, 2, 3),
-    "core_from": (8, 9, 10),
-    "core_to": (12, 16, 17),
-}
+def choices_for(concurrency: int) -> Choices:
+    """Return what can be chosen for each field. Targets are parts and multiples of an instance's places."""
+    targets = {5.0, *(round(part * concurrency, 3) for part in (0.5, 0.6, 0.7, 0.8, 1, 1.25, 2, 4))}
+    return {
+        "wake_points": (1, 2, 3),
+        "wake_period_s": (60, 300),
+        "wake_cooldown_s": (0, 60, 300),
+        "wake_instances": (1, 2),
+        "target": tuple(sorted(targets)),
+        "out_cooldown_s": (0, 60, 300, 600),
+        "in_cooldown_s": (0, 60, 300, 600, 900),
+        "burst_step": (0, 1, 2),
+        "idle_minutes": (0, 2, 3, 5, 10),
+        "planned_load": (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 1.0),
+    }

@@ -25,6 +25,9 @@ Document = dict[str, Any]
 
 _STATISTICS = ("Average", "Minimum", "Maximum", "Sum")
 
+TRACKED_LOAD = 0.8
+"""Part of an instance's places that the recommended policies keep busy. With all of them busy, a queue never ends."""
+
 
 class UnusablePolicies(UnusableInputs):
     """A document of policies can't be simulated; the message says why."""
@@ -63,11 +66,13 @@ def documented(target: float = 5.0, max_capacity: int = 4) -> Document:
     }
 
 
-def recommended(max_capacity: int | None = None) -> Document:
-    """Return the recommended policies, of examples/scaling_policies.json."""
+def recommended(concurrency: int = 4, max_capacity: int = 4) -> Document:
+    """Return the recommended policies, of examples/scaling_policies.json, for instances with so many places."""
     document: Document = json.loads((ROOT / "examples" / "scaling_policies.json").read_text())
-    if max_capacity is not None:
-        document["RegisterScalableTarget"]["MaxCapacity"] = max_capacity
+    document["RegisterScalableTarget"]["MaxCapacity"] = max_capacity
+    for policy in document["PutScalingPolicy"]:
+        if policy["PolicyType"] == "TargetTrackingScaling":
+            policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] = TRACKED_LOAD * concurrency
     return document
 
 

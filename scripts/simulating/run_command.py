@@ -69,7 +69,10 @@ def run(options: argparse.Namespace) -> None:
     example = EXAMPLES[options.example]
     workload, inputs = make_workload(options, example), make_inputs(options, example)
     max_capacity = options.max_capacity or example.max_capacity
-    documents = {name: _document(name, max_capacity) for name in options.policies or ("documented", "recommended")}
+    documents = {
+        name: _document(name, inputs.concurrency, max_capacity)
+        for name in options.policies or ("documented", "recommended")
+    }
     facts = describe(workload, inputs, options.cold_start, max_capacity)
     print("\n".join(facts), flush=True)
     outcomes = [_simulate(workload, inputs, name, document) for name, document in documents.items()]
@@ -156,11 +159,11 @@ def _progress(name: str) -> Iterator[Callable[[float], None]]:
         yield lambda share: bar.update(round(100 * share) - bar.n)
 
 
-def _document(name: str, max_capacity: int) -> Document:
+def _document(name: str, concurrency: int, max_capacity: int) -> Document:
     if name == "documented":
         return documented(max_capacity=max_capacity)
     if name == "recommended":
-        return recommended(max_capacity)
+        return recommended(concurrency, max_capacity)
     return read_policies(Path(name))
 
 

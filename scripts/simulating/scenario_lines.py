@@ -40,7 +40,7 @@ def simulate_scenario(scenario: dict[str, Any]) -> dict[str, Any]:
         arrivals_s=np.array(scenario["arrivals_s"], dtype=np.float64),
         service_s=np.array(scenario["service_s"], dtype=np.float64),
     )
-    outcome = simulate(workload, inputs, understand(_document(scenario["policies"])))
+    outcome = simulate(workload, inputs, understand(_document(scenario["policies"], inputs.concurrency)))
     return {
         "row": row_of(outcome, inputs.usd_per_hour).as_json(),
         "waiting_s": outcome.waiting_s.tolist(),
@@ -60,11 +60,11 @@ def _inputs(scenario: dict[str, Any]) -> Inputs:
     )
 
 
-def _document(given: str | Document) -> Document:
+def _document(given: str | Document, concurrency: int) -> Document:
     if given == "documented":
         return documented()
     if given == "recommended":
-        return recommended()
+        return recommended(concurrency)
     if isinstance(given, str):
         raise UnusableInputs(f"policies {given!r}: neither documented, recommended nor a document")
     return given

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from .candidates import CHOICES, Candidate
+from .candidates import Candidate, Choices, Demand, choices_for, demand_of
 from .inputs import Inputs
 from .policies import understand
 from .simulation import simulate
@@ -51,12 +51,16 @@ class Search:
     on_score: Callable[[int], None] = lambda count: None
     """Function that is told how many candidates have been simulated."""
     scores: dict[Candidate, Score] = field(default_factory=dict)
+    _choices: Choices = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._choices = choices_for(self.inputs.concurrency)
 
     def run(self, starts: int = 3) -> tuple[Candidate, Score]:
         """Return the best candidate and its score."""
         random = np.random.default_rng(self.seed)
         drawn = [
-            Candidate(**{name: values[random.integers(len(values))] for name, values in CHOICES.items()})
+            Candidate(**{name: values[random.integers(len(values))] for name, values in self._choices.items()})
             for _ in range(starts - 1)
         ]
         with ProcessPoolExecutor(self.jobs) as pool:
@@ -64,7 +68,7 @@ class Search:
                 self._climb(start, pool)
             while True:
                 best = self._best()
-                self._score([_with_two_changes(best, random) for _ in range(_PAIRS)], pool)
+                self._score([_with_two_changes(best, self._choices, random) for _ in range(_PAIRS)], pool)
                 if self._best() == best:
                     return best, self.scores[best]
                 self._climb(self._best(), pool)
@@ -77,8 +81,8 @@ class Search:
         self._score([best], pool)
         for _ in range(_MAX_SWEEPS):
             before = best
-            for name in CHOICES:
-                around = [best, *best.variations(name)]
+            for name in self._choices:
+                around = [best, *best.variations(name, self._choices)]
                 self._score(around, pool)
                 best = min(around, key=lambda each: self.scores[each].rank(self.bound_s))
             if best == before:
@@ -86,19 +90,20 @@ class Search:
 
     def _score(self, candidates: Sequence[Candidate], pool: ProcessPoolExecutor) -> None:
         unknown = [each for each in dict.fromkeys(candidates) if each not in self.scores]
-        score = partial(_score, self.workload, self.inputs, self.max_capacity)
+        demand = demand_of(self.workload, self.inputs.concurrency)
+        score = partial(_score, self.workload, self.inputs, self.max_capacity, demand)
         for candidate, result in zip(unknown, pool.map(score, unknown), strict=True):
             self.scores[candidate] = result
             self.on_score(len(self.scores))
 
 
-def _score(workload: Workload, inputs: Inputs, max_capacity: int, candidate: Candidate) -> Score:
-    outcome = simulate(workload, inputs, understand(candidate.document(max_capacity)))
+def _score(workload: Workload, inputs: Inputs, max_capacity: int, demand: Demand, candidate: Candidate) -> Score:
+    outcome = simulate(workload, inputs, understand(candidate.document(max_capacity, demand)))
     return Score(p95_s=outcome.percentile_s(95), instance_s=outcome.instance_s, unanswered=outcome.unanswered)
 
 
-def _with_two_changes(candidate: Candidate, random: np.random.Generator) -> Candidate:
-    for name in random.choice(list(CHOICES), 2, replace=False):
-        others = list(candidate.variations(str(name)))
+def _with_two_changes(candidate: Candidate, choices: Choices, random: np.random.Generator) -> Candidate:
+    for name in random.choice(list(choices), 2, replace=False):
+        others = list(candidate.variations(str(name), choices))
         candidate = others[random.integers(len(others))]
     return candidate

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from measuring.table import aligned
 
-from .candidates import Candidate
+from .candidates import Candidate, demand_of
 from .commands import aws_cli, boto3_calls
 from .inputs import Inputs
-from .policies import understand
+from .policies import Document, documented, understand
 from .report import cells, duration, row_of
 from .search import Search
 from .simulation import Outcome, simulate
@@ -31,7 +31,7 @@ def print_search(
     draw: Callable[[int], Workload],
 ) -> list[str]:
     """Search, print the result, and return its texts for the page. `draw` gives other requests of the same kind."""
-    base = _simulate(workload, inputs, Candidate(), max_capacity, "documented")
+    base = _simulate(workload, inputs, documented(max_capacity=max_capacity), "documented")
     bound_s = base.percentile_s(95) if options.bound is None else options.bound
     print(f"searching for the cheapest policies with 95 % of the requests waiting at most {duration(bound_s)}")
     with tqdm(desc="candidates", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -45,10 +45,10 @@ def print_search(
             on_score=lambda count: bar.update(count - bar.n),
         )
         best, _ = search.run(options.starts)
-    found = _simulate(workload, inputs, best, max_capacity, "found")
+    document = best.document(max_capacity, demand_of(workload, inputs.concurrency))
+    found = _simulate(workload, inputs, document, "found")
     lines = [f"{len(search.scores)} candidates simulated", *_verdict(base, found, bound_s, best)]
-    lines += _held_out(options, draw, inputs, max_capacity, best)
-    document = best.document(max_capacity)
+    lines += _held_out(options, draw, inputs, max_capacity, document)
     texts = ["\n".join(lines), aws_cli(document, "ENDPOINT", "VARIANT"), boto3_calls(document, "ENDPOINT", "VARIANT")]
     print(aligned(cells([row_of(each, inputs.usd_per_hour) for each in (base, found)])), "", sep="\n")
     print(*texts, sep="\n\n", end="\n\n", flush=True)
@@ -74,19 +74,19 @@ def _held_out(
     draw: Callable[[int], Workload],
     inputs: Inputs,
     max_capacity: int,
-    best: Candidate,
+    document: Document,
 ) -> list[str]:
     """Compare both on requests that the search has not seen. A trace has no others."""
     if options.trace is not None:
         return []
     other = draw(options.seed + 1)
-    base = _simulate(other, inputs, Candidate(), max_capacity, "documented")
-    found = _simulate(other, inputs, best, max_capacity, "found")
+    base = _simulate(other, inputs, documented(max_capacity=max_capacity), "documented")
+    found = _simulate(other, inputs, document, "found")
     return [
         f"on other requests of the same kind (seed {options.seed + 1}): {1 - found.instance_s / base.instance_s:.0%} "
         f"cheaper, p95 {duration(found.percentile_s(95))} instead of {duration(base.percentile_s(95))}"
     ]
 
 
-def _simulate(workload: Workload, inputs: Inputs, candidate: Candidate, max_capacity: int, name: str) -> Outcome:
-    return simulate(workload, inputs, understand(candidate.document(max_capacity)), name)
+def _simulate(workload: Workload, inputs: Inputs, document: Document, name: str) -> Outcome:
+    return simulate(workload, inputs, understand(document), name)
