@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from endpoint.alarms.alarm import Alarm
-from endpoint.autoscaling.decisions import Policy, Step, StepPolicy, TrackingPolicy
+from endpoint.autoscaling.decision_policies import decision_policy
+from endpoint.autoscaling.decisions import Policy
 from endpoint.autoscaling.tracking_alarms import new_alarms
 from endpoint.cloudwatch.metrics import GAUGES
 
@@ -179,35 +180,10 @@ def understand(document: Document) -> PolicySet:
 
 
 def _policy(parameters: Document) -> Policy:
-    name = parameters["PolicyName"]
-    if parameters["PolicyType"] == "TargetTrackingScaling":
-        given = parameters["TargetTrackingScalingPolicyConfiguration"]
-        return TrackingPolicy(
-            name=name,
-            target=given["TargetValue"],
-            scale_out_cooldown_s=given.get("ScaleOutCooldown", 300),
-            scale_in_cooldown_s=given.get("ScaleInCooldown", 300),
-            can_scale_in=not given.get("DisableScaleIn", False),
-        )
-    if parameters["PolicyType"] != "StepScaling":
-        raise UnusablePolicies(f"{name}: {parameters['PolicyType']} is not simulated")
-    given = parameters["StepScalingPolicyConfiguration"]
-    steps = [
-        Step(
-            lower=step.get("MetricIntervalLowerBound"),
-            upper=step.get("MetricIntervalUpperBound"),
-            adjustment=step["ScalingAdjustment"],
-        )
-        for step in given["StepAdjustments"]
-    ]
-    return StepPolicy(
-        name=name,
-        adjustment_type=given["AdjustmentType"],
-        steps=tuple(steps),
-        cooldown_s=given.get("Cooldown", 300),
-        min_magnitude=given.get("MinAdjustmentMagnitude", 1),
-        aggregation=given.get("MetricAggregationType", "Average"),
-    )
+    kind = parameters["PolicyType"]
+    if kind not in ("StepScaling", "TargetTrackingScaling"):
+        raise UnusablePolicies(f"{parameters['PolicyName']}: {kind} is not simulated")
+    return decision_policy(parameters["PolicyName"], kind, parameters[f"{kind}PolicyConfiguration"], lambda s: s)
 
 
 def _tracking_alarms(parameters: Document, policy: Policy) -> list[PolicyAlarm]:

@@ -17,6 +17,7 @@ from testing.loopback import Answer, Loopback
 
 COMMAND = [sys.executable, str(ROOT / "scripts/simulate.py")]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+RECORDING = Path(__file__).with_name("recorded_scaling.jsonl")
 INSTANT = {"provisioning_s": 0, "image_s": 0, "model_s": 0}
 COLD_S = {"provisioning_s": 100, "image_s": 50, "model_s": 150}
 
@@ -232,3 +233,19 @@ def test_search_prints_policies_that_boto3_takes(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert asked[:2] == ["RegisterScalableTarget", "PutScalingPolicy"] and "PutMetricAlarm" in asked
+
+
+def test_recorded_decisions_are_decided_again() -> None:
+    status, output, _ = simulate("check-trace", RECORDING)
+    assert status == 0 and output.rstrip().endswith("0 differ")
+
+
+def test_other_decision_in_recording_is_told(tmp_path: Path) -> None:
+    lines = RECORDING.read_text().splitlines()
+    number = next(number for number, line in enumerate(lines) if json.loads(line)["decision"]["capacity"] is not None)
+    record = json.loads(lines[number])
+    record["decision"]["capacity"] += 1
+    lines[number] = json.dumps(record)
+    (tmp_path / "recording").write_text("\n".join(lines))
+    status, output, _ = simulate("check-trace", tmp_path / "recording")
+    assert status == 1 and output.startswith(f"decision {number + 1}: ")
