@@ -150,8 +150,9 @@ def _json_body(error: AwsError, shape: Any) -> dict[str, Any]:
     body = error_body(error, shape)
     if shape is None or isinstance(error, FormError):
         return body
-    written: dict[str, Any] = write_value(shape, body)
-    return written
+    known = {name: body.pop(name) for name in list(body) if name in shape.members}  # some shapes have no message
+    written: dict[str, Any] = write_value(shape, known)
+    return body | written
 
 
 def _load(body: bytes) -> Any:

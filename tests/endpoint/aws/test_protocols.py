@@ -200,6 +200,7 @@ def test_xml_has_namespace_wrapper_and_times() -> None:
     [
         ("ValidationError", "ValidationException", 400),
         ("ResourceNotFound", "ResourceNotFound", 404),
+        ("ResourceNotFoundException", "ResourceNotFoundException", 404),  # without a message in the model
         ("InvalidParameterCombination", "InvalidParameterCombinationException", 400),
         ("InvalidNextToken", "InvalidNextToken", 400),
         ("LimitExceeded", "LimitExceededFault", 400),
