@@ -123,7 +123,7 @@ def test_parameters_are_taken_or_refused(shared: AutoscalingServer, request: tup
     assert described["ResponseMetadata"]["HTTPStatusCode"] == 200
 
 
-def test_time_zones_need_no_files_of_the_system(tmp_path: Path) -> None:
+def test_time_zones_need_no_system_files(tmp_path: Path) -> None:
     program = (
         "from endpoint.autoscaling.schedules import next_run\n"
         "print(next_run('at(2027-06-01T12:00:00)', 'Asia/Tokyo', None, None, 0))"

@@ -369,7 +369,7 @@ def test_low_alarm_is_a_tenth_below_target(server: AutoscalingServer, client: An
     assert alarms(server)[name]["Threshold"] == low
 
 
-def test_tracking_policy_without_scale_in_has_one_alarm(server: AutoscalingServer, client: Any) -> None:
+def test_policy_without_scale_in_has_one_alarm(server: AutoscalingServer, client: Any) -> None:
     answer = put_tracking(client, DisableScaleIn=True)
     assert [alarm["AlarmName"] for alarm in answer["Alarms"]] == list(alarms(server))
     assert "AlarmHigh" in answer["Alarms"][0]["AlarmName"]

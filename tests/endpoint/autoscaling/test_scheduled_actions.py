@@ -221,7 +221,7 @@ def test_run_is_written_down_with_its_bounds(server: AutoscalingServer, client: 
     assert next_run_at(server) == due + DAY
 
 
-def test_time_that_no_client_can_read_is_refused(server: AutoscalingServer, client: Any) -> None:
+def test_unreadable_time_is_refused(server: AutoscalingServer, client: Any) -> None:
     # boto3 itself can't send it.
     body = json.dumps(
         VARIANT
@@ -246,7 +246,7 @@ def test_calendar_runs_faster_from_its_anchor() -> None:
     assert calendar.wall_time_of(1060.0) == 1001.0
 
 
-def test_calendar_is_the_wall_clock_at_scale_one() -> None:
+def test_calendar_at_scale_one_is_wall_clock() -> None:
     calendar = Calendar(anchor=1000.0, scale=1.0)
     assert (calendar.time_at(1e9 + 0.1), calendar.wall_time_of(1e9 + 0.1)) == (1e9 + 0.1, 1e9 + 0.1)
 

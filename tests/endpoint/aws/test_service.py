@@ -22,6 +22,7 @@ from testing.endpoint.shape_values import values_of, with_epochs
 
 CONTROL = Service("sagemaker")
 RUNTIME = Service("sagemaker-runtime")
+SCALING = Service("application-autoscaling")
 CONTROL_OPERATIONS = [
     *("CreateModel", "DescribeModel", "ListModels", "DeleteModel"),
     *("CreateEndpointConfig", "DescribeEndpointConfig", "ListEndpointConfigs", "DeleteEndpointConfig"),
@@ -29,9 +30,16 @@ CONTROL_OPERATIONS = [
     *("UpdateEndpoint", "UpdateEndpointWeightsAndCapacities", "AddTags", "ListTags", "DeleteTags"),
 ]
 RUNTIME_OPERATIONS = ["InvokeEndpoint", "InvokeEndpointAsync"]
+SCALING_OPERATIONS = [
+    *("RegisterScalableTarget", "DescribeScalableTargets", "DeregisterScalableTarget"),
+    *("PutScalingPolicy", "DescribeScalingPolicies", "DeleteScalingPolicy"),
+    *("PutScheduledAction", "DescribeScheduledActions", "DeleteScheduledAction", "DescribeScalingActivities"),
+    *("TagResource", "UntagResource", "ListTagsForResource"),
+]
 OPERATIONS = [
     *((CONTROL, "sagemaker", name) for name in CONTROL_OPERATIONS),
     *((RUNTIME, "sagemaker-runtime", name) for name in RUNTIME_OPERATIONS),
+    *((SCALING, "application-autoscaling", name) for name in SCALING_OPERATIONS),
 ]
 
 
@@ -70,7 +78,11 @@ def parse(
     return service.parse(name, labels or {}, HttpRequest(method="POST", path="/", headers=headers or {}, body=body))
 
 
-WIRES = {"sagemaker": Wire(CONTROL), "sagemaker-runtime": Wire(RUNTIME)}
+WIRES = {
+    "sagemaker": Wire(CONTROL),
+    "sagemaker-runtime": Wire(RUNTIME),
+    "application-autoscaling": Wire(SCALING),
+}
 CLIENTS = {name: client(name, wire, parameter_validation=False) for name, wire in WIRES.items()}
 
 
@@ -109,7 +121,7 @@ def test_parsed_request_is_valid_or_refused(
     try:
         service.validate(operation, parameters)
     except AwsError as error:
-        assert error.code == ("ValidationException" if service is CONTROL else "ValidationError")
+        assert error.code == ("ValidationError" if service is RUNTIME else "ValidationException")
         assert error.message.partition(" validation error")[0].isdigit()
 
 
