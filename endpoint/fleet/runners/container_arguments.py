@@ -24,7 +24,7 @@ _GPU_OPTIONS = {"docker": "--gpus=all", "podman": "--device=nvidia.com/gpu=all"}
 _ECR = re.compile(r"\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.(amazonaws\.com(\.cn)?|on\.aws)/(?P<name>.+)")
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _READ_BY_CLIENTS = re.compile(
-    r"(docker_|buildkit_|buildx_|containers?_|podman_|registry_|xdg_|grpc_|otel_|ssh_|ssl_cert_|endpoint_)"
+    r"(docker_|buildkit_|buildx_|containers?_|podman_|registry_|xdg_|grpc_|otel_|ssh_a|ssl_cert_|endpoint_)"
     r"|(http|https|ftp|no|all)_proxy$|(tmpdir|godebug|gotraceback|gomaxprocs|gogc|gomemlimit)$",
     re.IGNORECASE,
 )
