@@ -27,6 +27,8 @@ from endpoint.settings import Settings
 
 _DAY_S = 86400
 _HOUR_MINUTES = 60
+_MIN_PAUSE_S = 0.02
+"""Wall-clock seconds between two looks, however quick the platform's clock."""
 _AT_ONCE = 200
 """Alarms between two of which other work gets its turn."""
 
@@ -86,7 +88,8 @@ class Evaluator:
 
     async def _follow_clock(self) -> None:
         while True:
-            at = self._series.time(self._series.index(self._clock()) + 1)
+            now = self._clock()
+            at = self._series.time(max(self._series.index(now) + 1, self._series.index(now + _MIN_PAUSE_S)))
             while (left_s := at - self._clock()) > 0:
                 await asyncio.sleep(left_s)
             try:
