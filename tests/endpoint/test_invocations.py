@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from testing.endpoint.botocore_wire import client
 from testing.endpoint.endpoint_up import BUCKET, EndpointUp, Sent
 from testing.server import eventually
 
@@ -52,6 +53,31 @@ def test_output_is_container_response_with_type(up: EndpointUp) -> None:
     sent = up.submit("e", body=b"\x00input\xff", ContentType="application/jsonlines", Accept="a/b").ended()
     assert sent.outputs() == [{"body": b"\x00input\xff", "type": "application/jsonlines"}]
     assert sent.failures() == []
+
+
+def test_key_of_twelve_digits_reaches_everything(up: EndpointUp) -> None:
+    s3, sns, sqs, runtime = (
+        client(service, url=up.url, key="123456789012") for service in ("s3", "sns", "sqs", "sagemaker-runtime")
+    )
+    s3.create_bucket(Bucket="of-digits")
+    s3.put_object(Bucket="of-digits", Key="in", Body=b"of digits")
+    queue = sqs.create_queue(QueueName="of-digits")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    topic = sns.create_topic(Name="of-digits")["TopicArn"]
+    sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"})
+    up.make_endpoint("digits", S3OutputPath="s3://of-digits/out", NotificationConfig={"SuccessTopic": topic})
+    answer = runtime.invoke_endpoint_async(
+        EndpointName="digits", InputLocation="s3://of-digits/in", InferenceId="of-digits"
+    )
+    told = ""
+    while "Completed" not in told:  # the first notification is the endpoint's test
+        (message,) = sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=20)["Messages"]
+        told = message["Body"]
+        sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+    assert json.loads(told)["inferenceId"] == "of-digits"
+    key = answer["OutputLocation"].removeprefix("s3://of-digits/")
+    assert s3.get_object(Bucket="of-digits", Key=key)["Body"].read() == b"of digits"
+    up.client("sagemaker").delete_endpoint(EndpointName="digits")
 
 
 def test_success_notification_has_aws_keys(up: EndpointUp) -> None:

@@ -357,6 +357,12 @@ def test_unreadable_cbor_is_serialization_exception(body: bytes) -> None:
     assert (error.code, error.status) == ("SerializationException", 400)
 
 
+def test_large_cbor_is_refused_unread() -> None:
+    body = b"\xa1\x6aAlarmNames\x9a\x00\x80\x00\x00" + b"\xa0" * (8 << 20)
+    error = refused("smithy-rpc-v2-cbor", "DescribeAlarms", body)
+    assert (error.code, error.status) == ("RequestEntityTooLargeException", 413)
+
+
 @pytest.mark.parametrize("value", ["2026-11-30T22:00:00Z", [], None, True, float("nan")])
 def test_cbor_time_must_be_number(value: Any) -> None:
     content = cbor2.dumps({"StartDate": cbor2.CBORTag(1, value)})
