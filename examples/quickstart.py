@@ -1,169 +1,48 @@
 """The asynchronous workflow of SageMaker on this machine: the endpoint of `python -m endpoint`, and unmodified boto3.
 
-The code is as for AWS, except for the environment variables of `aws_environment`.
+The code is as for AWS, except for what `local_platform` does: it starts the endpoint, and says where it is.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import sys
 import textwrap
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import boto3
 
-ROOT = Path(__file__).resolve().parent.parent
+from examples.local_platform import (
+    DATA_DIR,
+    ROOT,
+    TIME_SCALE,
+    aws_environment,
+    down_command,
+    free_port,
+    platform,
+)
+from examples.scaling_policies import put_scaling_policies
+from examples.terminal import Failed, StatusLine, exchange, heading
+
 MODEL = ROOT / ".models/SmolLM2-135M-Instruct"
 DOCUMENTS = ROOT / "examples" / "documents.jsonl"
-DATA_DIR = ROOT / ".endpoint" / "quickstart"
 
 NAME = "smollm2"
+VARIANT = "AllTraffic"
 BUCKET = "quickstart"
 ROLE = "arn:aws:iam::000000000000:role/quickstart"
 
-UP_TIMEOUT_S = 60
+CONCURRENCY = 8
+
 ENDPOINT_TIMEOUT_S = 300
 RESULTS_TIMEOUT_S = 900
-STOP_TIMEOUT_S = 60
 SHOWN_OF_EACH_TASK = 2
-
-
-class Failed(Exception):
-    """A step failed that should have worked; the message says what."""
-
-
-# ---- the terminal --------------------------------------------------------------------------------------------------
-
-
-class StatusLine:
-    """A line that is rewritten on a terminal; elsewhere a line every five seconds."""
-
-    def __init__(self) -> None:
-        self.is_terminal = sys.stdout.isatty()
-        self.next_print = time.monotonic() + 5
-
-    def show(self, text: str) -> None:
-        if self.is_terminal:
-            print(f"\r\x1b[2K{text}", end="", flush=True)
-        elif time.monotonic() >= self.next_print:
-            print(text, flush=True)
-            self.next_print = time.monotonic() + 5
-
-    def end(self, text: str) -> None:
-        print(f"\r\x1b[2K{text}" if self.is_terminal else text, flush=True)
-
-
-def heading(title: str) -> None:
-    print(f"\n── {title} {'─' * (76 - len(title))}", flush=True)
-
-
-def exchange(prompt: str, answer: str) -> None:
-    print(textwrap.fill(" ".join(prompt.split()), 78, initial_indent="> ", subsequent_indent="> "))
-    for paragraph in answer.strip().splitlines():
-        print(textwrap.fill(paragraph, 78, initial_indent="    ", subsequent_indent="    "))
-    if not answer.strip():
-        raise Failed(f"nothing was generated for {prompt!r}")
-
-
-# ---- the endpoint's platform ---------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def aws_environment(url: str) -> dict[str, str]:
-    """Return all variables that an AWS client needs to talk to this machine instead of AWS."""
-    return {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-
-
-@contextmanager
-def platform(port: int, keep: bool) -> Iterator[None]:
-    """Run `python -m endpoint up`. After a failure the end of its log is shown."""
-    fail_if_in_use(DATA_DIR)
-    shutil.rmtree(DATA_DIR, ignore_errors=True)
-    DATA_DIR.mkdir(parents=True)
-    log = DATA_DIR / "log"
-    command = [sys.executable, "-m", "endpoint", "up", "--port", str(port), "--data-dir", str(DATA_DIR)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_until_up(port, process)
-        yield
-    except Failed:
-        stop(process)
-        print("\nThe end of the endpoint's log:\n", *log.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
-        raise
-    except BaseException:
-        stop(process)
-        raise
-    if not keep:
-        stop(process)
-
-
-def fail_if_in_use(data_dir: Path) -> None:
-    """Raise Failed if an earlier run with --keep is still up."""
-    try:
-        with (data_dir / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Failed(f"an earlier run is still up; end it with {down_command(data_dir)}") from None
-    except FileNotFoundError:
-        pass
-
-
-def down_command(data_dir: Path) -> str:
-    shown = data_dir.relative_to(ROOT) if data_dir.is_relative_to(ROOT) else data_dir
-    return f".venv/bin/python -m endpoint down --data-dir {shown}"
-
-
-def wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:
-    started = time.monotonic()
-    while True:
-        waited = time.monotonic() - started
-        if process.poll() is not None:
-            raise Failed(f"python -m endpoint up ended with status {process.returncode}")
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/_longhaul/health", timeout=5).close()
-        except (OSError, urllib.error.URLError):
-            if waited > UP_TIMEOUT_S:
-                raise Failed(f"python -m endpoint up did not answer within {UP_TIMEOUT_S} s") from None
-            time.sleep(0.1)
-            continue
-        print(f"python -m endpoint up: AWS's API on http://127.0.0.1:{port} after {waited:.1f} s")
-        return
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 # ---- the steps, as on AWS ------------------------------------------------------------------------------------------
@@ -196,7 +75,7 @@ def make_endpoint() -> None:
     }
     sagemaker.create_model(ModelName=NAME, PrimaryContainer=container, ExecutionRoleArn=ROLE)
     variant = {
-        "VariantName": "AllTraffic",
+        "VariantName": VARIANT,
         "ModelName": NAME,
         "InstanceType": "ml.g5.xlarge",
         "InitialInstanceCount": 1,
@@ -211,7 +90,7 @@ def make_endpoint() -> None:
                 "S3FailurePath": f"s3://{BUCKET}/failures",
                 "NotificationConfig": topics,
             },
-            "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 8},
+            "ClientConfig": {"MaxConcurrentInvocationsPerInstance": CONCURRENCY},
         },
     )
     sagemaker.create_endpoint(EndpointName=NAME, EndpointConfigName=NAME)
@@ -402,6 +281,54 @@ def show_accuracy(items: list[dict[str, Any]], results: list[dict[str, Any]]) ->
     print(f"Positive or negative: {right} of {len(labelled)} right ({right / len(labelled):.0%})")
 
 
+# ---- to zero and back ----------------------------------------------------------------------------------------------
+
+
+def scale_to_zero_and_back(queue: str) -> None:
+    """Let the endpoint go to zero by the recommended policies, and wake it by a request."""
+    heading(f"To zero instances and back: a minute of the platform takes {60 / TIME_SCALE:g} s here")
+    put_scaling_policies(NAME, VARIANT, max_capacity=1, concurrency=CONCURRENCY)
+    wait_for_instances(0)
+    print("At zero nothing is paid for. A request waits in the queue and wakes it:")
+    key, prompt = "wake.txt", b"The best way to begin the morning is"
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=f"input/{key}", Body=prompt)
+    answer = boto3.client("sagemaker-runtime").invoke_endpoint_async(
+        EndpointName=NAME,
+        InputLocation=f"s3://{BUCKET}/input/{key}",
+        ContentType="text/plain",
+        CustomAttributes="max_new_tokens=40",
+    )
+    request = Request("Answered after waking", key, "text/plain", prompt)
+    accepted = {answer["InferenceId"]: request}
+    wait_for_instances(1)
+    show_results(accepted, gather_notifications(queue, accepted))
+    show_scaling_activities()
+
+
+def wait_for_instances(count: int) -> None:
+    sagemaker, line, started = boto3.client("sagemaker"), StatusLine(), time.monotonic()
+    while True:
+        endpoint = sagemaker.describe_endpoint(EndpointName=NAME)
+        (variant,) = endpoint["ProductionVariants"]
+        current, waited = variant["CurrentInstanceCount"], time.monotonic() - started
+        if current == count and endpoint["EndpointStatus"] == "InService":
+            line.end(f"{NAME} has {count} instances after {waited:.0f} s")
+            return
+        if waited > ENDPOINT_TIMEOUT_S:
+            raise Failed(f"the endpoint still has {current} instances after {ENDPOINT_TIMEOUT_S} s")
+        line.show(f"{NAME}: {endpoint['EndpointStatus']}, instances: {current} ({waited:.0f} s)")
+        time.sleep(0.3)
+
+
+def show_scaling_activities() -> None:
+    heading("Why it scaled, by DescribeScalingActivities")
+    activities = boto3.client("application-autoscaling").describe_scaling_activities(
+        ServiceNamespace="sagemaker", ResourceId=f"endpoint/{NAME}/variant/{VARIANT}"
+    )["ScalingActivities"]
+    for activity in reversed(activities):
+        print(f"{activity['StartTime']:%H:%M:%S} {activity['Description']}\n    {activity['Cause']}")
+
+
 # ---- everything ----------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +341,7 @@ def run(port: int, keep: bool) -> None:
         make_endpoint()
         accepted = invoke_all()
         show_results(accepted, gather_notifications(queue, accepted))
+        scale_to_zero_and_back(queue)
         if keep:
             show_what_next(environment)
         else:
@@ -434,7 +362,8 @@ def show_what_next(environment: dict[str, str]) -> None:
         f"    --input-location s3://{BUCKET}/input/my-prompts.jsonl"
     )
     print(f"aws logs tail /aws/sagemaker/Endpoints/{NAME} --follow")
-    print("\nEnd it with:")
+    print(f"\nIt goes to zero after ten idle minutes, which take {600 / TIME_SCALE:g} s here, and wakes by a request.")
+    print("End it with:")
     print(down_command(DATA_DIR))
 
 

@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"policies) and of the endpoint that is always on (default: {_DEFAULT_BOUND_S:.0f})",
     )
     policies.add_argument("--search", action="store_true", help="search for the cheapest policies within the bound")
-    policies.add_argument("--starts", type=int, default=3, help="candidates from which the search starts")
+    policies.add_argument("--starts", type=int, default=2, help="candidates from which the search starts")
     policies.add_argument("--jobs", type=int, default=2, help="processes of the search")
     parser.add_argument("--out", type=Path, default=Path(".simulation"), help="folder for the picture, page and JSON")
 

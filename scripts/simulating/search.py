@@ -56,7 +56,7 @@ class Search:
     def __post_init__(self) -> None:
         self._choices = choices_for(self.inputs.concurrency)
 
-    def run(self, starts: int = 3) -> tuple[Candidate, Score]:
+    def run(self, starts: int = 2) -> tuple[Candidate, Score]:
         """Return the best candidate and its score."""
         random = np.random.default_rng(self.seed)
         drawn = [

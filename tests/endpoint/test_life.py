@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from endpoint import commands
-from examples import quickstart
+from examples import local_platform
 from testing import ROOT
 from testing.endpoint.endpoint_up import BUCKET, EndpointUp, Sent, run_endpoint
 from testing.endpoint.soak import soak
@@ -280,12 +280,12 @@ def test_unread_pipe_blocks_nothing(tmp_path: Path) -> None:
 
 def test_quickstart_leaves_running_endpoint_alone(start: Up, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    quickstart.fail_if_in_use(data)
+    local_platform.fail_if_in_use(data)
     up = start()
-    with pytest.raises(quickstart.Failed, match=f"end it with .* down --data-dir {data}"):
-        quickstart.fail_if_in_use(data)
+    with pytest.raises(local_platform.Failed, match=f"end it with .* down --data-dir {data}"):
+        local_platform.fail_if_in_use(data)
     up.end()
-    quickstart.fail_if_in_use(data)
+    local_platform.fail_if_in_use(data)
 
 
 # Kills
