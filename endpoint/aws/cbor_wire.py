@@ -54,12 +54,7 @@ class CborWire(Wire):
 
     def error_response(self, error: AwsError, headers: Mapping[str, str]) -> Response:
         shape, status = self._error_shape(error)
-        body = error_body(error, shape)
-        if shape and not isinstance(error, FormError):
-            known = {
-                name: body.pop(name) for name in list(body) if name in shape.members
-            }  # some shapes have no message
-            body |= write_value(shape, known, _write_scalar)
+        body = error_body(error, shape, _write_scalar)
         content = cbor2.dumps({"__type": shape.name if shape else error.code} | body)
         answer = self._error_headers(error, shape, status, headers) | {"smithy-protocol": PROTOCOL}
         return Response(content, status, answer)

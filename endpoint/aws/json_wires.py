@@ -46,7 +46,7 @@ class JsonWire(Wire):
 
     def error_response(self, error: AwsError, headers: Mapping[str, str]) -> Response:
         shape, status = self._error_shape(error)
-        body = {"__type": shape.name if shape else error.code} | _json_body(error, shape)
+        body = {"__type": shape.name if shape else error.code} | error_body(error, shape)
         return Response(json.dumps(body), status, self._error_headers(error, shape, status, headers))
 
 
@@ -78,7 +78,7 @@ class RestJsonWire(Wire):
 
     def error_response(self, error: AwsError, headers: Mapping[str, str]) -> Response:
         shape, status = self._error_shape(error)
-        body = {"Message" if name == "message" else name: value for name, value in _json_body(error, shape).items()}
+        body = {"Message" if name == "message" else name: value for name, value in error_body(error, shape).items()}
         return Response(json.dumps(body), status, self._error_headers(error, shape, status, headers))
 
     def _operation(self, name: str) -> _RestOperation:
@@ -144,15 +144,6 @@ class _RestOperation:
             return Response(in_body[self._output_payload], self._status, headers)
         headers["content-type"] = content_type
         return Response(json.dumps(write_value(self._output, in_body)), self._status, headers)
-
-
-def _json_body(error: AwsError, shape: Any) -> dict[str, Any]:
-    body = error_body(error, shape)
-    if shape is None or isinstance(error, FormError):
-        return body
-    known = {name: body.pop(name) for name in list(body) if name in shape.members}  # some shapes have no message
-    written: dict[str, Any] = write_value(shape, known)
-    return body | written
 
 
 def _load(body: bytes) -> Any:

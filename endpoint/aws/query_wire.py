@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from endpoint.aws.errors import AwsError, FormError
 from endpoint.aws.values import UnknownParameter, Unreadable, epoch_ms, read_value
-from endpoint.aws.wire import HttpRequest, Wire, error_body, query_code, request_id, sender_or_receiver
+from endpoint.aws.wire import HttpRequest, Wire, query_code, request_id, sender_or_receiver
 
 FORM = "application/x-www-form-urlencoded"
 _MAX_FIELDS = 100_000
@@ -73,8 +73,7 @@ class QueryWire(Wire):
     def error_response(self, error: AwsError, headers: Mapping[str, str]) -> Response:
         shape, status = self._error_shape(error)
         answer = request_id()
-        members = {name: value for name, value in error_body(error, shape).items() if name.lower() != "message"}
-        content = "".join(_write_members(shape, members)) if shape else ""
+        content = "".join(_write_members(shape, error.members)) if shape else ""
         described = (
             f"<Type>{sender_or_receiver(status)}</Type><Code>{_text(query_code(error))}</Code>"
             f"<Message>{_text(error.message)}</Message>{content}"

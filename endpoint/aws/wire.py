@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from botocore.model import OperationModel, ServiceModel
 from starlette.responses import Response
 
 from endpoint.aws.errors import AwsError, FormError
+from endpoint.aws.values import write_scalar, write_value
 
 MAX_CONTENT_BYTES = 8 << 20
 """Bytes of a body after its decompression."""
@@ -100,14 +101,21 @@ def sender_or_receiver(status: int) -> str:
     return "Sender" if status < 500 else "Receiver"
 
 
-def error_body(error: AwsError, shape: Any) -> dict[str, Any]:
-    """Return an error's members, as values of its shape.
+def error_body(error: AwsError, shape: Any, scalar: Callable[[Any, Any], Any] = write_scalar) -> dict[str, Any]:
+    """Return an error's members, with scalars as `scalar` writes them.
 
-    Modelled errors name their message as their shape does; those that AWS's front finds have `message`.
+    Modelled errors name their message as their shape does; those that AWS's front finds have `message`, and so have
+    those whose shape has none.
     """
-    name = next((name for name in shape.members if name.lower() == "message"), "message") if shape else "message"
-    body = {name: error.message} | error.members
-    return {"message": error.message} if isinstance(error, FormError) else body
+    if isinstance(error, FormError):
+        return {"message": error.message}
+    if shape is None:
+        return {"message": error.message} | error.members
+    name = next((name for name in shape.members if name.lower() == "message"), None)
+    message = {name: error.message} if name else {}
+    body = {} if name else {"message": error.message}
+    written: dict[str, Any] = write_value(shape, message | error.members, scalar)
+    return body | written
 
 
 def request_id() -> dict[str, str]:
