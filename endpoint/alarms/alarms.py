@@ -21,8 +21,8 @@ from endpoint.alarms.pages import cut, make_token, read_token
 from endpoint.alarms.series import metric_of
 from endpoint.alarms.store import HISTORY_S, AlarmStore
 from endpoint.alarms.validation import MAX_TAGS, invalid, validate_alarm, validate_tags
+from endpoint.aws.errors import AwsError, not_implemented
 from endpoint.aws.regions import partition_of
-from endpoint.aws.service import AwsError, not_implemented
 from endpoint.settings import Settings
 
 Parameters = dict[str, Any]

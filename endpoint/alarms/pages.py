@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 T = TypeVar("T")
 

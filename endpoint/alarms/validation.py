@@ -12,7 +12,7 @@ from typing import Any
 
 from endpoint.alarms.alarm import ACTION_LISTS
 from endpoint.alarms.statistics import parse_statistic, percentile_of
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 MAX_TAGS = 50
 

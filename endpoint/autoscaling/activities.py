@@ -8,7 +8,7 @@ from typing import Any
 
 from endpoint.autoscaling.decisions import NotScaled, NotScaledCode, Trigger
 from endpoint.autoscaling.records import Activity, ScheduledAction
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 _CAPACITY_MEMBERS: dict[NotScaledCode, str] = {
     "AlreadyAtMaxCapacity": "MaxCapacity",

@@ -30,7 +30,7 @@ from endpoint.autoscaling.resources import (
 from endpoint.autoscaling.scheduled_actions import ScheduledActions
 from endpoint.autoscaling.store import Store
 from endpoint.autoscaling.tracking_alarms import AlarmChanges, Alarms
-from endpoint.aws.service import AwsError, not_implemented
+from endpoint.aws.errors import AwsError, not_implemented
 from endpoint.settings import Settings
 
 MAX_TAGS = 50

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from endpoint.autoscaling.resources import invalid
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 T = TypeVar("T")
 

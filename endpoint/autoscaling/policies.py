@@ -20,7 +20,7 @@ from endpoint.autoscaling.records import PolicyType, ScalableTarget, ScalingPoli
 from endpoint.autoscaling.resources import DIMENSION, LOCAL, NAMESPACE, Arns, check_filter, invalid, no_target
 from endpoint.autoscaling.store import Store
 from endpoint.autoscaling.tracking_alarms import AlarmChanges, Alarms, check_alarms, new_alarms
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 logger = logging.getLogger(__name__)
 

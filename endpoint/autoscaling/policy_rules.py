@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from endpoint.autoscaling.resources import DIMENSION, LOCAL, invalid
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 MAX_STEPS = 20
 MIN_TARGET, MAX_TARGET = 8.51592e-109, 1.174271e108

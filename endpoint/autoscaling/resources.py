@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from endpoint.aws.errors import AwsError
 from endpoint.aws.regions import partition_of
-from endpoint.aws.service import AwsError
 from endpoint.settings import Settings
 
 NAMESPACE = "sagemaker"

@@ -37,7 +37,7 @@ from endpoint.autoscaling.records import Activity, ScalableTarget
 from endpoint.autoscaling.schedule_runner import ScheduleRunner
 from endpoint.autoscaling.store import Store
 from endpoint.autoscaling.variants import Variant, Variants
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 from endpoint.settings import Settings
 
 _LOG = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from endpoint.autoscaling.records import ScheduledAction
 from endpoint.autoscaling.resources import NAMESPACE, Arns, check_filter, invalid, no_target, target_id_of
 from endpoint.autoscaling.schedules import ScheduleError, check_schedule, next_run
 from endpoint.autoscaling.store import Store
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 MAX_ACTIONS = 200
 """Maximum number of scheduled actions of a target."""

@@ -18,7 +18,7 @@ from endpoint.autoscaling.policy_rules import UNPUBLISHED_METRICS, Configuration
 from endpoint.autoscaling.resources import invalid, variant_of
 from endpoint.autoscaling.store import Store
 from endpoint.aws.constraints import violations
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 
 logger = logging.getLogger(__name__)
 

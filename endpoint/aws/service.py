@@ -25,13 +25,11 @@ from starlette.responses import Response
 
 from endpoint.aws.cbor_wire import PROTOCOL, CborWire
 from endpoint.aws.constraints import violations
-from endpoint.aws.errors import AwsError, FormError, not_implemented
+from endpoint.aws.errors import AwsError, FormError
 from endpoint.aws.json_wires import JsonWire, RestJsonWire
 from endpoint.aws.query_wire import QueryWire
 from endpoint.aws.values import UnknownParameter, Unreadable
 from endpoint.aws.wire import HttpRequest, Wire
-
-__all__ = ["AwsError", "Call", "HttpRequest", "Service", "not_implemented"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from endpoint.aws.service import HttpRequest, Service
+from endpoint.aws.service import Service
+from endpoint.aws.wire import HttpRequest
 from endpoint.data_plane.container_client import ContainerClient
 from endpoint.data_plane.dispatcher import Dispatcher
 from endpoint.data_plane.runtime import Runtime

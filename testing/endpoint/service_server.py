@@ -13,7 +13,8 @@ from typing import Any, ClassVar, TypeVar
 
 from starlette.responses import Response
 
-from endpoint.aws.service import Call, HttpRequest, Service
+from endpoint.aws.service import Call, Service
+from endpoint.aws.wire import HttpRequest
 from endpoint.settings import Settings
 from endpoint.state.database import Database
 from testing.endpoint.botocore_wire import client

@@ -8,7 +8,7 @@ import pytest
 
 from endpoint.alarms.actions import NO_VALUES
 from endpoint.alarms.times import iso
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 from testing.endpoint.alarming import ACCOUNT, POLICY, REGION, START, TOPIC, AlarmWorld, in_world
 
 ARN = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:"

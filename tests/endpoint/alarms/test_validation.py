@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from endpoint.alarms.validation import validate_alarm, validate_tags
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 from testing.endpoint.alarming import POLICY, REGION, TOPIC, parameters
 
 DAY = "Metrics cannot be checked across more than a day (EvaluationPeriods * Period must be <= 86400)"

@@ -13,7 +13,7 @@ import pytest
 
 from endpoint.autoscaling.decisions import Cooldown, decide
 from endpoint.autoscaling.recording import Recorder, read_records
-from endpoint.aws.service import AwsError
+from endpoint.aws.errors import AwsError
 from testing.endpoint.scaling_world import DOWN, ENDPOINT, RESOURCE, START, UP, ScalingWorld
 from testing.server import TIMEOUT_S
 

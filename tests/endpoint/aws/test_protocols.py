@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 
 from endpoint.aws.errors import AwsError, not_implemented
-from endpoint.aws.service import HttpRequest, Service
-from endpoint.aws.wire import MAX_CONTENT_BYTES
+from endpoint.aws.service import Service
+from endpoint.aws.wire import MAX_CONTENT_BYTES, HttpRequest
 from testing.endpoint.botocore_wire import client
 from testing.endpoint.shape_values import ANY_TEXT, XML_TEXT, values_of, with_epochs
 

@@ -16,7 +16,8 @@ from starlette.responses import Response
 
 from endpoint.aws.constraints import java_pattern
 from endpoint.aws.errors import AwsError, not_implemented
-from endpoint.aws.service import HttpRequest, Service
+from endpoint.aws.service import Service
+from endpoint.aws.wire import HttpRequest
 from testing.endpoint.botocore_wire import client
 from testing.endpoint.shape_values import values_of, with_epochs
 
