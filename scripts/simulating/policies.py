@@ -177,6 +177,8 @@ def understand(document: Document) -> PolicySet:
         )
     except KeyError as error:
         raise UnusablePolicies(f"the document of policies has no {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise UnusablePolicies(f"the document of policies isn't of AWS's form: {error}") from None
 
 
 def _policy(parameters: Document) -> Policy:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -32,34 +33,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     requests = parser.add_argument_group("requests")
     requests.add_argument("--example", choices=EXAMPLES, default="office-hours", help="arrivals that are drawn")
     requests.add_argument("--trace", type=Path, help="CSV or JSON lines with arrival_s and, if known, service_s")
-    requests.add_argument("--per-hour", type=float, help="requests an hour, of the example's busy hours")
-    requests.add_argument("--days", type=int, help="days of the example")
-    requests.add_argument("--service-mean", type=float, help="seconds that a request takes alone, on average")
-    requests.add_argument("--service-variation", type=float, help="their coefficient of variation (log-normal)")
+    requests.add_argument("--per-hour", type=_not_negative, help="requests an hour, of the example's busy hours")
+    requests.add_argument("--days", type=_count, help="days of the example")
+    requests.add_argument("--service-mean", type=_positive, help="seconds that a request takes alone, on average")
+    requests.add_argument("--service-variation", type=_not_negative, help="their coefficient of variation (log-normal)")
     requests.add_argument("--seed", type=int, default=1, help="seed of what is drawn")
     machine = parser.add_argument_group("instances")
-    machine.add_argument("--concurrency", type=int, help="MaxConcurrentInvocationsPerInstance")
-    machine.add_argument("--slowdown", type=float, default=0.0, help="share by which each neighbour slows a request")
+    machine.add_argument("--concurrency", type=_count, help="MaxConcurrentInvocationsPerInstance")
+    machine.add_argument(
+        "--slowdown", type=_not_negative, default=0.0, help="share by which each neighbour slows a request"
+    )
     machine.add_argument(
         "--cold-start", default="slow", help=f"{', '.join(COLD_STARTS)}, or PROVISIONING,IMAGE,MODEL in seconds"
     )
     machine.add_argument("--instance-type", choices=PRICES_USD_PER_HOUR, default="ml.g5.xlarge", help="whose price")
-    machine.add_argument("--price", type=float, help="USD an instance hour, instead of the example price")
+    machine.add_argument("--price", type=_not_negative, help="USD an instance hour, instead of the example price")
     machine.add_argument("--without-journal", action="store_true", help="an ended instance's work is done again")
     policies = parser.add_argument_group("policies")
     policies.add_argument(
         "--policies", action="append", help="documented, recommended, or a JSON file; may be given several times"
     )
-    policies.add_argument("--max-capacity", type=int, help="MaxCapacity, instead of the example's")
+    policies.add_argument("--max-capacity", type=_count, help="MaxCapacity, instead of the example's")
     policies.add_argument(
         "--bound",
-        type=float,
+        type=_not_negative,
         help="seconds of waiting that 95 %% keep: of --search (default: as the documented "
         f"policies) and of the endpoint that is always on (default: {_DEFAULT_BOUND_S:.0f})",
     )
     policies.add_argument("--search", action="store_true", help="search for the cheapest policies within the bound")
-    policies.add_argument("--starts", type=int, default=2, help="candidates from which the search starts")
-    policies.add_argument("--jobs", type=int, default=2, help="processes of the search")
+    policies.add_argument("--starts", type=_count, default=2, help="candidates from which the search starts")
+    policies.add_argument("--jobs", type=_count, default=2, help="processes of the search")
     parser.add_argument("--out", type=Path, default=Path(".simulation"), help="folder for the picture, page and JSON")
 
 
@@ -87,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
             options, workload, inputs, max_capacity, lambda seed: make_workload(options, example, seed)
         )
     write(options.out, workload, outcomes, rows, facts, texts)
-    print(f"{time.perf_counter() - started:.1f} s, {_peak_mb():.0f} MB at most")
+    print(f"{time.perf_counter() - started:.1f} s, {_peak_mb():.0f} MB of memory at most in a process")
 
 
 def make_workload(options: argparse.Namespace, example: Example, seed: int | None = None) -> Workload:
@@ -100,7 +103,10 @@ def make_workload(options: argparse.Namespace, example: Example, seed: int | Non
     if options.trace is not None:
         return read_trace(options.trace, service, random)
     return example.draw(
-        service, random, per_hour=options.per_hour or example.per_hour, days=options.days or example.days
+        service,
+        random,
+        per_hour=example.per_hour if options.per_hour is None else options.per_hour,
+        days=options.days or example.days,
     )
 
 
@@ -145,6 +151,24 @@ def write(
     (folder / "simulation.html").write_text(page(title, facts, [cells(rows)], as_svg(figure), texts))
     (folder / "simulation.json").write_text(json.dumps([row.as_json() for row in rows], indent=1))
     print(f"written: {folder}/simulation.png, .html and .json")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < inf:
+        raise ValueError
+    return value
+
+
+def _not_negative(text: str) -> float:
+    return float(text) and _positive(text)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
 def _simulate(workload: Workload, inputs: Inputs, name: str, document: Document) -> Outcome:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from endpoint.autoscaling.schedules import next_run
+from endpoint.autoscaling.schedules import ScheduleError, check_schedule, next_run
 
-from .policies import PolicySet
+from .policies import PolicySet, UnusablePolicies
 
 START = 1_767_571_200.0
 """Time 0 of the simulation in seconds since the epoch: Monday, 5 January 2026."""
@@ -26,7 +26,15 @@ class Schedule:
 
 
 def schedules_of(policies: PolicySet) -> tuple[Schedule, ...]:
-    """Return the scheduled actions of a set. StartTime and EndTime don't count: the simulation has no date."""
+    """Return the scheduled actions of a set. StartTime and EndTime don't count: the simulation has no date.
+
+    Raises UnusablePolicies.
+    """
+    for each in policies.schedules:
+        try:
+            check_schedule(each["Schedule"], each.get("Timezone"))
+        except ScheduleError as error:
+            raise UnusablePolicies(f"{each.get('ScheduledActionName')}: {error}") from None
     return tuple(
         Schedule(
             expression=each["Schedule"],

@@ -14,7 +14,7 @@ from .candidates import Candidate, demand_of
 from .commands import aws_cli, boto3_calls
 from .inputs import Inputs
 from .policies import Document, documented, understand
-from .report import cells, duration, row_of
+from .report import cells, row_of
 from .search import Search
 from .simulation import Outcome, simulate
 from .workload import Workload
@@ -33,7 +33,7 @@ def print_search(
     """Search, print the result, and return its texts for the page. `draw` gives other requests of the same kind."""
     base = _simulate(workload, inputs, documented(max_capacity=max_capacity), "documented")
     bound_s = base.percentile_s(95) if options.bound is None else options.bound
-    print(f"searching for the cheapest policies with 95 % of the requests waiting at most {duration(bound_s)}")
+    print(f"searching for the cheapest policies with 95 % of the requests waiting at most {bound_s:.0f} s")
     with tqdm(desc="candidates", leave=False, disable=not sys.stderr.isatty()) as bar:
         search = Search(
             workload=workload,
@@ -59,12 +59,12 @@ def _verdict(base: Outcome, found: Outcome, bound_s: float, best: Candidate) -> 
     saved = 1 - found.instance_s / base.instance_s if base.instance_s else 0.0
     p95_s = found.percentile_s(95)
     if p95_s > bound_s:
-        return [f"none keeps the bound; the nearest has a p95 of {duration(p95_s)}"]
+        return [f"none keeps the bound; the nearest has a p95 of {p95_s:.0f} s"]
     differences = ", ".join(f"{name}={value}" for name, value in best.differences().items())
     is_enough = "at least" if saved >= AIM else "less than"
     return [
         f"found: {saved:.0%} cheaper than what AWS documents ({is_enough} the {AIM:.0%} that were hoped for), p95 "
-        f"{duration(p95_s)} within {duration(bound_s)}",
+        f"{p95_s:.0f} s within {bound_s:.0f} s",
         f"what differs: {differences or 'nothing'}",
     ]
 
@@ -84,7 +84,7 @@ def _held_out(
     found = _simulate(other, inputs, document, "found")
     return [
         f"on other requests of the same kind (seed {options.seed + 1}): {1 - found.instance_s / base.instance_s:.0%} "
-        f"cheaper, p95 {duration(found.percentile_s(95))} instead of {duration(base.percentile_s(95))}"
+        f"cheaper, p95 {found.percentile_s(95):.0f} s instead of {base.percentile_s(95):.0f} s"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,7 +125,11 @@ def read_trace(path: Path, service: Service, random: np.random.Generator) -> Wor
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(newline="") as file:
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise UnusableTrace(f"{path}: {error}") from None
+    with io.StringIO(text, newline="") as file:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
             return

@@ -235,9 +235,29 @@ def test_search_prints_policies_that_boto3_takes(tmp_path: Path) -> None:
     assert asked[:2] == ["RegisterScalableTarget", "PutScalingPolicy"] and "PutMetricAlarm" in asked
 
 
+# A real endpoint with `--time-scale 60 --record-scaling` went from 1 to 0, 1, 3, 1 and 0 by the recommended policies.
 def test_recorded_decisions_are_decided_again() -> None:
     status, output, _ = simulate("check-trace", RECORDING)
     assert status == 0 and output.rstrip().endswith("0 differ")
+
+
+def test_simulated_capacities_are_the_recorded(lines: Lines) -> None:
+    """The recorded endpoint got 15 short and 2 long requests at zero; its alarms saw each minute at once."""
+    decisions = [json.loads(line)["decision"]["capacity"] for line in RECORDING.read_text().splitlines()]
+    result = lines(
+        arrivals_s=[900.0] * 17,
+        service_s=[300.0] * 15 + [1500.0] * 2,
+        policies=recommended(max_capacity=3),
+        cold_start={"provisioning_s": 0, "image_s": 20, "model_s": 20},
+        platform={"metric_delay_s": 0, "evaluation_offset_s": 1, "scale_in_s": 5},
+    )
+    assert [change["after"] for change in result["changes"]] == [each for each in decisions if each is not None]
+
+
+def recommended(max_capacity: int) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((ROOT / "examples/scaling_policies.json").read_text())
+    document["RegisterScalableTarget"]["MaxCapacity"] = max_capacity
+    return document
 
 
 def test_other_decision_in_recording_is_told(tmp_path: Path) -> None:
@@ -249,3 +269,33 @@ def test_other_decision_in_recording_is_told(tmp_path: Path) -> None:
     (tmp_path / "recording").write_text("\n".join(lines))
     status, output, _ = simulate("check-trace", tmp_path / "recording")
     assert status == 1 and output.startswith(f"decision {number + 1}: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"RegisterScalableTarget": {}}, "MinCapacity"),
+        ({"PutScalingPolicy": [{"PolicyName": "p", "PolicyType": "PredictiveScaling"}]}, "PredictiveScaling"),
+        ({"PutMetricAlarm": [{"AlarmName": "a", "AlarmActions": ["arn:other"]}]}, "no policy 'arn:other'"),
+        ({"PutScheduledAction": [{"ScheduledActionName": "s", "Schedule": "cron(x)"}]}, "s: Invalid schedule"),
+        ([], "not an object"),
+    ],
+    ids=["bound", "type", "action", "schedule", "list"],
+)
+def test_unusable_policies_are_named(tmp_path: Path, change: Any, named: str) -> None:
+    document = recommended(4) | change if isinstance(change, dict) else change
+    (tmp_path / "policies.json").write_text(json.dumps(document))
+    status, _, errors = simulate("--example", "poisson", "--policies", tmp_path / "policies.json", "--out", tmp_path)
+    assert status == 1 and named in errors and "Traceback" not in errors
+
+
+def test_empty_trace_costs_only_idle_time(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("arrival_s,service_s\n")
+    status, output, errors = simulate("--trace", tmp_path / "trace.csv", "--out", tmp_path)
+    assert (status, errors) == (0, "") and "0 requests in 1 hours" in output
+
+
+@pytest.mark.parametrize("option", ["--days", "--service-mean", "--max-capacity"])
+def test_zero_of_what_must_be_is_refused(option: str) -> None:
+    status, _, errors = simulate(option, "0")
+    assert status == 2 and option in errors
