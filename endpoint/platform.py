@@ -118,7 +118,7 @@ class Platform:
             "sagemaker": _handler(Service("sagemaker"), self._control.call),
             "sagemaker-runtime": _handler(Service("sagemaker-runtime"), runtime.call),
             "application-autoscaling": _handler(Service("application-autoscaling"), self._scaling.operations.call),
-            "monitoring": Monitoring(alarms.call, partial(_record, series)).handle,
+            "monitoring": Monitoring(alarms.call, lambda parameters: series.put(parameters, time.time())).handle,
         }
         self._server = make_server(
             Gateway(settings, backend, routes, {} if bridge is None else {bridge.address: bridge.subnet})
@@ -185,10 +185,6 @@ def _handler(service: Service, call: Callable[[str, dict[str, Any]], Awaitable[d
         return await service.respond(call, await request.whole())
 
     return handle
-
-
-async def _record(series: Series, parameters: dict[str, Any]) -> None:
-    series.put(parameters, time.time())
 
 
 async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:

@@ -55,9 +55,8 @@ class Service:
         loader = Loader(extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)
         self._model = ServiceModel(loader.load_service_model(name, "service-2"), name)
         metadata = self._model.metadata
-        self._wires = {
-            protocol: _WIRES[protocol](self._model) for protocol in metadata.get("protocols", [metadata["protocol"]])
-        }
+        protocols = metadata.get("protocols", [metadata["protocol"]])
+        self._wires = {protocol: _WIRES[protocol](self._model) for protocol in protocols if protocol in _WIRES}
         self._validation_error = "ValidationError" if metadata["protocol"] == "rest-json" else "ValidationException"
         for shape in self._model.error_shapes:
             if shape.name == "ValidationException":  # CloudWatch's code for it is another
@@ -65,11 +64,10 @@ class Service:
 
     def wire(self, headers: Mapping[str, str]) -> Wire:
         """Return the protocol that a request speaks, as its headers (in lower case) tell."""
-        if len(self._wires) == 1:
-            return next(iter(self._wires.values()))
-        if headers.get("smithy-protocol") == PROTOCOL:
-            return self._wires["smithy-rpc-v2-cbor"]
-        return self._wires["json" if "x-amz-target" in headers else "query"]
+        wanted = "smithy-rpc-v2-cbor" if headers.get("smithy-protocol") == PROTOCOL else "query"
+        if "x-amz-target" in headers:  # it counts before the path, as in the backend
+            wanted = "json"
+        return self._wires.get(wanted) or next(iter(self._wires.values()))
 
     async def respond(self, call: Call, request: HttpRequest) -> Response:
         """Answer a request: `call` does what the operation means. Never raises for what happens there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ _TAG_OPERATIONS = frozenset({"TagResource", "UntagResource", "ListTagsForResourc
 
 logger = logging.getLogger(__name__)
 
-Record = Callable[[dict[str, Any]], Awaitable[None]]
+Record = Callable[[dict[str, Any]], None]
 """Function that gets PutMetricData's parameters once the backend has taken them."""
 
 
@@ -60,8 +60,8 @@ class Monitoring:
             return wire.error_response(error, whole.headers)
         return Forward()
 
-    async def _record_taken(self, parameters: dict[str, Any]) -> None:
+    def _record_taken(self, parameters: dict[str, Any]) -> None:
         try:
-            await self._record(parameters)
+            self._record(parameters)
         except Exception:  # the backend has them, so the client must not send them again
             logger.exception("metric data were not recorded for alarms")

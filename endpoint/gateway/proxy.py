@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import aiohttp
 from multidict import CIMultiDict
@@ -46,7 +46,7 @@ class Proxy:
         url: str,
         headers: Mapping[str, str],
         send: Send,
-        on_taken: Callable[[], Awaitable[None]] | None = None,
+        on_taken: Callable[[], None] | None = None,
     ) -> None:
         """Forward a request. Raises BackendUnavailable, or what broke a response that had begun.
 
@@ -85,7 +85,7 @@ class Proxy:
 class _Exchange:
     """One request to the backend and its response."""
 
-    def __init__(self, request: Request, send: Send, on_taken: Callable[[], Awaitable[None]] | None) -> None:
+    def __init__(self, request: Request, send: Send, on_taken: Callable[[], None] | None) -> None:
         self._request = request
         self._send = send
         self._on_taken = on_taken
@@ -104,7 +104,7 @@ class _Exchange:
         try:
             async with http.request(method, url, headers=sent, data=body, allow_redirects=False) as response:
                 if self._on_taken is not None and response.ok:
-                    await self._on_taken()
+                    self._on_taken()
                 self.is_answering = True
                 await self._send(
                     {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import parse_qsl, unquote
@@ -42,7 +42,7 @@ class ClientGone(Exception):
 class Forward:
     """Result of a handler for a request that the backend is to answer."""
 
-    on_taken: Callable[[], Awaitable[None]] | None = None
+    on_taken: Callable[[], None] | None = None
     """Called once the backend has taken the request (2xx), before the client hears of it."""
 
 

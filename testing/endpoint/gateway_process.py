@@ -121,7 +121,7 @@ class Alarms:
         self._calls.append((operation, parameters))
         return {"Tags": []} if operation == "ListTagsForResource" else {}
 
-    async def record(self, parameters: dict[str, Any]) -> None:
+    def record(self, parameters: dict[str, Any]) -> None:
         self._calls.append(("record", parameters))
 
 

@@ -182,8 +182,13 @@ def test_alarm_without_signature_is_handlers(
         ("/x/service/granite/operation/PutMetricAlarm", {"content-type": FORM}, PUT_BY_FORM),
         (f"/service/{TARGET}/operation/PutMetricAlarm", {}, PUT_BY_CBOR),
         (f"/service/{TARGET}/operation/PutMetricAlarm", {"content-type": FORM}, b"Action=ListMetrics"),
+        (
+            f"/service/{TARGET}/operation/ListMetrics",
+            {"smithy-protocol": "rpc-v2-cbor", "x-amz-target": f"{TARGET}.PutMetricAlarm"},
+            PUT_BY_CBOR,
+        ),
     ],
-    ids=["path", "version", "two actions", "other path", "no protocol", "two operations"],
+    ids=["path", "version", "two actions", "other path", "no protocol", "two operations", "two protocols"],
 )
 def test_malformed_alarm_reaches_nobody(
     gateway: GatewayProcess, seen: Any, path: str, headers: dict[str, str], body: bytes
