@@ -84,36 +84,8 @@ class Platform:
         self._notifications = Notifications(settings, Outbox(database), self._catalog, backend, self._metrics)
         self._data_log = DataLog(backend)
         self._containers = ContainerClient()
-        storage = Storage(backend)
-        delivery = Delivery(settings, self._queue, storage, self._notifications, self._metrics, self._data_log)
-        make_attempt = partial(
-            Attempt,
-            settings,
-            storage,
-            self._containers,
-            self._metrics,
-            self._data_log,
-            delivery.answers,
-            self._fleet.serves,
-        )
-        self._dispatcher = Dispatcher(settings, self._catalog, self._queue, self._fleet, make_attempt, delivery)
-        self._scaling = Scaling(
-            settings,
-            database,
-            self._catalog,
-            self._call_control,
-            alarms,
-            count_ended_busy=self._fleet.ended_busy.__getitem__,
-        )
-        self._control = ControlPlane(
-            settings,
-            self._catalog,
-            self._fleet.wake,
-            self._announce,
-            is_registered=self._scaling.operations.is_registered,
-            deregister=self._scaling.operations.deregister_endpoint,
-        )
-        runtime = Runtime(settings, self._catalog, self._queue, self._fleet, self._dispatcher, self._containers)
+        runtime = self._wire_data_plane(settings, backend)
+        self._wire_control_plane(settings, database, alarms)
         routes = {
             "sagemaker": _handler(Service("sagemaker"), self._control.call),
             "sagemaker-runtime": _handler(Service("sagemaker-runtime"), runtime.call),
@@ -131,6 +103,40 @@ class Platform:
         actions = Actions(store, self._act)
         self._evaluator = Evaluator(settings, store, series, actions, self._alarm_notices.wake)
         return Alarms(settings, store, actions, self._alarm_notices.wake)
+
+    def _wire_data_plane(self, settings: Settings, backend: Backend) -> Runtime:
+        storage = Storage(backend)
+        delivery = Delivery(settings, self._queue, storage, self._notifications, self._metrics, self._data_log)
+        make_attempt = partial(
+            Attempt,
+            settings,
+            storage,
+            self._containers,
+            self._metrics,
+            self._data_log,
+            delivery.answers,
+            self._fleet.serves,
+        )
+        self._dispatcher = Dispatcher(settings, self._catalog, self._queue, self._fleet, make_attempt, delivery)
+        return Runtime(settings, self._catalog, self._queue, self._fleet, self._dispatcher, self._containers)
+
+    def _wire_control_plane(self, settings: Settings, database: Database, alarms: Alarms) -> None:
+        self._scaling = Scaling(
+            settings,
+            database,
+            self._catalog,
+            self._call_control,
+            alarms,
+            count_ended_busy=self._fleet.ended_busy.__getitem__,
+        )
+        self._control = ControlPlane(
+            settings,
+            self._catalog,
+            self._fleet.wake,
+            self._announce,
+            is_registered=self._scaling.operations.is_registered,
+            deregister=self._scaling.operations.deregister_endpoint,
+        )
 
     async def run(self, socks: list[socket.socket], stop: asyncio.Event) -> bool:
         """Serve at the sockets until `stop` is set or a part ends by itself. Returns whether it was `stop`."""

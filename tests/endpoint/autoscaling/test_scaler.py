@@ -281,7 +281,6 @@ def test_policy_made_anew_has_no_cooldown(tmp_path: Path) -> None:
         await world.fire("up")
         await world.settle()
         await world.store.delete_policy(RESOURCE, "up")
-        await world.fire("down", 2, is_above=False)
         await world.put_steps("up", UP)
         await world.fire("up")
         assert await world.desired() == 3

@@ -91,8 +91,12 @@ class Cycle:
             "deployed": {"c": {"config": config, "model": {}}},
         }
         await self.catalog.create("endpoint", "e", "arn:e", {}, {}, state)
+        register = TARGET | {"MinCapacity": 0, "MaxCapacity": 5}
+        await self.scaling.operations.call("RegisterScalableTarget", register)
+        await self.put_policies()
+
+    async def put_policies(self) -> None:
         call = self.scaling.operations.call
-        await call("RegisterScalableTarget", TARGET | {"MinCapacity": 0, "MaxCapacity": 5})
         metric = {
             "MetricName": "ApproximateBacklogSizePerInstance",
             "Namespace": NAMESPACE,
