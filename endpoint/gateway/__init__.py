@@ -1,1 +1,1 @@
-"""The one port: answers SageMaker's requests and forwards all others to the backend."""
+"""The one port: answers for SageMaker, its scaling and its alarms, and forwards all other requests to the backend."""

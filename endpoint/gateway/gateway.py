@@ -1,4 +1,4 @@
-"""The one port: refuses web pages, gives SageMaker's requests to our handlers and forwards all others to the backend.
+"""The one port: refuses web pages, gives the requests of our services to their handlers and forwards all others.
 
 Services are told apart as AWS's own front does, by the name that a request is signed for. Signatures aren't checked.
 What neither we nor the embedded backend have is answered with AWS's own form of "not implemented".
