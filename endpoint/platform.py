@@ -92,9 +92,8 @@ class Platform:
             "application-autoscaling": _handler(Service("application-autoscaling"), self._scaling.operations.call),
             "monitoring": Monitoring(alarms.call, lambda parameters: series.put(parameters, time.time())).handle,
         }
-        self._server = make_server(
-            Gateway(settings, backend, routes, {} if bridge is None else {bridge.address: bridge.subnet})
-        )
+        self._gateway = Gateway(settings, backend, routes, {} if bridge is None else {bridge.address: bridge.subnet})
+        self._server = make_server(self._gateway)
         self._url = settings.url
 
     def _wire_alarms(self, settings: Settings, backend: Backend, database: Database, series: Series) -> Alarms:
@@ -164,11 +163,15 @@ class Platform:
         return not failed
 
     async def close(self) -> None:
-        """Accept nothing new, then end all, the backend last, so that it saves its state."""
-        self._server.should_exit = True
-        await asyncio.wait([self._tasks.pop("gateway")], timeout=_GATEWAY_CLOSE_TIMEOUT_S)
+        """Accept nothing new, then end all, the backend last, so that it saves its state.
+
+        The gateway outlives the instances: their journals' last records go through it.
+        """
+        self._gateway.accept_nothing_new()
         await _cancel([self._tasks.pop(name) for name in ("dispatcher", "alarms", "scaling")])
         await self._fleet.stop_all()
+        self._server.should_exit = True
+        await asyncio.wait([self._tasks.pop("gateway")], timeout=_GATEWAY_CLOSE_TIMEOUT_S)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._metrics.flush(), _CLOSE_TIMEOUT_S)
         await _cancel(self._tasks.values())

@@ -25,6 +25,8 @@ from endpoint.origin_guard import OriginGuard
 from endpoint.settings import Settings
 
 HEALTH_PATH = "/_longhaul/health"
+_ACCEPTING = frozenset({"sagemaker", "sagemaker-runtime", "application-autoscaling"})
+"""Services whose requests begin something that an ending endpoint could not finish."""
 _CLOUDWATCH_ACTIONS = ALARM_OPERATIONS | {PUT}
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,11 @@ class Gateway:
         self._networks = networks or {}
         self._guard = OriginGuard(settings.host, networks=networks)
         self._proxy = Proxy()
+        self._is_ending = False
+
+    def accept_nothing_new(self) -> None:
+        """Refuse what is asked of us from now on. The backend stays reachable: containers write their last to it."""
+        self._is_ending = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -122,6 +129,8 @@ class Gateway:
             return error_response(request, 404, "NotFound", f"There is nothing at {request.path}")
         try:
             if handle := await self._handler(request):
+                if self._is_ending and request.service in _ACCEPTING:
+                    return error_response(request, 503, "ServiceUnavailable", "The local endpoint is ending.")
                 return await handle(request)
         except ClientGone:
             raise

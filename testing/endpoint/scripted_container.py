@@ -4,6 +4,7 @@
 chunks), headers-of:BYTES, die (the process ends), die-once:FILE (and makes the file), wait:FILE (until the file exists,
 then echo), headers-seen.
 It appends a line to the file CONTAINER_SAYS for each request that it takes, and for each one whose caller hung up.
+At SIGTERM it puts an object to S3 at CONTAINER_LAST (`bucket/key`) if that is set, and ends.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -116,10 +119,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def end(*_: object) -> None:
+    if last := os.environ.get("CONTAINER_LAST"):
+        url = f"{os.environ['AWS_ENDPOINT_URL']}/{last}"
+        urllib.request.urlopen(urllib.request.Request(url, b"last words", method="PUT"), timeout=10).close()
+    os._exit(0)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, end)
     server = ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":

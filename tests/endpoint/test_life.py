@@ -144,6 +144,15 @@ def test_signal_ends_processes_and_keeps_data(start: Up, tmp_path: Path, number:
     assert held.notice()["invocationStatus"] == "Completed"
 
 
+def test_instance_writes_its_last_at_end(start: Up) -> None:
+    up = start()
+    up.make_places()
+    up.make_endpoint("e", container={"Image": "image", "Environment": {"CONTAINER_LAST": f"{BUCKET}/last"}})
+    assert up.end() == 0
+    up.start()
+    assert up.client("s3").get_object(Bucket=BUCKET, Key="last")["Body"].read() == b"last words"
+
+
 @pytest.mark.parametrize("is_killed", [False, True], ids=["after an end", "after a kill"])
 def test_early_signal_ends_all_processes(start: Up, tmp_path: Path, is_killed: bool) -> None:
     up = start()
