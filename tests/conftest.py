@@ -33,6 +33,7 @@ SLOWEST_FILES = (
     "container/engine/worker/test_batch.py",
     "container/server/test_hostile_clients.py",
     "endpoint/test_life.py",
+    "endpoint/test_scaling.py",
     "container/server/test_openapi.py",
     "container/journal/test_job_log.py",
     "endpoint/test_invocations.py",

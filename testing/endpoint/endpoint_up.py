@@ -84,13 +84,22 @@ class EndpointUp:
 
     def processes(self) -> dict[int, str]:
         """Return the names of all living processes that know its directory: gateway, backend, instances."""
+        return {pid: name for pid, (name, _) in self._living().items()}
+
+    def commands(self) -> list[str]:
+        """Return the command lines of the same processes."""
+        return [command for _, command in self._living().values()]
+
+    def _living(self) -> dict[int, tuple[str, str]]:
+        """Return names and command lines by pid."""
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
+                command = process.cmdline()
                 if process.status() != psutil.STATUS_ZOMBIE and str(self.directory) in " ".join(
-                    [*process.cmdline(), *process.environ().values()]
+                    [*command, *process.environ().values()]
                 ):
-                    found[process.pid] = process.name()
+                    found[process.pid] = process.name(), " ".join(command)
         return found
 
     def close(self) -> None:

@@ -1,110 +1,85 @@
-"""Scaling to zero and back over AWS's API, by unmodified boto3 and AWS's two policies for asynchronous endpoints."""
+"""Scaling as a whole: unmodified boto3, `python -m endpoint up` on a quick clock, and containers that are processes.
+
+A minute of the platform's clock is a quarter of a second. How long a container is busy is said by the requests: they
+wait until there is a file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from endpoint.autoscaling.decisions import decide
 from endpoint.autoscaling.recording import read_records
 from testing.endpoint.endpoint_up import EndpointUp
+from testing.endpoint.scaling import Scaling
 from testing.server import eventually
-
-DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointUp]:
-    """Start an endpoint process for which a minute is a tenth of a second."""
+    """Start an endpoint process, which records its decisions. Each test has an endpoint of its own in it."""
     directory = tmp_path_factory.mktemp("up")
-    made = EndpointUp(directory, "--time-scale", "600", "--record-scaling", str(directory / "decisions.jsonl"))
+    up = EndpointUp(directory, "--time-scale", "240", "--record-scaling", str(directory / "decisions"))
     try:
-        made.make_places()
-        yield made
+        up.make_places()
+        yield up
     finally:
-        made.close()
+        up.close()
 
 
-def scale(up: EndpointUp, name: str) -> None:
-    """Give an endpoint a policy that tracks its backlog, and one that wakes it."""
-    autoscaling = up.client("application-autoscaling")
-    target = {
-        "ServiceNamespace": "sagemaker",
-        "ResourceId": f"endpoint/{name}/variant/main",
-        "ScalableDimension": DIMENSION,
+def explained(scaling: Scaling) -> list[tuple[str, str]]:
+    """Return description and cause of all activities, which have succeeded, the oldest first."""
+    activities = scaling.activities()
+    for activity in activities:
+        capacity = activity["Description"].removeprefix("Setting desired instance count to ").removesuffix(".")
+        message = f"Successfully set desired instance count to {capacity}. Change successfully fulfilled by sagemaker."
+        assert (activity["StatusCode"], activity["StatusMessage"]) == ("Successful", message)
+        assert activity["StartTime"] <= activity["EndTime"]
+    return [(activity["Description"], activity["Cause"]) for activity in activities]
+
+
+def test_backlog_scales_from_zero_and_back(up: EndpointUp, tmp_path: Path) -> None:
+    up.make_endpoint("cycle")
+    scaling = Scaling(up, "cycle")
+    scaling.put_documented(max_capacity=3, target=4)
+    high, low = scaling.tracking_alarms()
+    scaling.wait_for(0)
+
+    first = up.submit("cycle", f"wait:{tmp_path / 'first'}", body=b"first")
+    others = [up.submit("cycle", f"wait:{tmp_path / 'others'}", body=str(number).encode()) for number in range(11)]
+    scaling.wait_for(3)
+    (tmp_path / "others").touch()
+    for number, sent in enumerate(others):
+        assert sent.ended().outputs()[0]["body"] == str(number).encode()
+    scaling.wait_for(1)
+    assert first.outputs() == first.failures() == [], "the busy instance is kept"
+    (tmp_path / "first").touch()
+    assert first.ended().outputs()[0]["body"] == b"first"
+    assert first.notice()["invocationStatus"] == "Completed"
+    scaling.wait_for(0)
+
+    causes = {
+        "wake": f"monitor alarm {scaling.wake_alarm} in state ALARM triggered policy wake",
+        "high": f"monitor alarm {high} in state ALARM triggered policy backlog",
+        "low": f"monitor alarm {low} in state ALARM triggered policy backlog",
     }
-    metric = {"Namespace": "AWS/SageMaker", "Dimensions": [{"Name": "EndpointName", "Value": name}]}
-    autoscaling.register_scalable_target(**target, MinCapacity=0, MaxCapacity=2)
-    backlog = metric | {"MetricName": "ApproximateBacklogSizePerInstance", "Statistic": "Average"}
-    autoscaling.put_scaling_policy(
-        **target,
-        PolicyName="tracking",
-        PolicyType="TargetTrackingScaling",
-        TargetTrackingScalingPolicyConfiguration={
-            "TargetValue": 5.0,
-            "CustomizedMetricSpecification": backlog,
-            "ScaleInCooldown": 60,
-        },
-    )
-    wake = autoscaling.put_scaling_policy(
-        **target,
-        PolicyName="wake",
-        PolicyType="StepScaling",
-        StepScalingPolicyConfiguration={
-            "AdjustmentType": "ChangeInCapacity",
-            "StepAdjustments": [{"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}],
-        },
-    )
-    up.client("cloudwatch").put_metric_alarm(
-        **metric,
-        AlarmName=f"{name} waits",
-        MetricName="HasBacklogWithoutCapacity",
-        Statistic="Average",
-        Period=60,
-        EvaluationPeriods=2,
-        Threshold=1.0,
-        ComparisonOperator="GreaterThanOrEqualToThreshold",
-        AlarmActions=[wake["PolicyARN"]],
-    )
+    assert explained(scaling) == [
+        (f"Setting desired instance count to {capacity}.", causes[cause])
+        for capacity, cause in [(0, "low"), (1, "wake"), (3, "high"), (1, "low"), (0, "low")]
+    ]
+    records = [each for each in read_records(up.directory / "decisions") if each.resource_id == scaling.resource_id]
+    assert {each.decision.capacity for each in records} >= {0, 1, 3}
+    assert all(decide(each.target, each.triggers, each.cooldowns, each.now) == each.decision for each in records)
+    up.client("sagemaker").delete_endpoint(EndpointName="cycle")
+    assert not scaling.alarms().keys() & {high, low} and scaling.wake_alarm in scaling.alarms()
 
 
-def instances(up: EndpointUp, name: str) -> int:
-    described = up.client("sagemaker").describe_endpoint(EndpointName=name)
-    count: int = described["ProductionVariants"][0]["CurrentInstanceCount"]
-    return count
-
-
-def activities(up: EndpointUp, name: str) -> list[dict[str, Any]]:
-    """Return the endpoint's activities, the oldest first."""
-    answer = up.client("application-autoscaling").describe_scaling_activities(
-        ServiceNamespace="sagemaker", ResourceId=f"endpoint/{name}/variant/main", ScalableDimension=DIMENSION
-    )
-    return list(reversed(answer["ScalingActivities"]))
-
-
-def test_idle_endpoint_sleeps_and_request_wakes_it(up: EndpointUp) -> None:
-    up.make_endpoint("e")
-    scale(up, "e")
-    eventually(lambda: instances(up, "e") == 0)
-    assert up.submit("e", body=b"good morning").ended().outputs()[0]["body"] == b"good morning"
-    eventually(lambda: [each["StatusCode"] for each in activities(up, "e")[:2]] == ["Successful"] * 2)
-    asleep, awake = activities(up, "e")[:2]
-    assert asleep["Description"] == "Setting desired instance count to 0."
-    assert asleep["Cause"].endswith(" in state ALARM triggered policy tracking")
-    assert awake["Description"] == "Setting desired instance count to 1."
-    assert awake["Cause"] == "monitor alarm e waits in state ALARM triggered policy wake"
-    assert awake["StatusMessage"] == (
-        "Successfully set desired instance count to 1. Change successfully fulfilled by sagemaker."
-    )
-
-
-def test_gateway_killed_while_asleep_wakes_endpoint(up: EndpointUp) -> None:
-    up.make_endpoint("killed")
-    scale(up, "killed")
-    eventually(lambda: instances(up, "killed") == 0)
+def test_gateway_killed_at_zero_wakes_endpoint(up: EndpointUp) -> None:
+    up.make_endpoint("killed", instances=0)
+    Scaling(up, "killed").put_documented(max_capacity=1, target=4)
     sent = up.submit("killed")
     up.kill()
     up.start()
@@ -112,11 +87,33 @@ def test_gateway_killed_while_asleep_wakes_endpoint(up: EndpointUp) -> None:
     assert "internal error" not in up.log() and "Traceback" not in up.log()
 
 
-def test_recorded_decisions_of_gateway_are_made_again(up: EndpointUp) -> None:
-    up.make_endpoint("recorded")
-    scale(up, "recorded")
-    eventually(lambda: instances(up, "recorded") == 0)
-    path: Path = up.directory / "decisions.jsonl"
-    records = [each for each in read_records(path) if each.resource_id == "endpoint/recorded/variant/main"]
-    assert any(each.decision.capacity == 0 for each in records)
-    assert all(decide(each.target, each.triggers, each.cooldowns, each.now) == each.decision for each in records)
+def test_suspended_target_scales_once_resumed(up: EndpointUp) -> None:
+    up.make_endpoint("suspended", instances=0)
+    scaling = Scaling(up, "suspended")
+    scaling.register(MinCapacity=0, MaxCapacity=1, SuspendedState={"DynamicScalingOutSuspended": True})
+    scaling.put_wake()
+    sent = up.submit("suspended")
+    history = up.client("cloudwatch").describe_alarm_history
+    eventually(lambda: history(AlarmName=scaling.wake_alarm, HistoryItemType="Action")["AlarmHistoryItems"])
+    assert scaling.alarms()[scaling.wake_alarm] == "ALARM"
+    assert scaling.capacity() == ("InService", 0, 0) and scaling.activities(IncludeNotScaledActivities=True) == []
+    scaling.register(SuspendedState={"DynamicScalingOutSuspended": False})
+    assert sent.ended().outputs()[0]["body"] == b"input"
+    scaling.wait_for(1)
+
+
+def test_scheduled_action_sets_bounds_and_capacity(up: EndpointUp) -> None:
+    up.make_endpoint("planned", instances=0)
+    scaling = Scaling(up, "planned")
+    scaling.register(MinCapacity=0, MaxCapacity=1)
+    bounds = {"MinCapacity": 2, "MaxCapacity": 3}
+    scaling.client.put_scheduled_action(
+        **scaling.target, ScheduledActionName="morning", Schedule="rate(3 minutes)", ScalableTargetAction=bounds
+    )
+    scaling.wait_for(2)
+    told = [(activity["Description"], activity["Cause"]) for activity in scaling.activities()[:2]]
+    cause = "scheduled action name morning was triggered"
+    assert told == [
+        ("Setting min capacity to 2 and max capacity to 3", cause),
+        ("Setting desired instance count to 2.", cause),
+    ]
