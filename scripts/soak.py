@@ -1,4 +1,4 @@
-"""`scripts/soak container|distinct|endpoint|faults|poisoned`: everything at once, with faults from a seed."""
+"""`scripts/soak container|distinct|endpoint|faults|poisoned|scaling`: everything at once, with faults from a seed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import signal
 import sys
 from pathlib import Path
 
-from soaking import container, distinct, poisoned
+from soaking import container, distinct, poisoned, scaling
 from soaking.faults import campaign
 from testing.endpoint import soak as endpoint
 
-SOAKS = {"container": container, "distinct": distinct, "endpoint": endpoint, "faults": campaign, "poisoned": poisoned}
+SOAKS = {
+    "container": container,
+    "distinct": distinct,
+    "endpoint": endpoint,
+    "faults": campaign,
+    "poisoned": poisoned,
+    "scaling": scaling,
+}
 
 
 def main() -> None:
