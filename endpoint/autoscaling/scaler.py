@@ -47,6 +47,7 @@ _MAX_WAIT_S = 60.0
 """Seconds until the clock is read again: it may be set, or the machine may sleep."""
 _DROP_INTERVAL_S = 3600.0
 _DELETED = "The endpoint was deleted."
+_DEREGISTERED = "The scalable target was deregistered."
 _MAX_REPEATS_LOOKED_AT = 50
 
 
@@ -120,7 +121,11 @@ class Scaler:
                 by_target.setdefault(policy.resource_id, {})[number] = firing
             for resource_id, of_target in by_target.items():
                 named = [(policies[number], firing) for number, firing in of_target.items()]
-                error = await self._act_on(resource_id, named)
+                try:
+                    error = await self._act_on(resource_id, named)
+                except Exception as failure:  # the other targets go on
+                    _LOG.exception("The scaling policies of %s failed", resource_id)
+                    error = f"{type(failure).__name__}: {failure}"
                 if error is not None:
                     errors |= dict.fromkeys(of_target, error)
         return [FiringResult(error=errors.get(number)) for number in range(len(firings))]
@@ -218,6 +223,9 @@ class Scaler:
             await self._end(activities.failed(activity, _DELETED, self._clock()))
             return True
         if activity.status == "Pending":
+            if await self._store.target(activity.resource_id) is None:
+                await self._end(activities.failed(activity, _DEREGISTERED, self._clock()))
+                return True
             if variant.desired != activity.capacity:
                 return await self._ask(activity, variant)
             activity = activities.in_progress(activity)

@@ -33,8 +33,8 @@ UP = [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}]
 DOWN = [{"MetricIntervalUpperBound": 0, "ScalingAdjustment": -1}]
 
 
-class Killed(Exception):
-    """The gateway was killed here."""
+class Killed(BaseException):
+    """The gateway was killed here: nothing catches that."""
 
 
 class KillingDatabase(Database):

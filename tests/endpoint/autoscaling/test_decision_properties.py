@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from endpoint.autoscaling.decisions import (
@@ -266,22 +266,38 @@ class Endpoint:
             self.now += seconds
 
 
-@given(pasts(), st.booleans())
-def test_lasting_breach_acts_after_the_cooldown(past: tuple[list[Policy], list[Event]], is_above: bool) -> None:
-    policies, events = past
-    tracking = replace(policies[0], can_scale_in=True)
-    assert isinstance(tracking, TrackingPolicy)
-    endpoint = Endpoint([tracking, policies[1]])
-    endpoint.live(events)
+UP_AND_DOWN = (Step(lower=0, upper=None, adjustment=1), Step(lower=None, upper=0, adjustment=-1))
+
+
+@given(pasts(), st.booleans(), st.sampled_from([0, 1]))
+def test_lasting_breach_acts_after_the_cooldown(
+    past: tuple[list[Policy], list[Event]], is_above: bool, which: int
+) -> None:
+    (tracking, steps), events = past
+    assert isinstance(tracking, TrackingPolicy) and isinstance(steps, StepPolicy)
+    policies = (
+        replace(tracking, can_scale_in=True),
+        replace(steps, adjustment_type="ChangeInCapacity", steps=UP_AND_DOWN),
+    )
+    endpoint = Endpoint(policies)
+    by_name = {policy.name: policy for policy in policies}
+    endpoint.live(
+        [
+            (replace(event, policy=by_name[event.policy.name]) if isinstance(event, Trigger) else event, seconds)
+            for event, seconds in events
+        ]
+    )
     endpoint.end(has_succeeded=True)
     at_end = endpoint.target.max_capacity if is_above else endpoint.target.min_capacity
-    assume(endpoint.target.desired != at_end)
-    metric = tracking.target * (100 if is_above else 0)
-    breach = Trigger(policy=tracking, alarm="a", values=(metric,), threshold=1, is_above=is_above)
-    endpoint.now += tracking.scale_out_cooldown_s if is_above else tracking.scale_in_cooldown_s
-    endpoint.now += 1e-6  # the sum of two floats may be less than their sum
+    if endpoint.target.desired == at_end:
+        return
+    metric, policy = (tracking.target * 100, policies[which]) if is_above else (-1.0, policies[which])
+    breach = Trigger(policy=policy, alarm="a", values=(metric,), threshold=0, is_above=is_above)
+    cooldowns_s = (tracking.scale_out_cooldown_s, tracking.scale_in_cooldown_s, steps.cooldown_s)
+    endpoint.now += (cooldowns_s[0 if is_above else 1] if which == 0 else cooldowns_s[2]) + 1e-6
+    before = endpoint.target.desired
     capacity = endpoint.fire(breach).capacity
-    assert capacity is not None and (capacity > endpoint.before) == is_above
+    assert capacity is not None and (capacity > before) == is_above
 
 
 @given(pasts())

@@ -14,7 +14,7 @@ import pytest
 from endpoint.autoscaling.decisions import Cooldown, decide
 from endpoint.autoscaling.recording import Recorder, read_records
 from endpoint.aws.errors import AwsError
-from testing.endpoint.scaling_world import DOWN, ENDPOINT, RESOURCE, START, UP, ScalingWorld
+from testing.endpoint.scaling_world import DOWN, ENDPOINT, RESOURCE, START, UP, Killed, ScalingWorld
 from testing.server import TIMEOUT_S
 
 
@@ -175,6 +175,39 @@ def test_deregistered_target_has_its_activity_ended(tmp_path: Path) -> None:
         await world.store.delete_target(RESOURCE)
         await world.settle()
         assert await world.told() == [("Setting desired instance count to 2.", "Successful")]
+
+    run(tmp_path, work)
+
+
+def test_deregistered_target_is_asked_for_nothing(tmp_path: Path) -> None:
+    async def work(world: ScalingWorld) -> None:
+        await start(world)
+        world.database.kill_at = world.database.writes + 1
+        world.database.kills_after = True
+        with pytest.raises(Killed):
+            await world.fire("up")
+        world.restart()
+        await world.store.delete_target(RESOURCE)
+        await world.settle()
+        [activity] = await world.activities()
+        assert activity.message == (
+            "Failed to set desired instance count to 2. Reason: The scalable target was deregistered."
+        )
+        assert await world.desired() == 1
+
+    run(tmp_path, work)
+
+
+def test_failure_of_decision_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(world: ScalingWorld) -> None:
+        await start(world)
+        await world.put_steps("broken", UP, StepAdjustments=[{}])
+        result = await world.fire("up")
+        assert result.error == "KeyError: 'ScalingAdjustment'"
+        assert "The scaling policies of endpoint/e/variant/AllTraffic failed" in caplog.text
+        await world.store.delete_policy(RESOURCE, "broken")
+        await world.fire("up")
+        assert await world.desired() == 2
 
     run(tmp_path, work)
 
