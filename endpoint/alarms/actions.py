@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 
 from endpoint.alarms.alarm import Alarm, HistoryItem
 from endpoint.alarms.firing import Act, Firing, FiringResult
@@ -59,9 +60,9 @@ def recent_values(reason_data: str | None, now: float) -> list[float]:
         data = json.loads(reason_data or "{}")
         queried_at = datetime.strptime(data["queryDate"], "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
         values = [float(value) for value in data["recentDatapoints"] if value is not None]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return []
-    return values if abs(now - queried_at) <= _MAX_QUERY_AGE_S else []
+    return values if all(map(isfinite, values)) and abs(now - queried_at) <= _MAX_QUERY_AGE_S else []
 
 
 class Actions:

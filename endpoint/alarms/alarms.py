@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from endpoint.alarms.actions import Actions, invocations, recent_values
 from endpoint.alarms.alarm import ACTION_LISTS, Alarm, new_alarm
@@ -143,7 +143,7 @@ class Alarms:
     async def _set_alarm_state(self, parameters: Parameters) -> Result:
         name, reason_data = parameters["AlarmName"], parameters.get("StateReasonData")
         try:
-            json.loads(reason_data or "null")
+            json.loads(reason_data or "null", parse_constant=_refuse)
         except (ValueError, RecursionError):
             raise AwsError("InvalidFormat", "StateReasonData is not valid JSON.") from None
         async with self._store.lock:
@@ -263,6 +263,10 @@ class Alarms:
         if arn != self.arn(name) or name not in await self._store.all():
             raise AwsError("ResourceNotFoundException", f"There is no alarm {arn}.", 404)
         return name
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _is_wanted(alarm: Alarm, parameters: Parameters) -> bool:

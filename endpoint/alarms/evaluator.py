@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -78,7 +77,7 @@ class Evaluator:
             try:
                 await self.restore(self._clock())
                 break
-            except sqlite3.Error:
+            except Exception:
                 _LOG.exception("The values that alarms look at could not be read")
                 await asyncio.sleep(self._settings.real_s(60))
         try:
@@ -90,7 +89,8 @@ class Evaluator:
         while True:
             now = self._clock()
             at = self._series.time(max(self._series.index(now) + 1, self._series.index(now + _MIN_PAUSE_S)))
-            while (left_s := at - self._clock()) > 0:
+            # A clock that is set back meanwhile leaves more than there was: it has another bucket to wait for.
+            while 0 < (left_s := at - self._clock()) <= at - now:
                 await asyncio.sleep(left_s)
             try:
                 # What is being written when this is cancelled is written to its end.

@@ -111,11 +111,14 @@ def _data(alarm: Alarm, considered: Sequence[Point], evaluated: Sequence[Point],
             for point in evaluated
         ],
     }
-    text = compact(data)
-    while len(text) > MAX_REASON_DATA and data["evaluatedDatapoints"]:
-        data["evaluatedDatapoints"].pop()  # the recent ones are what scaling needs
-        text = compact(data)
-    return text
+    left = MAX_REASON_DATA - len(compact(data | {"evaluatedDatapoints": []}))
+    shown = []
+    for point in data["evaluatedDatapoints"]:  # the recent ones are what scaling needs: they stay
+        left -= len(compact(point)) + (1 if shown else 0)
+        if left < 0:
+            break
+        shown.append(point)
+    return compact(data | {"evaluatedDatapoints": shown})
 
 
 def compact(value: Any) -> str:

@@ -264,23 +264,25 @@ def test_bad_state_is_refused(tmp_path: Path) -> None:
         await world.put("a")
         given = {"StateValue": "OK", "StateReason": "so"}
         assert await refusal(world, "SetAlarmState", AlarmName="missing", **given) == ("ResourceNotFound", 404)
-        assert await refusal(world, "SetAlarmState", AlarmName="a", StateReasonData='{"x":', **given) == (
-            "InvalidFormat",
-            400,
-        )
+        for data in ('{"x":', '{"x":NaN}'):
+            told = await refusal(world, "SetAlarmState", AlarmName="a", StateReasonData=data, **given)
+            assert told == ("InvalidFormat", 400)
         assert await world.state("a") == "INSUFFICIENT_DATA"
 
     in_world(tmp_path, work)
 
 
-def reason_data(age_s: float) -> str:
-    return json.dumps({"queryDate": iso(START - age_s), "recentDatapoints": [1.0, None, 9.0]})
+def reason_data(age_s: float, *values: float | None) -> str:
+    return json.dumps({"queryDate": iso(START - age_s), "recentDatapoints": values or [1.0, None, 9.0]})
 
 
 @pytest.mark.parametrize(
     ("data", "values"),
-    [(None, None), ("{}", None), ("[1]", None), (reason_data(20), None), (reason_data(3), (1.0, 9.0))],
-    ids=["no data", "empty", "a list", "old datapoints", "recent datapoints"],
+    [
+        *[(None, None), ("{}", None), ("[1]", None), (reason_data(20), None), (reason_data(3), (1.0, 9.0))],
+        *[(reason_data(3, 10**400), None), (reason_data(3, 1.0).replace("1.0", "1e999"), None)],
+    ],
+    ids=["no data", "empty", "a list", "old datapoints", "recent datapoints", "a number too long", "one too large"],
 )
 def test_set_state_scales_by_recent_values(tmp_path: Path, data: str | None, values: tuple[float, ...] | None) -> None:
     async def work(world: AlarmWorld) -> None:

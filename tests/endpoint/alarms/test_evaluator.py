@@ -290,3 +290,28 @@ def test_evaluation_follows_the_clock(tmp_path: Path) -> None:
             await world.has_fired.get()
 
     in_world(tmp_path, work, time_scale=600, clock=time.time)
+
+
+def test_clock_set_back_delays_no_evaluation(tmp_path: Path) -> None:
+    now = START
+    looks: asyncio.Queue[None] = asyncio.Queue()
+
+    def clock() -> float:
+        looks.put_nowait(None)
+        return now
+
+    async def work(world: AlarmWorld) -> None:
+        nonlocal now
+        await world.put("a", EvaluationPeriods=1, AlarmActions=[POLICY])
+        async with running(world.evaluator.run), asyncio.timeout(30):
+            for later_s in (0.1, -1800):
+                while not looks.empty():
+                    looks.get_nowait()
+                for _ in range(4):  # then it waits for its clock, which stands still
+                    await looks.get()
+                now = START + later_s
+                world.publish(9, Timestamp=now - 0.1)
+                await world.has_fired.get()
+        assert [firings[0].at for firings in world.fired] == [START + 0.1, START - 1800]
+
+    in_world(tmp_path, work, time_scale=600, clock=clock)
