@@ -112,7 +112,7 @@ def _data(alarm: Alarm, considered: Sequence[Point], evaluated: Sequence[Point],
         ],
     }
     left = MAX_REASON_DATA - len(compact(data | {"evaluatedDatapoints": []}))
-    shown = []
+    shown: list[dict[str, Any]] = []
     for point in data["evaluatedDatapoints"]:  # the recent ones are what scaling needs: they stay
         left -= len(compact(point)) + (1 if shown else 0)
         if left < 0:

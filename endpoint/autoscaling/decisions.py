@@ -63,7 +63,7 @@ Policy = TrackingPolicy | StepPolicy
 LOW_RATIO = 0.9
 """Part of a target-tracking policy's target below which it scales in."""
 _AGGREGATE: dict[Aggregation, Callable[[Sequence[float]], float]] = {"Average": fmean, "Minimum": min, "Maximum": max}
-_MAX_RATIO = 2.0**53
+_MAX_CAPACITY = 2.0**53
 _DIGITS = 9
 """Decimal places that count of a number of instances: 3 * 0.1 / 0.3 is one instance, not two."""
 
@@ -129,6 +129,18 @@ class Cooldown:
             in_until=self.in_until if self.in_until is not None and now < self.in_until else None,
         )
 
+    def limited(self, policy: Policy, now: float) -> Cooldown:
+        """Return it with windows that end no later than if they began now.
+
+        They would end later after the clock was set back, and under a time scale that is greater than it was.
+        """
+        out_s, in_s = _cooldowns_s(policy)
+        return replace(
+            self,
+            out_until=None if self.out_until is None else min(self.out_until, now + out_s),
+            in_until=None if self.in_until is None else min(self.in_until, now + in_s),
+        )
+
     def _is_scaling_out(self, now: float) -> bool:
         return self.asked > 0 or (self.out_until is not None and now < self.out_until)
 
@@ -189,11 +201,7 @@ def decide(target: Target, triggers: Sequence[Trigger], cooldowns: Mapping[str, 
 def fulfilled(policy: Policy, cooldowns: Mapping[str, Cooldown], now: float) -> Mapping[str, Cooldown]:
     """Return the cooldowns after the change that `policy` asked for is complete: its window begins."""
     cooldown = cooldowns.get(policy.name, Cooldown())
-    out_s, in_s = (
-        (policy.scale_out_cooldown_s, policy.scale_in_cooldown_s)
-        if isinstance(policy, TrackingPolicy)
-        else (policy.cooldown_s, policy.cooldown_s)
-    )
+    out_s, in_s = _cooldowns_s(policy)
     if cooldown.asked > 0:
         added = cooldown.added + cooldown.asked
         cooldown = replace(cooldown, asked=0, added=added, out_until=now + out_s)
@@ -256,7 +264,7 @@ def _tracked(target: Target, policy: TrackingPolicy, trigger: Trigger) -> int | 
 def _proportional(target: Target, ratio: float) -> int:
     # A metric per instance is the whole where no instance serves.
     running = max(target.running, 1)
-    return ceil(round(min(running * ratio, _MAX_RATIO), _DIGITS))
+    return ceil(round(min(max(running * ratio, -_MAX_CAPACITY), _MAX_CAPACITY), _DIGITS))
 
 
 def _stepped(capacity: int, policy: StepPolicy, trigger: Trigger) -> int | None:
@@ -287,6 +295,13 @@ def _percentage(capacity: int, percent: int, min_magnitude: int) -> int:
         return 0
     magnitude = max(capacity * abs(percent) // 100, min_magnitude, 1)
     return magnitude if percent > 0 else -magnitude
+
+
+def _cooldowns_s(policy: Policy) -> tuple[float, float]:
+    """Return the seconds of a policy's scale-out window and of its scale-in cooldown."""
+    if isinstance(policy, TrackingPolicy):
+        return policy.scale_out_cooldown_s, policy.scale_in_cooldown_s
+    return policy.cooldown_s, policy.cooldown_s
 
 
 def _is_exact(policy: Policy) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sqlite3
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,8 @@ from endpoint.autoscaling.store import Store
 from endpoint.autoscaling.tracking_alarms import AlarmChanges, Alarms
 from endpoint.aws.errors import AwsError, not_implemented
 from endpoint.settings import Settings
+
+_CROSSED = "Maximum capacity cannot be less than minimum capacity"
 
 MAX_TAGS = 50
 MAX_PAGE = 50
@@ -139,7 +142,10 @@ class Autoscaling:
         _check_bounds(old.min_capacity if least is None else least, old.max_capacity if most is None else most)
         bounds = {"min_capacity": least, "max_capacity": most}
         changes = {name: value for name, value in bounds.items() if value is not None} | _suspended(parameters)
-        await self._store.change_target(resource_id, **changes)
+        try:
+            await self._store.change_target(resource_id, **changes)
+        except sqlite3.IntegrityError:  # a scheduled action has set other bounds in between
+            raise invalid(_CROSSED) from None
         return {"ScalableTargetARN": old.arn}
 
     async def _new_target(self, resource_id: str, parameters: Parameters) -> ScalableTarget:
@@ -226,7 +232,7 @@ def _check_bounds(least: int, most: int) -> None:
     if least < 0:
         raise invalid("Minimum capacity cannot be less than 0")
     if most < least:
-        raise invalid("Maximum capacity cannot be less than minimum capacity")
+        raise invalid(_CROSSED)
 
 
 def _suspended(parameters: Parameters) -> dict[str, Any]:

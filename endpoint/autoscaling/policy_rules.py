@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
+from endpoint.alarms.times import java_double
 from endpoint.autoscaling.resources import DIMENSION, LOCAL, invalid
 from endpoint.aws.errors import AwsError
 
@@ -140,12 +140,3 @@ def _kept(old: Configuration | None, names: Iterable[str]) -> Configuration:
 def _check_cooldowns(configuration: Mapping[str, Any], *names: str) -> None:
     if any(configuration.get(name, 0) < 0 for name in names):
         raise invalid("Cooldown must be nonnegative")
-
-
-def java_double(value: float) -> str:
-    """Print a number as Java's Double does: from 10,000,000 and below 0.001 with an exponent."""
-    if value == 0 or 1e-3 <= abs(value) < 1e7:
-        return repr(float(value))
-    number = Decimal(repr(float(value))).normalize()
-    first, *rest = map(str, number.as_tuple().digits)
-    return f"{'-' if value < 0 else ''}{first}.{''.join(rest) or '0'}E{number.adjusted()}"

@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS scaling_policies (
     alarms TEXT NOT NULL,           -- JSON: names
     PRIMARY KEY (resource_id, name)
 );
+CREATE INDEX IF NOT EXISTS scaling_policies_by_arn ON scaling_policies (arn);
+CREATE INDEX IF NOT EXISTS scaling_policies_by_action ON scaling_policies (action_arn);
 CREATE TABLE IF NOT EXISTS scaling_alarm_changes (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
     parameters TEXT             -- JSON; NULL: to be deleted
@@ -48,6 +50,8 @@ CREATE TABLE IF NOT EXISTS scaling_activities (
     policy TEXT, capacity INTEGER
 );
 CREATE INDEX IF NOT EXISTS scaling_activities_of_target ON scaling_activities (resource_id, seq);
+CREATE INDEX IF NOT EXISTS scaling_activities_under_way ON scaling_activities (seq)
+    WHERE status IN ('Pending', 'InProgress');
 CREATE TABLE IF NOT EXISTS scalable_target_tags (
     arn TEXT NOT NULL REFERENCES scalable_targets (arn) ON DELETE CASCADE,
     key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (arn, key)

@@ -150,8 +150,12 @@ class Scaler:
             for name, firing in firings
             if name in policies
         ]
-        cooldowns = {name: cooldown for name, cooldown in target.cooldowns.items() if name in policies}
         now = self._clock()
+        cooldowns = {
+            name: cooldown.limited(policies[name], now)
+            for name, cooldown in target.cooldowns.items()
+            if name in policies
+        }
         decision = decide(here, triggers, cooldowns, now)
         self._record(
             Record(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,10 @@ from endpoint.autoscaling.variants import Call, Variants
 from endpoint.settings import Settings
 from endpoint.state.catalog import Catalog
 from endpoint.state.database import Database
+
+_LOG = logging.getLogger(__name__)
+
+_RETRY_INTERVAL_S = 10.0
 
 
 class Scaling:
@@ -44,8 +50,14 @@ class Scaling:
         catalog.subscribe(self.scaler.wake)
 
     async def run(self) -> None:
-        """Finish what a killed gateway left half done, then scale until cancelled."""
-        await self.operations.resume()
+        """Finish what a killed gateway left half done, then scale until cancelled. Never raises."""
+        while True:
+            try:
+                await self.operations.resume()
+                break
+            except Exception:
+                _LOG.exception("What an earlier gateway left half done could not be finished")
+                await asyncio.sleep(_RETRY_INTERVAL_S)
         await self.scaler.run()
 
     async def act(self, firings: Sequence[Firing]) -> list[FiringResult]:

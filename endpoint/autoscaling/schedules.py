@@ -96,7 +96,10 @@ def next_run(
         run = start
     elif isinstance(schedule, timedelta):
         base, period_s = after if start is None else start, schedule.total_seconds()
-        run = base + (math.floor((after - base) / period_s) + 1) * period_s
+        periods = math.floor((after - base) / period_s) + 1
+        run = base + periods * period_s
+        if run <= after:  # rounded down, as happens where the times get so large that they have fewer binary places
+            run = base + (periods + 1) * period_s
     else:
         run = _next_cron_run(schedule, zone, after)
     return run if run is not None and (end is None or run <= end) else None

@@ -89,7 +89,7 @@ class Store:
 
     async def policy_of_action(self, action_arn: str) -> ScalingPolicy | None:
         """Return the policy that an alarm's action names: by its own ARN, or by that of its own alarms' action."""
-        found = await self._rows("SELECT * FROM scaling_policies WHERE ?1 IN (arn, action_arn)", action_arn)
+        found = await self._rows("SELECT * FROM scaling_policies WHERE arn = ?1 OR action_arn = ?1", action_arn)
         return rows.policy(found[0]) if found else None
 
     async def put_policy(self, policy: ScalingPolicy, new_alarms: Sequence[dict[str, Any]] = ()) -> None:
@@ -229,9 +229,9 @@ class Store:
 
         Those with a NotScaledReason are among them if `has_not_scaled`.
         """
+        of_target = "1" if resource_id is None else "resource_id = ?1"  # by the index
         sql = (
-            "SELECT * FROM scaling_activities WHERE (?1 IS NULL OR resource_id = ?1) "
-            "AND (?2 OR not_scaled_reasons = '[]') "
+            f"SELECT * FROM scaling_activities WHERE {of_target} AND (?2 OR not_scaled_reasons = '[]') "
             "AND (?3 IS NULL OR seq < (SELECT seq FROM scaling_activities WHERE id = ?3)) ORDER BY seq DESC LIMIT ?4"
         )
         return [rows.activity(row) for row in await self._rows(sql, resource_id, has_not_scaled, before, limit)]

@@ -96,7 +96,9 @@ class ScalingWorld:
 
     # SageMaker
 
-    async def create_endpoint(self, count: int = 1, status: str = "InService", *, is_async: bool = True) -> None:
+    async def create_endpoint(
+        self, count: int = 1, status: str = "InService", *, is_async: bool = True, name: str = ENDPOINT
+    ) -> None:
         config: dict[str, Any] = {"ProductionVariants": [{"VariantName": "AllTraffic", "ModelName": "m"}]}
         if is_async:
             config["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": "s3://b/o"}}
@@ -109,7 +111,7 @@ class ScalingWorld:
             "current": count,
             "deployed": {"c": {"config": config, "model": {"PrimaryContainer": {"Image": "i"}}}},
         }
-        await self.catalog.create("endpoint", ENDPOINT, f"arn:{ENDPOINT}", {}, {}, state)
+        await self.catalog.create("endpoint", name, f"arn:{name}", {}, {}, state)
 
     async def set_by_hand(self, count: int) -> None:
         """Do as a user's UpdateEndpointWeightsAndCapacities."""

@@ -119,6 +119,12 @@ def test_firing_without_values_does_nothing(policy: Policy, is_above: bool) -> N
     assert (decision.capacity, decision.not_scaled) == (None, ())
 
 
+@pytest.mark.parametrize(("metric", "capacity"), [(float("inf"), 10), (-float("inf"), 0), (1e300, 10), (-1e300, 0)])
+def test_boundless_metric_leads_to_a_bound(metric: float, capacity: int) -> None:
+    policy = TrackingPolicy(name="tiny", target=1e-100)
+    assert decide(target(3), [tracked(policy, metric)], {}, NOW).capacity == capacity
+
+
 def test_metric_counts_per_running_instance() -> None:
     assert decide_one(target(2, running=1), tracked(BACKLOG, 12)).capacity == 3
     assert decide_one(target(2, running=0), tracked(BACKLOG, 12)).capacity == 3
@@ -336,6 +342,13 @@ def test_scale_out_ends_all_scale_in_cooldowns() -> None:
     decision = decide_both(target(2), trigger(ADD_ONE, 1), cooldowns=cooldowns)
     assert decision.capacity == 3
     assert all(cooldown.in_until is None for cooldown in decision.cooldowns.values())
+
+
+@pytest.mark.parametrize(("until", "limited"), [(NOW + 9000, NOW + 300), (NOW + 299, NOW + 299), (None, None)])
+def test_windows_are_no_longer_than_cooldowns(until: float | None, limited: float | None) -> None:
+    cooldown = Cooldown(asked=1, added=2, out_until=until, in_until=until)
+    expected = Cooldown(asked=1, added=2, out_until=limited, in_until=limited)
+    assert [cooldown.limited(policy, NOW) for policy in (BACKLOG, ADD_ONE)] == [expected, expected]
 
 
 def test_cooldowns_belong_to_their_policies() -> None:

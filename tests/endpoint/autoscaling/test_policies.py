@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from endpoint.alarms.alarms import Alarms
-from endpoint.autoscaling.policy_rules import java_double
 from testing.endpoint.autoscaling_server import AutoscalingServer
 from testing.endpoint.scaling_calls import (
     BACKLOG,
@@ -559,20 +558,3 @@ def test_refused_alarm_does_not_stop_others(
         server.run(server.autoscaling.resume())
     assert "alarm bad was refused" in caplog.text
     assert server.run(server.store.alarm_changes()) == []
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0.0"),
-        (-1.0, "-1.0"),
-        (123.5, "123.5"),
-        (0.001, "0.001"),
-        (0.0001, "1.0E-4"),
-        (9999999.0, "9999999.0"),
-        (12345678.0, "1.2345678E7"),
-        (-2.5e300, "-2.5E300"),
-    ],
-)
-def test_numbers_are_printed_as_java_does(value: float, text: str) -> None:
-    assert java_double(value) == text

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from endpoint.autoscaling.decisions import Cooldown, decide
 from endpoint.autoscaling.recording import Recorder, read_records
+from endpoint.autoscaling.resources import resource_id_of
 from endpoint.aws.errors import AwsError
 from testing.endpoint.scaling_world import DOWN, ENDPOINT, RESOURCE, START, UP, Killed, ScalingWorld
 from testing.server import TIMEOUT_S
@@ -97,6 +99,37 @@ def test_time_scale_shortens_cooldowns(tmp_path: Path) -> None:
         assert await world.desired() == 1
 
     run(tmp_path, work, time_scale=60)
+
+
+def test_clock_set_back_lengthens_no_cooldown(tmp_path: Path) -> None:
+    async def work(world: ScalingWorld) -> None:
+        await start(world, count=3)
+        await world.fire("down", 0, is_above=False)
+        await world.settle()
+        world.now -= 86400
+        await world.fire("down", 0, is_above=False)
+        assert await world.desired() == 2
+        world.now += 300
+        await world.fire("down", 0, is_above=False)
+        assert await world.desired() == 1
+
+    run(tmp_path, work)
+
+
+def test_greater_time_scale_shortens_running_cooldown(tmp_path: Path) -> None:
+    async def work(world: ScalingWorld) -> None:
+        await start(world, count=3)
+        await world.fire("down", 0, is_above=False)
+        await world.settle()
+        world.settings = replace(world.settings, time_scale=60)
+        world.restart()
+        await world.fire("down", 0, is_above=False)
+        assert await world.desired() == 2
+        world.now += 5
+        await world.fire("down", 0, is_above=False)
+        assert await world.desired() == 1
+
+    run(tmp_path, work)
 
 
 def test_later_change_by_hand_overrides(tmp_path: Path) -> None:
@@ -247,6 +280,24 @@ def test_firing_of_unknown_policy_is_an_error(tmp_path: Path) -> None:
         await start(world)
         results = await world.scaler.act([world.firing("gone"), world.firing("up")])
         assert [result.error for result in results] == ["No scaling policy found for arn:gone", None]
+        assert await world.desired() == 2
+
+    run(tmp_path, work)
+
+
+def test_failing_target_stops_no_other(tmp_path: Path) -> None:
+    async def work(world: ScalingWorld) -> None:
+        await start(world)
+        await world.create_endpoint(name="other")
+        target, policy = await world.store.target(RESOURCE), await world.store.policy(RESOURCE, "up")
+        assert target is not None and policy is not None
+        other = resource_id_of("other", "AllTraffic")
+        await world.store.add_target(replace(target, resource_id=other, arn="arn:other"), {})
+        await world.store.put_policy(
+            replace(policy, resource_id=other, arn="arn:broken", action_arn="arn:broken:", configuration={})
+        )
+        results = await world.scaler.act([world.firing("broken"), world.firing("up")])
+        assert [result.error and result.error.split(":")[0] for result in results] == ["KeyError", None]
         assert await world.desired() == 2
 
     run(tmp_path, work)

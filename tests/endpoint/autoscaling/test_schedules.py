@@ -222,6 +222,14 @@ def test_window_counts(expression: str, start: str | None, end: str | None, afte
     assert next_run(expression, None, *window, utc(after)) == (expected and utc(expected))
 
 
+def test_rate_goes_on_where_times_are_rounded() -> None:
+    start = 2.0**31 - 60 + 2**-22  # 2038, from when on a float has one binary place less behind the point
+    second = next_run("rate(1 minute)", None, start, None, start)
+    assert second is not None and second > start
+    third = next_run("rate(1 minute)", None, start, None, second)
+    assert third is not None and third > second + 59
+
+
 # Properties, against a search that looks at every minute
 
 
