@@ -109,7 +109,7 @@ class EngineRunner:
         type_name = _instance_type(spec.deployment)
         arguments = create_arguments(
             self._engine.name,
-            name=f"longhaul-{spec.instance_id}",
+            name=_name_of(spec.instance_id),
             image=image,
             place=Place(network=network.name, port=None if spec.is_isolated else spec.port),
             model_dir=spec.model_dir,
@@ -171,7 +171,7 @@ class EngineRunner:
         filters = [f"--filter=label={one}" for one in (self._label, label) if one is not None]
         ids = await self._engine.lines("ps", "--all", "--no-trunc", "--format={{.ID}}", *filters)
         found = [await self._engine.inspect("container", identity) for identity in ids]
-        return [described for described in found if described is not None]
+        return [described for described in found if described is not None and _is_named_as_labelled(described)]
 
     def _url(self, network: Network) -> str:
         """Return the URL of AWS's API as containers see it."""
@@ -214,6 +214,16 @@ def _directory_id(data_dir: Path) -> str:
 
 def _labels(described: dict[str, Any]) -> dict[str, str]:
     return (described.get("Config") or {}).get("Labels") or {}
+
+
+def _is_named_as_labelled(described: dict[str, Any]) -> bool:
+    """Tell whether a container has the name that we gave it: an image that was made of one of ours has its labels."""
+    return bool(described["Name"].removeprefix("/") == _name_of(_labels(described).get(_INSTANCE_LABEL, "")))
+
+
+def _name_of(instance_id: str) -> str:
+    """Return the name of an instance's container."""
+    return f"longhaul-{instance_id}"
 
 
 def url_of(described: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,8 +15,9 @@ from endpoint.fleet.instance import Record
 from endpoint.fleet.runners.engine import Engine, EngineError
 from endpoint.fleet.runners.engine_container import describe_end
 from endpoint.fleet.runners.engine_network import Network, listen_on_bridge, read_network
-from endpoint.fleet.runners.engine_runner import url_of
+from endpoint.fleet.runners.engine_runner import EngineRunner, url_of
 from endpoint.fleet.runners.runner import RunnerUnavailable
+from endpoint.settings import Settings
 from testing.server import free_port
 
 LOOPBACK = IPv4Network("127.0.0.0/8")
@@ -149,3 +151,20 @@ def test_record_knows_its_runner(digest: str | None, runner: str) -> None:
         id="i-1", endpoint="e", variant="v", config_name="c", state="healthy", slot=0, settings_digest=digest
     )
     assert record.runner == runner
+
+
+def test_container_of_copied_image_stays(client: Callable[[str], Engine], tmp_path: Path) -> None:
+    # `docker commit` gives an image the labels of the container that it is made of.
+    described = {"Id": "$3", "Name": "/$3", "Config": {"Labels": {"longhaul.instance": "i-1"}}}
+    text = json.dumps([described]).replace('"', '\\"')
+    orders = tmp_path / "orders"
+    client(
+        f"""case "$1" in
+        ps) echo longhaul-i-1; echo the-users-own;;
+        container) echo "{text}";;
+        *) echo "$@" >> {orders};;
+        esac"""
+    )
+    runner = EngineRunner(Settings(data_dir=tmp_path), "docker")
+    asyncio.run(runner.remove_others([]))
+    assert orders.read_text().splitlines() == ["stop -t 30 longhaul-i-1", "rm --force --volumes longhaul-i-1"]
