@@ -42,6 +42,8 @@ class _Pass:
     history: list[HistoryItem] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     invoked: list[Invocation] = field(default_factory=list)
+    acting: list[str] = field(default_factory=list)
+    """Alarms whose policies run."""
 
 
 class Evaluator:
@@ -123,7 +125,9 @@ class Evaluator:
                     await asyncio.sleep(0)
             if done.changed:
                 await self._store.put(done.changed, done.history, done.notices)
+        # Only now: if that could not be written, the next look finds all of it again.
         self._minute = minute
+        self._acted |= dict.fromkeys(done.acting, index)
         if done.notices:
             self._wake_sender()
         if done.invoked:
@@ -180,4 +184,4 @@ class Evaluator:
         if state == "ALARM" and (is_new or acted is None or not acted <= index < acted + MINUTE):  # or was set back
             considered = [point.value for point in recent(points, alarm.rule.periods) if point.value is not None]
             done.invoked += invocations(alarm, considered, now, is_first=is_new)
-            self._acted[alarm.name] = index
+            done.acting.append(alarm.name)

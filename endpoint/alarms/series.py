@@ -227,7 +227,7 @@ def _add(samples: Samples, datum: Mapping[str, Any]) -> None:
     if datum.get("StatisticValues") is not None:
         known = datum["StatisticValues"]
         numbers = [known.get(name, 0.0) for name in ("SampleCount", "Sum", "Minimum", "Maximum")]
-        if all(map(_is_value, numbers)) and numbers[0] > 0:
+        if all(map(_is_value, numbers)) and abs(numbers[1]) <= _MAX_VALUE * numbers[0] > 0:
             samples.add_set(*numbers)
         return
     values = datum["Values"] if datum.get("Values") is not None else [datum.get("Value")]

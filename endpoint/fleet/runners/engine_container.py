@@ -61,12 +61,16 @@ class EngineContainer:
 
     async def wait(self) -> None:
         """Return once it is dead, and its output is in its log."""
+        is_told = False
         while not self._has_ended:
             await self._keep_following().wait()
             try:
                 self._has_ended = not await self._is_running()
+                is_told = False
             except EngineError as error:
-                _LOG.warning("The engine does not say what %s does: %s", self._instance_id, error)
+                if not is_told:
+                    _LOG.warning("The engine does not say what %s does: %s", self._instance_id, error)
+                is_told = True
             if not self._has_ended:
                 await asyncio.sleep(_RETRY_INTERVAL_S)
 

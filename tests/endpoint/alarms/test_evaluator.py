@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +179,24 @@ def test_failing_policies_stop_no_evaluation(tmp_path: Path, caplog: pytest.LogC
 
     in_world(tmp_path, work)
     assert "broken" in caplog.text
+
+
+def test_unwritten_evaluation_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def work(world: AlarmWorld) -> None:
+        await world.put("a", EvaluationPeriods=1, AlarmActions=[POLICY])
+        await world.minute(9)
+        await world.put("b", EvaluationPeriods=1, AlarmActions=[POLICY])
+        with monkeypatch.context() as patches, pytest.raises(sqlite3.OperationalError):
+            patches.setattr(world.store, "put", refuse)
+            await world.minute(9)
+        world.now += 10
+        await world.evaluator.tick(world.now)
+        assert [[firing.alarm for firing in firings] for firings in world.fired] == [["a"], ["a", "b"]]
+
+    in_world(tmp_path, work)
 
 
 def test_alarm_on_missing_data_scales_nothing(tmp_path: Path) -> None:

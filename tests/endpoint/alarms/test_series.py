@@ -77,6 +77,7 @@ def test_every_form_of_datum_counts(datum: dict[str, Any], expected: tuple[float
         pytest.param({"Value": 1.0, "Timestamp": float("nan")}, id="never"),
         pytest.param({}, id="empty"),
         pytest.param({"StatisticValues": {"SampleCount": 0.0}}, id="empty set"),
+        pytest.param({"StatisticValues": {"SampleCount": 1e-300, "Sum": 1e100}}, id="mean of a set beyond all values"),
         pytest.param({"Value": 1.0, "Timestamp": NOW - 15 * 86400}, id="too old"),
         pytest.param({"Value": 1.0, "Timestamp": NOW + 7300}, id="too far ahead"),
     ],
