@@ -120,7 +120,10 @@ class Evaluator:
             done = _Pass()
             for number, alarm in enumerate(alarms.values(), 1):
                 if self._is_due(alarm, is_minute, minute):
-                    self._evaluate(alarm, index, now, done)
+                    try:
+                        self._evaluate(alarm, index, now, done)
+                    except Exception:  # the other alarms are evaluated all the same
+                        _LOG.exception("Alarm %s could not be evaluated", alarm.name)
                 if number % _AT_ONCE == 0:
                     await asyncio.sleep(0)
             if done.changed:

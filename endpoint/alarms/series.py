@@ -119,7 +119,10 @@ class Series:
             if index < self.index(now) - self._kept.get(metric, KEPT_BUCKETS):
                 continue
             unit = datum.get("Unit", "None")
-            _add(self._buckets(metric, unit).get(index), datum)
+            samples = _samples_of(datum)
+            if samples.count == 0:
+                continue
+            self._buckets(metric, unit).get(index).merge(samples)
             if metric in self._kept:
                 self._changed.add((metric, unit, index))
 
@@ -223,18 +226,21 @@ class Series:
         return json.dumps([namespace, name, sorted(dimensions)]), unit, (index + 0.5) * self._bucket_s, ""
 
 
-def _add(samples: Samples, datum: Mapping[str, Any]) -> None:
+def _samples_of(datum: Mapping[str, Any]) -> Samples:
+    """Return what a datum says, without values that CloudWatch wouldn't take."""
+    samples = Samples()
     if datum.get("StatisticValues") is not None:
         known = datum["StatisticValues"]
         numbers = [known.get(name, 0.0) for name in ("SampleCount", "Sum", "Minimum", "Maximum")]
         if all(map(_is_value, numbers)) and abs(numbers[1]) <= _MAX_VALUE * numbers[0] > 0:
             samples.add_set(*numbers)
-        return
+        return samples
     values = datum["Values"] if datum.get("Values") is not None else [datum.get("Value")]
     counts = datum.get("Counts") or [1.0] * len(values)
     for value, times in zip(values, counts, strict=False):
         if value is not None and _is_value(value) and _is_value(times) and times > 0:
             samples.add(float(value), float(times))
+    return samples
 
 
 def _is_value(number: float) -> bool:

@@ -220,7 +220,7 @@ def _winsorized_ranks(low: float, high: float, parts: Sequence[Samples]) -> floa
     if not values:
         return None
     chosen = _between(values, low, high)
-    return _clamped(values, chosen[0][0], chosen[-1][0])
+    return _clamped(values, chosen[0][0], chosen[-1][0]) if chosen else None
 
 
 def _winsorized_values(low: float, high: float, parts: Sequence[Samples]) -> float | None:

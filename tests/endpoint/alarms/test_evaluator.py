@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,19 @@ def test_failing_policies_stop_no_evaluation(tmp_path: Path, caplog: pytest.LogC
 
     in_world(tmp_path, work)
     assert "broken" in caplog.text
+
+
+def test_failing_alarm_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(world: AlarmWorld) -> None:
+        await world.put("a")
+        await world.put("b", EvaluationPeriods=1)
+        broken = await world.alarm("a")
+        await world.store.put([replace(broken, configuration=broken.configuration | {"Statistic": "Mode"})])
+        await world.minute(9)
+        assert await world.state("b") == "ALARM"
+        assert "Alarm a could not be evaluated" in caplog.text
+
+    in_world(tmp_path, work)
 
 
 def test_unwritten_evaluation_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,11 @@ def test_unknown_statistic_is_refused(name: str) -> None:
     assert str(refusal.value) == name
 
 
+@pytest.mark.parametrize("name", ["tm0", "wm0", "WM(0%:0.0000000001%)"])
+def test_mean_of_no_samples_is_none(name: str) -> None:
+    assert parse_statistic(name)([samples(*TEN)]) is None
+
+
 def test_statistic_sets_count_without_percentiles() -> None:
     collected = samples(5)
     collected.add_set(10, 100, 1, 50)
