@@ -47,9 +47,14 @@ class ScheduleError(ValueError):
 def check_schedule(expression: str, timezone: str | None) -> None:
     """Raise ScheduleError if a schedule can't be read, or runs more than once a minute."""
     schedule, zone = parse_schedule(expression), find_zone(timezone)
-    if isinstance(schedule, datetime) and _instant(schedule, zone) is None:
-        reason = f"Illegal instant due to time zone offset transition ({timezone})"
-        raise _unreadable_time(schedule.isoformat(), reason)
+    if isinstance(schedule, datetime):
+        try:
+            is_shown = _instant(schedule, zone) is not None
+        except OverflowError:  # it is in the year 0 or 10000 elsewhere
+            raise _unreadable_time(schedule.isoformat(), "Instant exceeds minimum or maximum instant") from None
+        if not is_shown:
+            reason = f"Illegal instant due to time zone offset transition ({timezone})"
+            raise _unreadable_time(schedule.isoformat(), reason)
 
 
 @lru_cache(maxsize=1024)

@@ -163,10 +163,10 @@ class Metrics:
     async def _read_gauges(self) -> list[_Entry]:
         try:
             gauges = [gauge async for gauge in self._gauges(time.time())]
+            self._record(NAMESPACE, [gauge.datum for gauge in gauges])
         except Exception:
             _LOG.exception("The backlogs could not be read")
             gauges = []
-        self._record(NAMESPACE, [gauge.datum for gauge in gauges])
         return gauges
 
     async def _send_period(self, gauges: list[_Entry]) -> None:

@@ -92,6 +92,12 @@ def client(server: AutoscalingServer) -> Any:
             id="a time that clocks skip",
         ),
         pytest.param(
+            {"Schedule": "at(9999-12-31T23:59:59)", "Timezone": "America/New_York"},
+            f'{INVALID}Invalid schedule at DateTime expression: Cannot parse "9999-12-31T23:59:59": Instant exceeds '
+            "minimum or maximum instant",
+            id="a time beyond all years",
+        ),
+        pytest.param(
             {"Schedule": "rate(0 days)"},
             "Invalid schedule frequency. Run for '1970-01-01T00:00:00.000Z' and '1970-01-01T00:00:00.000Z' are less "
             "than 60 seconds apart",
