@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -205,3 +206,16 @@ class ScalingWorld:
             for activity in await self.activities(has_not_scaled=True)
             for reason in activity.not_scaled_reasons
         ]
+
+
+def in_world(data_dir: Path, work: Callable[[ScalingWorld], Awaitable[Any]], **settings: Any) -> Any:
+    """Return the result of `work` in a new world on `data_dir`."""
+
+    async def run() -> Any:
+        world = ScalingWorld(data_dir, **settings)
+        try:
+            return await work(world)
+        finally:
+            world.close()
+
+    return asyncio.run(run())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,19 +14,8 @@ from endpoint.autoscaling.decisions import Cooldown, decide
 from endpoint.autoscaling.recording import Recorder, read_records
 from endpoint.autoscaling.resources import resource_id_of
 from endpoint.aws.errors import AwsError
-from testing.endpoint.scaling_world import DOWN, ENDPOINT, RESOURCE, START, UP, Killed, ScalingWorld
+from testing.endpoint.scaling_world import DOWN, ENDPOINT, RESOURCE, START, UP, Killed, ScalingWorld, in_world
 from testing.server import TIMEOUT_S
-
-
-def run(tmp_path: Path, work: Callable[[ScalingWorld], Awaitable[Any]], **settings: Any) -> Any:
-    async def inside() -> Any:
-        world = ScalingWorld(tmp_path, **settings)
-        try:
-            return await work(world)
-        finally:
-            world.close()
-
-    return asyncio.run(inside())
 
 
 async def start(world: ScalingWorld, count: int = 1, low: int = 0, high: int = 5) -> None:
@@ -64,7 +51,7 @@ def test_firing_leads_to_activity_in_aws_words(tmp_path: Path) -> None:
             "Successfully set desired instance count to 2. Change successfully fulfilled by sagemaker."
         )
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_cooldown_begins_when_fulfilled(tmp_path: Path) -> None:
@@ -83,7 +70,7 @@ def test_cooldown_begins_when_fulfilled(tmp_path: Path) -> None:
         await world.fire("up")
         assert await world.desired() == 3
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_time_scale_shortens_cooldowns(tmp_path: Path) -> None:
@@ -98,7 +85,7 @@ def test_time_scale_shortens_cooldowns(tmp_path: Path) -> None:
         await world.fire("down", 0, is_above=False)
         assert await world.desired() == 1
 
-    run(tmp_path, work, time_scale=60)
+    in_world(tmp_path, work, time_scale=60)
 
 
 def test_clock_set_back_lengthens_no_cooldown(tmp_path: Path) -> None:
@@ -113,7 +100,7 @@ def test_clock_set_back_lengthens_no_cooldown(tmp_path: Path) -> None:
         await world.fire("down", 0, is_above=False)
         assert await world.desired() == 1
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_greater_time_scale_shortens_running_cooldown(tmp_path: Path) -> None:
@@ -129,7 +116,7 @@ def test_greater_time_scale_shortens_running_cooldown(tmp_path: Path) -> None:
         await world.fire("down", 0, is_above=False)
         assert await world.desired() == 1
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_later_change_by_hand_overrides(tmp_path: Path) -> None:
@@ -147,7 +134,7 @@ def test_later_change_by_hand_overrides(tmp_path: Path) -> None:
         target = await world.store.target(RESOURCE)
         assert target is not None and target.cooldowns == {}
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_refusal_by_sagemaker_fails_activity(tmp_path: Path) -> None:
@@ -167,7 +154,7 @@ def test_refusal_by_sagemaker_fails_activity(tmp_path: Path) -> None:
         target = await world.store.target(RESOURCE)
         assert target is not None and target.cooldowns == {}
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_failed_update_fails_activity_without_cooldown(tmp_path: Path) -> None:
@@ -182,7 +169,7 @@ def test_failed_update_fails_activity_without_cooldown(tmp_path: Path) -> None:
         await world.fire("up")
         assert await world.desired() == 2
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_deletion_ends_activity_under_way(tmp_path: Path) -> None:
@@ -198,7 +185,7 @@ def test_deletion_ends_activity_under_way(tmp_path: Path) -> None:
         [activity] = await world.activities()
         assert activity.message == "Failed to set desired instance count to 2. Reason: The endpoint was deleted."
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_deregistered_target_has_its_activity_ended(tmp_path: Path) -> None:
@@ -209,7 +196,7 @@ def test_deregistered_target_has_its_activity_ended(tmp_path: Path) -> None:
         await world.settle()
         assert await world.told() == [("Setting desired instance count to 2.", "Successful")]
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_deregistered_target_is_asked_for_nothing(tmp_path: Path) -> None:
@@ -228,7 +215,7 @@ def test_deregistered_target_is_asked_for_nothing(tmp_path: Path) -> None:
         )
         assert await world.desired() == 1
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_failure_of_decision_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -242,7 +229,7 @@ def test_failure_of_decision_is_an_error(tmp_path: Path, caplog: pytest.LogCaptu
         await world.fire("up")
         assert await world.desired() == 2
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_ended_busy_instances_are_told(tmp_path: Path) -> None:
@@ -255,7 +242,7 @@ def test_ended_busy_instances_are_told(tmp_path: Path) -> None:
         [activity] = await world.activities()
         assert activity.details == "Instances ended with requests in them: 1"
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 # Firings
@@ -272,7 +259,7 @@ def test_all_firings_of_target_are_one_decision(tmp_path: Path) -> None:
         assert activity.cause == "monitor alarm AlarmHigh in state ALARM triggered policy tracking"
         assert len(world.records) == 1 and await world.desired() == 4
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_firing_of_unknown_policy_is_an_error(tmp_path: Path) -> None:
@@ -282,7 +269,7 @@ def test_firing_of_unknown_policy_is_an_error(tmp_path: Path) -> None:
         assert [result.error for result in results] == ["No scaling policy found for arn:gone", None]
         assert await world.desired() == 2
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_failing_target_stops_no_other(tmp_path: Path) -> None:
@@ -300,7 +287,7 @@ def test_failing_target_stops_no_other(tmp_path: Path) -> None:
         assert [result.error and result.error.split(":")[0] for result in results] == ["KeyError", None]
         assert await world.desired() == 2
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_firing_without_endpoint_is_an_error(tmp_path: Path) -> None:
@@ -309,7 +296,7 @@ def test_firing_without_endpoint_is_an_error(tmp_path: Path) -> None:
         await world.put_steps("up", UP)
         assert (await world.fire("up")).error == f"Resource {RESOURCE} does not exist"
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_updating_endpoint_is_not_scaled(tmp_path: Path) -> None:
@@ -322,7 +309,7 @@ def test_updating_endpoint_is_not_scaled(tmp_path: Path) -> None:
         await world.fire("up")
         assert await world.desired() == 3
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_not_scaled_activity_in_aws_words(tmp_path: Path) -> None:
@@ -335,7 +322,7 @@ def test_not_scaled_activity_in_aws_words(tmp_path: Path) -> None:
         assert (activity.status, activity.message, activity.ended_at) == ("Failed", None, world.now)
         assert activity.not_scaled_reasons == ({"Code": "AlreadyAtMaxCapacity", "MaxCapacity": 5},)
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_same_reason_is_written_once_running(tmp_path: Path) -> None:
@@ -356,7 +343,7 @@ def test_same_reason_is_written_once_running(tmp_path: Path) -> None:
             "AlreadyAtDesiredCapacity",
         ]
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_policy_made_anew_has_no_cooldown(tmp_path: Path) -> None:
@@ -369,7 +356,7 @@ def test_policy_made_anew_has_no_cooldown(tmp_path: Path) -> None:
         await world.fire("up")
         assert await world.desired() == 3
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 # Bounds
@@ -393,7 +380,7 @@ def test_registration_brings_capacity_within_bounds(
         assert (activity.cause, activity.status) == (cause, "Successful")
         assert await world.desired() == capacity
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 @pytest.mark.parametrize("status", ["Creating", "Updating"])
@@ -406,7 +393,7 @@ def test_new_bounds_wait_for_service(tmp_path: Path, status: str) -> None:
         await world.settle()
         assert await world.told() == [("Setting desired instance count to 2.", "Successful")]
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_capacity_set_by_hand_stays_outside_bounds(tmp_path: Path) -> None:
@@ -419,7 +406,7 @@ def test_capacity_set_by_hand_stays_outside_bounds(tmp_path: Path) -> None:
         await world.scaler.step()
         assert await world.desired() == 2
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_bounds_follow_activity_under_way(tmp_path: Path) -> None:
@@ -436,7 +423,7 @@ def test_bounds_follow_activity_under_way(tmp_path: Path) -> None:
             ("Setting desired instance count to 3.", "Successful"),
         ]
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 # The task, and the record
@@ -455,7 +442,7 @@ def test_end_of_update_wakes_the_task(tmp_path: Path) -> None:
         with suppress(asyncio.CancelledError):
             await task
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_recorded_decisions_are_made_again(tmp_path: Path) -> None:
@@ -478,7 +465,7 @@ def test_recorded_decisions_are_made_again(tmp_path: Path) -> None:
         assert any(record.decision.not_scaled for record in read)
         assert all(decide(each.target, each.triggers, each.cooldowns, each.now) == each.decision for each in read)
 
-    run(tmp_path, recorded)
+    in_world(tmp_path, recorded)
 
 
 def test_unreadable_record_is_named(tmp_path: Path) -> None:

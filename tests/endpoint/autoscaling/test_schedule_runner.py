@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from endpoint.autoscaling.records import ScheduledAction
 from endpoint.autoscaling.schedule_runner import last_run
-from testing.endpoint.scaling_world import ENDPOINT, RESOURCE, START, ScalingWorld
+from testing.endpoint.scaling_world import ENDPOINT, RESOURCE, START, ScalingWorld, in_world
 
 DAY = 86400.0
-
-
-def run(tmp_path: Path, work: Callable[[ScalingWorld], Awaitable[Any]], **settings: Any) -> Any:
-    async def inside() -> Any:
-        world = ScalingWorld(tmp_path, **settings)
-        try:
-            return await work(world)
-        finally:
-            world.close()
-
-    return asyncio.run(inside())
 
 
 async def bounds(world: ScalingWorld) -> tuple[int, int]:
@@ -68,7 +54,7 @@ def test_due_action_has_two_activities(tmp_path: Path) -> None:
         ]
         assert (await bounds(world), await world.desired()) == ((1, 4), 1)
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_capacity_within_new_bounds_stays(tmp_path: Path) -> None:
@@ -80,7 +66,7 @@ def test_capacity_within_new_bounds_stays(tmp_path: Path) -> None:
         assert await world.told() == [("Setting max capacity to 3", "Successful")]
         assert (await bounds(world), await world.desired()) == ((0, 3), 2)
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_suspended_action_is_skipped_not_postponed(tmp_path: Path) -> None:
@@ -96,7 +82,7 @@ def test_suspended_action_is_skipped_not_postponed(tmp_path: Path) -> None:
         await world.scaler.step()
         assert (await bounds(world), await world.desired()) == ((1, 4), 1)
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_crossing_bounds_fail_until_next_time(tmp_path: Path) -> None:
@@ -116,7 +102,7 @@ def test_crossing_bounds_fail_until_next_time(tmp_path: Path) -> None:
         await world.scaler.step()
         assert (await bounds(world), await world.desired()) == ((5, 6), 5)
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_updating_endpoint_follows_later(tmp_path: Path) -> None:
@@ -134,7 +120,7 @@ def test_updating_endpoint_follows_later(tmp_path: Path) -> None:
         ]
         assert await world.desired() == 3
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_failed_endpoint_is_not_scalable(tmp_path: Path) -> None:
@@ -150,7 +136,7 @@ def test_failed_endpoint_is_not_scalable(tmp_path: Path) -> None:
         )
         assert await bounds(world) == (0, 4)
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_latest_missed_occurrence_runs_once(tmp_path: Path) -> None:
@@ -173,7 +159,7 @@ def test_latest_missed_occurrence_runs_once(tmp_path: Path) -> None:
         await world.settle()
         assert len(await world.activities()) == 3
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def test_calendar_speeds_schedules(tmp_path: Path) -> None:
@@ -186,7 +172,7 @@ def test_calendar_speeds_schedules(tmp_path: Path) -> None:
         assert await world.scaler.step() == START + 120
         assert await world.desired() == 1
 
-    run(tmp_path, work, time_scale=60)
+    in_world(tmp_path, work, time_scale=60)
 
 
 def test_action_of_deleted_target_is_gone(tmp_path: Path) -> None:
@@ -198,7 +184,7 @@ def test_action_of_deleted_target_is_gone(tmp_path: Path) -> None:
         assert await world.scaler.step() is None
         assert (await world.told(), (await world.catalog.endpoint(ENDPOINT)).desired) == ([], 0)
 
-    run(tmp_path, work)
+    in_world(tmp_path, work)
 
 
 def action(schedule: str, first: float, end: float | None = None) -> ScheduledAction:
