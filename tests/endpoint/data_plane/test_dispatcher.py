@@ -425,7 +425,7 @@ def test_unanswered_job_is_redelivered_three_times(
     assert world.metrics.sums["InvocationFailures"] == 1
 
 
-def test_job_that_ending_instance_gives_up_is_redelivered(
+def test_job_that_ending_instance_leaves_is_redelivered(
     tmp_path: Path, emulator: Emulator, s3: Any, container: FaultyContainer
 ) -> None:
     async def work(world: World, after: FaultyContainer) -> None:
