@@ -17,11 +17,12 @@ from endpoint.alarms.actions import Actions, invocations, recent_values
 from endpoint.alarms.alarm import ACTION_LISTS, Alarm, new_alarm
 from endpoint.alarms.history import configured, transitioned
 from endpoint.alarms.notices import notices
-from endpoint.alarms.pages import cut, make_token, read_token
+from endpoint.alarms.pages import cut, read_token
 from endpoint.alarms.series import metric_of
 from endpoint.alarms.store import HISTORY_S, AlarmStore
 from endpoint.alarms.validation import MAX_TAGS, invalid, validate_alarm, validate_tags
 from endpoint.aws.errors import AwsError, not_implemented
+from endpoint.aws.page_tokens import make_token
 from endpoint.aws.regions import partition_of
 from endpoint.settings import Settings
 

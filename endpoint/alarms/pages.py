@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from endpoint.aws import page_tokens
 from endpoint.aws.errors import AwsError
 
 T = TypeVar("T")
 
 
-def make_token(*after: Any) -> str:
-    return base64.urlsafe_b64encode(json.dumps(after).encode()).decode()
-
-
 def read_token(token: str, *types: type) -> tuple[Any, ...]:
     """Return what a token was made of, if that has these types. Raises AwsError for one that isn't ours."""
-    try:
-        values = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, list) or [type(value) for value in values] != list(types):
+    values = page_tokens.read_token(token)
+    if values is None or [type(value) for value in values] != list(types):
         raise AwsError("InvalidNextToken", f"Invalid NextToken : {token}")
     return tuple(values)
 

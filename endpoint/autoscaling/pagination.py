@@ -6,14 +6,13 @@ an entry nor skips one.
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from endpoint.autoscaling.resources import invalid
 from endpoint.aws.errors import AwsError
+from endpoint.aws.page_tokens import make_token, read_token
 
 T = TypeVar("T")
 
@@ -44,9 +43,7 @@ def page(rows: Sequence[T], key: Callable[[T], list[str]], parameters: dict[str,
 
 def next_token(parameters: dict[str, Any], key: list[str] | None) -> str | None:
     """Return the token of a page that begins after an entry; None without one."""
-    if key is None:
-        return None
-    return base64.urlsafe_b64encode(json.dumps([_question(parameters), key]).encode()).decode()
+    return None if key is None else make_token(_question(parameters), key)
 
 
 def last_key(parameters: dict[str, Any]) -> list[str] | None:
@@ -56,12 +53,11 @@ def last_key(parameters: dict[str, Any]) -> list[str] | None:
     """
     if (token := parameters.get("NextToken")) is None:
         return None
-    try:
-        question, key = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError, RecursionError):
-        question = key = None
-    if question == _question(parameters) and isinstance(key, list) and key and all(isinstance(x, str) for x in key):
-        return key
+    match read_token(token):
+        case [question, list(key)] if (
+            question == _question(parameters) and key and all(isinstance(x, str) for x in key)
+        ):
+            return key
     raise AwsError("InvalidNextTokenException", "The NextToken value is not valid")
 
 

@@ -6,12 +6,11 @@ repeats an entry nor skips one.
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
+from endpoint.aws.page_tokens import make_token, read_token
 from endpoint.control_plane.validation import invalid
 from endpoint.state.catalog import Endpoint, Resource
 
@@ -27,12 +26,12 @@ def page(rows: Sequence[Row], parameters: dict[str, Any]) -> tuple[list[Row], st
     key, descends = _KEYS[by], order == "Descending"
     chosen = sorted((row for row in rows if _is_wanted(row, parameters)), key=key, reverse=descends)
     if token := parameters.get("NextToken"):
-        last = _read_token(token, by, order)
+        last = _last_key(token, by, order)
         chosen = [row for row in chosen if (key(row) < last if descends else key(row) > last)]
     size = parameters.get("MaxResults", DEFAULT_PAGE_SIZE)
     if len(chosen) <= size:
         return chosen, None
-    return chosen[:size], base64.urlsafe_b64encode(json.dumps([by, order, *key(chosen[size - 1])]).encode()).decode()
+    return chosen[:size], make_token(by, order, *key(chosen[size - 1]))
 
 
 _KEYS: dict[str, Callable[[Any], tuple[Any, str]]] = {
@@ -53,12 +52,10 @@ def _is_wanted(row: Row, parameters: dict[str, Any]) -> bool:
     )
 
 
-def _read_token(token: str, by: str, order: str) -> tuple[Any, str]:
-    try:
-        of_by, of_order, value, name = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError, RecursionError):
-        of_by = of_order = value = name = None
+def _last_key(token: str, by: str, order: str) -> tuple[Any, str]:
+    """Return the key of the last row of the page before. Raises AwsError."""
     value_type = float if by == "CreationTime" else str
-    if (of_by, of_order) != (by, order) or not isinstance(value, value_type) or not isinstance(name, str):
-        raise invalid("NextToken is not one that this operation gave for this order.")
-    return value, name
+    match read_token(token):
+        case [of_by, of_order, value, str(name)] if (of_by, of_order) == (by, order) and isinstance(value, value_type):
+            return value, name
+    raise invalid("NextToken is not one that this operation gave for this order.")

@@ -4,7 +4,8 @@
 chunks), headers-of:BYTES, die (the process ends), die-once:FILE (and makes the file), wait:FILE (until the file exists,
 then echo), headers-seen.
 It appends a line to the file CONTAINER_SAYS for each request that it takes, and for each one whose caller hung up.
-At SIGTERM it puts an object to S3 at CONTAINER_LAST (`bucket/key`) if that is set, and ends.
+At SIGTERM it ends. If CONTAINER_LAST is set (`bucket/key`), it first asks for an invocation of the endpoint `e`, and
+puts the status that it gets to S3.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import select
 import signal
 import socket
 import threading
+import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -121,8 +123,13 @@ class Handler(BaseHTTPRequestHandler):
 
 def end(*_: object) -> None:
     if last := os.environ.get("CONTAINER_LAST"):
-        url = f"{os.environ['AWS_ENDPOINT_URL']}/{last}"
-        urllib.request.urlopen(urllib.request.Request(url, b"last words", method="PUT"), timeout=10).close()
+        url, status = os.environ["AWS_ENDPOINT_URL"], 0
+        try:
+            urllib.request.urlopen(f"{url}/endpoints/e/async-invocations", b"{}", timeout=10).close()
+        except urllib.error.HTTPError as error:
+            status = error.code
+        put = urllib.request.Request(f"{url}/{last}", str(status).encode(), method="PUT")
+        urllib.request.urlopen(put, timeout=10).close()
     os._exit(0)
 
 

@@ -144,13 +144,13 @@ def test_signal_ends_processes_and_keeps_data(start: Up, tmp_path: Path, number:
     assert held.notice()["invocationStatus"] == "Completed"
 
 
-def test_instance_writes_its_last_at_end(start: Up) -> None:
+def test_ending_endpoint_takes_last_journal_records_only(start: Up) -> None:
     up = start()
     up.make_places()
     up.make_endpoint("e", container={"Image": "image", "Environment": {"CONTAINER_LAST": f"{BUCKET}/last"}})
     assert up.end() == 0
     up.start()
-    assert up.client("s3").get_object(Bucket=BUCKET, Key="last")["Body"].read() == b"last words"
+    assert up.client("s3").get_object(Bucket=BUCKET, Key="last")["Body"].read() == b"503"
 
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["after an end", "after a kill"])
