@@ -21,6 +21,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    unverified_models: bool = False
+    """Whether a model type that is not in the measured table may run, after a check of its own at the start."""
     log_level: str = "INFO"
 
 

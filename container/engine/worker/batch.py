@@ -31,7 +31,8 @@ from container.engine.messages import Cancel, EngineConfig, EngineInfo, Failed, 
 from container.engine.sequence import FinishReason
 from container.engine.worker import fair_scheduler
 from container.engine.worker.memory import cache_tokens
-from container.engine.worker.model import LoadedModel, ModelRefused
+from container.engine.worker.model import LoadedModel
+from container.engine.worker.refusal import ModelRefused
 from container.engine.worker.sampler import Sampler
 from container.engine.worker.score_guard import ScoreGuard, describe_fault
 

@@ -19,40 +19,14 @@ from container.engine.messages import EngineConfig
 from container.engine.worker import attention, packed_linear
 from container.engine.worker.context_length import context_length
 from container.engine.worker.memory import cpu_count
+from container.engine.worker.model_table import model_table
+from container.engine.worker.refusal import ModelRefused
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED = frozenset(
-    {
-        "cohere2",
-        "gemma2",
-        "gemma3",
-        "gemma3_text",
-        "glm4",
-        "gpt2",
-        "gpt_neox",
-        "granite",
-        "llama",
-        "mistral",
-        "mixtral",
-        "olmo2",
-        "opt",
-        "phi",
-        "phi3",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
-        "smollm3",
-        "starcoder2",
-    }
-)
-"""Model types whose results under continuous batching equal those of `model.generate`. Others fail in the library, or
-worse, differ in silence (bloom's position bias and gpt_oss's attention sinks are dropped), so they are refused."""
-
-
-class ModelRefused(Exception):
-    """This model, or a setting for it, can't be served. The message says what to do."""
+SUPPORTED = model_table().equal
+"""Model types whose results under continuous batching equal those of `model.generate`. Others fail, or worse, differ in
+silence, so they are refused unless unverified models are allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +128,7 @@ def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
         )
     config = whole.get_text_config()
     unknown = sorted({whole.model_type, config.model_type} - SUPPORTED)
-    if unknown and not own_code:
+    if unknown and not own_code and not settings.unverified_models:
         raise ModelRefused(
             f"model type {unknown[0]} is not known to give right results under continuous batching; "
             f"the supported types are {', '.join(sorted(SUPPORTED))}"

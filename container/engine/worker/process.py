@@ -85,7 +85,8 @@ def run(link: Link, config: EngineConfig) -> None:
     from transformers.utils import logging as transformers_logging
 
     from container.engine.worker.batch import Batch
-    from container.engine.worker.model import ModelRefused, load
+    from container.engine.worker.model import load
+    from container.engine.worker.refusal import ModelRefused
 
     gc.freeze()  # later collections leave out what the libraries have made
     gc.enable()

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from container.engine.messages import EngineConfig
-from container.engine.worker.model import ModelRefused, load
+from container.engine.worker.model import load
+from container.engine.worker.refusal import ModelRefused
 from testing.tiny_models import save_tiny_family
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModel
 
 from container.engine.messages import EngineConfig
 from container.engine.worker import model
-from container.engine.worker.model import LoadedModel, ModelRefused
+from container.engine.worker.model import LoadedModel
+from container.engine.worker.refusal import ModelRefused
 from testing.exactness import Reference
 from testing.tiny_models import random_prompt, save_tiny_family
 
