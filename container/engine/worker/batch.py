@@ -18,6 +18,7 @@ from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchProcessor,
     OutputRouter,
 )
+from transformers.generation.continuous_batching.initialization import update_cb_config_after_cache_creation
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
@@ -30,8 +31,12 @@ from transformers.generation.continuous_batching.requests import (
 from container.engine.messages import Cancel, EngineConfig, EngineInfo, Failed, NewTokens, Step, Submit
 from container.engine.sequence import FinishReason
 from container.engine.worker import fair_scheduler
+from container.engine.worker.batched_model import BatchedModel
+from container.engine.worker.flash_attention import FLASH
+from container.engine.worker.forward_step import ForwardStep, describe_step
 from container.engine.worker.memory import cache_tokens
 from container.engine.worker.model import LoadedModel
+from container.engine.worker.paged_cache import PagedCache
 from container.engine.worker.refusal import ModelRefused
 from container.engine.worker.sampler import Sampler
 from container.engine.worker.score_guard import ScoreGuard, describe_fault
@@ -112,9 +117,10 @@ class Batch(ContinuousBatchingManager):
         self._active: frozenset[str] = frozenset()
         self._last_gauges = (0, 0)
         self._cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._layout = loaded.layout
         fair_scheduler.register()
         super().__init__(
-            model=cast(Any, loaded.model),
+            model=cast(Any, BatchedModel(loaded.model, loaded.layout, self._describe_step)),
             # Each sequence brings its own stop tokens and limit; the sampler makes argmax the choice.
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 do_sample=False, eos_token_id=-1, max_new_tokens=1
@@ -134,17 +140,39 @@ class Batch(ContinuousBatchingManager):
         """Do nothing: the model was loaded with our attention."""
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
-        processor: ContinuousBatchProcessor = super()._create_batch_processor()
+        """Create what the library does, with a cache that has a place for each attention call, and our preemption."""
         config = self.continuous_batching_config
+        cache = PagedCache(self._layout, config, device=self.model.device, dtype=self.model.dtype)
+        self._use_prefix_sharing = cache.use_prefix_sharing
+        update_cb_config_after_cache_creation(config, cache.num_blocks, cache.max_batch_tokens)
+        scheduler = fair_scheduler.FairScheduler(cache, config.safety_margin, config.max_requests_per_batch or 1)
+        processor = ContinuousBatchProcessor(
+            cache=cache,
+            config=self.model.config,
+            generation_config=self.generation_config,
+            continuous_batching_config=config,
+            logit_processor=self.logit_processor,
+            input_queue=self.input_queue,
+            cancel_queue=self.cancel_queue,
+            output_router=self.output_router,
+            background_thread_status=self.background_thread_status,
+            model_device=self.model.device,
+            model_dtype=self.model.dtype,
+            scheduler=scheduler,
+            distributed_helper=self.distributed_helper,
+        )
         processor.offloading_manager = _Preemption(
-            cache=processor.cache,
-            scheduler=processor.scheduler,
+            cache=cache,
+            scheduler=scheduler,
             cpu_offload_space_gib=config.cpu_offload_space,
             safety_threshold=config.cpu_offload_space_safety_threshold,
             compute_stream=processor.inputs_and_outputs.compute_stream,
             distributed_helper=self.distributed_helper,
         )
         return processor
+
+    def _describe_step(self, arguments: dict[str, Any]) -> ForwardStep:
+        return describe_step(arguments, self._inputs_and_outputs.requests_in_batch)
 
     @property
     def processor(self) -> ContinuousBatchProcessor:
@@ -307,15 +335,16 @@ def _cache_tokens(loaded: LoadedModel, settings: EngineConfig, batch_tokens: int
     width = 2 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 2 * config.hidden_size
     step_bytes = batch_tokens * width * per_element + running * config.vocab_size * 4 * 4
     copies = 1
-    if loaded.attention != "flash":
+    if loaded.attention != FLASH:
         copies = 3  # the keys and values as read, and padded to no more than twice their length
         # The mask of a long prompt's last piece, and its scores three times over where PyTorch's kernels don't serve.
-        heads = config.num_attention_heads if getattr(config, "attn_logit_softcapping", None) else 0
+        explicit = (call.query_heads for call in loaded.layout.calls if call.softcap is not None)
+        heads = max(explicit, default=0)
         step_bytes += batch_tokens * loaded.max_model_len * (per_element + 3 * heads * 4)
     tokens = cache_tokens(
         loaded.device,
         bytes_per_token=loaded.kv_bytes_per_token,
-        layers=config.num_hidden_layers,
+        layers=loaded.layout.places_of_largest_size,
         copies=copies,
         step_bytes=step_bytes,
         max_model_len=loaded.max_model_len,

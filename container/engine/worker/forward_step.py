@@ -5,12 +5,16 @@ It is set around the model's forward pass, because not all layers hand the pass'
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.requests import FutureRequestState
+
+from container.engine.worker.paged_cache import PagedCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +30,8 @@ class Row:
 @dataclass(slots=True, kw_only=True)
 class ForwardStep:
     rows: tuple[Row, ...]
-    """In the order of the packed row."""
-    cache: PagedAttentionCache
+    """Sequences in the order of the packed row."""
+    cache: PagedCache
     read_index: list[torch.Tensor]
     """Places in the cache to read, by the index of the allocator."""
     write_index: list[torch.Tensor]
@@ -40,7 +44,7 @@ class ForwardStep:
     calls_made: int = 0
     """Attention calls so far: the number of the next one."""
     plans: dict[Any, Any] = field(default_factory=dict)
-    """What attention has worked out for this step, by what it depends on."""
+    """Plans that attention has made for this step, by what they depend on."""
     picked: list[torch.Tensor] | None = None
     """Positions of the keys that the last indexer picked, [queries, keys] for each row of `rows`."""
 
@@ -51,3 +55,25 @@ class ForwardStep:
 
 current: ContextVar[ForwardStep | None] = ContextVar("current", default=None)
 """None outside a step of the batch: a forward pass is then the library's own."""
+
+
+def describe_step(arguments: dict[str, Any], sequences: Iterable[FutureRequestState]) -> ForwardStep:
+    """Describe the forward pass that the library is about to make for `sequences` with these arguments."""
+    cache: PagedCache = arguments["cache"]
+    rows, end = [], 0
+    for future in sequences:
+        start, end = end, end + future.query_length
+        rows.append(Row(future.state.request_id, start, end, future.state.position_offset - future.query_length))
+    key_starts = {
+        kind: list(accumulate((allocator.get_seqlen_k(row.past, row.end - row.start) for row in rows), initial=0))
+        for kind, allocator in cache.cache_allocators.items()
+    }
+    return ForwardStep(
+        rows=tuple(rows),
+        cache=cache,
+        read_index=arguments["read_index"],
+        write_index=arguments["write_index"],
+        query_starts=[0, *(row.end for row in rows)],
+        key_starts=key_starts,
+        arguments=arguments,
+    )

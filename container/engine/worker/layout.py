@@ -1,11 +1,13 @@
-"""What a model's step asks of the engine: its attention calls, in their order, and its modules that keep a state.
+"""The demands of a model's step on the engine: its attention calls, in their order, and its modules that keep a state.
 
-Found by a small forward pass at load, it decides the layout of the cache. Nothing here knows the names of models.
+Found by a small forward pass at load (`probe.py`), it decides the layout of the cache. Nothing here knows the names of
+models.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -36,6 +38,11 @@ class AttentionCall:
     is_indexed: bool = False
     """Whether an indexer picks the keys that each query sees (DeepSeek V3.2)."""
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Heads of the queries, heads of keys and values, sizes of a key and of a value."""
+        return self.query_heads, self.key_heads, self.key_size, self.value_size
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateModule:
@@ -52,6 +59,23 @@ class StateModule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallGroup:
+    """The calls that share an allocator. A token has a row for its keys and one for its values in each call's place."""
+
+    kind: str
+    numbers: tuple[int, ...]
+    """Numbers of the calls in a step."""
+    heads: int
+    size: int
+    """Elements of a head. A row is `heads` times as long; where the calls differ, it is one head of the most of all."""
+    window: int | None
+
+    @property
+    def elements_per_token(self) -> int:
+        return 2 * self.heads * self.size * len(self.numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     calls: tuple[AttentionCall, ...]
     states: tuple[StateModule, ...] = ()
@@ -64,3 +88,32 @@ class Layout:
     def shares_prefixes(self) -> bool:
         """Whether prompts that begin alike may share pages: not where a state goes with them."""
         return not self.states
+
+    @cached_property
+    def groups(self) -> tuple[CallGroup, ...]:
+        """Groups in the order of their first calls; at least one, because the scheduler counts pages."""
+        if not self.calls:
+            return (_NO_CALLS,)
+        kinds = dict.fromkeys(call.kind for call in self.calls)
+        return tuple(_group(kind, self.calls) for kind in kinds)
+
+    @property
+    def elements_per_token(self) -> int:
+        """Elements of one token's keys and values in all calls."""
+        return sum(group.elements_per_token for group in self.groups)
+
+    @property
+    def places_of_largest_size(self) -> float:
+        """Number of calls, counted in such as the one with the largest keys and values."""
+        return self.elements_per_token / max(2 * group.heads * group.size for group in self.groups)
+
+
+_NO_CALLS = CallGroup(kind=FULL, numbers=(0,), heads=1, size=8, window=None)
+
+
+def _group(kind: str, calls: tuple[AttentionCall, ...]) -> CallGroup:
+    numbers = tuple(number for number, call in enumerate(calls) if call.kind == kind)
+    own = [calls[number] for number in numbers]
+    shapes = {(call.key_heads, size) for call in own for size in (call.key_size, call.value_size)}
+    heads, size = shapes.pop() if len(shapes) == 1 else (1, max(heads * size for heads, size in shapes))
+    return CallGroup(kind=kind, numbers=numbers, heads=heads, size=size, window=own[0].window)

@@ -57,11 +57,12 @@ def cpu_count(root: Path = _CGROUP) -> int:
 
 
 def cache_tokens(
-    device: torch.device, *, bytes_per_token: int, layers: int, copies: int, step_bytes: int, max_model_len: int
+    device: torch.device, *, bytes_per_token: int, layers: float, copies: int, step_bytes: int, max_model_len: int
 ) -> int:
     """Return how many tokens the KV cache should hold if the settings don't say.
 
-    `bytes_per_token` is for keys and values of all layers; `step_bytes` is the most that one step's activations and
+    `bytes_per_token` is for keys and values of all layers, of which there are `layers`, counted in such as the largest
+    one; `step_bytes` is the most that one step's activations and
     scores need. Attention reads one layer's keys and values of the whole batch out of the cache, at most the whole
     cache's share of a layer, and holds `copies` of them at once, which come on top. A GPU gives all it has. A host's
     memory is shared with its other users, so there the cache has a modest size, or enough for four of the longest

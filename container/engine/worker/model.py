@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
 from container.engine.messages import EngineConfig
 from container.engine.worker import attention, packed_linear
 from container.engine.worker.context_length import context_length
+from container.engine.worker.flash_attention import describe_attention
+from container.engine.worker.layout import Layout
 from container.engine.worker.memory import cpu_count
 from container.engine.worker.model_table import model_table
+from container.engine.worker.probe import probe
 from container.engine.worker.refusal import ModelRefused
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class LoadedModel:
     config: PretrainedConfig  # the text model's
     device: torch.device
     dtype: torch.dtype
+    layout: Layout
     attention: str
     max_model_len: int
     length_reason: str
@@ -42,9 +45,8 @@ class LoadedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in all layers."""
-        heads = find_num_key_value_heads(self.config)
-        return int(2 * self.config.num_hidden_layers * heads * find_head_dim(self.config) * self.dtype.itemsize)
+        """Bytes of one token's keys and values in all attention calls."""
+        return self.layout.elements_per_token * self.dtype.itemsize
 
 
 def load(settings: EngineConfig) -> LoadedModel:
@@ -55,10 +57,9 @@ def load(settings: EngineConfig) -> LoadedModel:
     device, threads = _device(settings.device, settings.needs_gpu), settings.threads or cpu_count()
     torch.set_num_threads(threads)
     dtype = _dtype(settings.dtype, device, config)
-    softcap: float | None = getattr(config, "attn_logit_softcapping", None)
-    not_flash = attention.flash_rejection_reason(device, dtype, find_head_dim(config), softcap)
-    attention.register(flash=not_flash is None)
+    attention.register()
     model = _load_weights(settings, device, dtype, own_code=own_code)
+    layout = probe(model)
     if packed_linear.can_pack(device, dtype):
         packed_linear.pack_linears(model)
     return LoadedModel(
@@ -66,7 +67,8 @@ def load(settings: EngineConfig) -> LoadedModel:
         config=config,
         device=device,
         dtype=dtype,
-        attention="flash" if not_flash is None else f"padded ({not_flash})",
+        layout=layout,
+        attention=describe_attention(layout, device, dtype),
         max_model_len=max_model_len,
         length_reason=length_reason,
         threads=threads,
