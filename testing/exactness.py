@@ -80,7 +80,7 @@ class Exactness:
             assert len(set(due)) >= min(DISTINCT, len(due) // 2), f"row {number} repeats itself: {due}"
             self.rows += 1
             if row != due:
-                self.ties.append(f"{test} row {number}: {_tie(reference, prompt, row, due)}")
+                self.ties.append(f"{test} row {number}: {describe_tie(reference, prompt, row, due)}")
 
     @property
     def has_too_many_ties(self) -> bool:
@@ -112,7 +112,7 @@ class Exactness:
             terminalreporter.write_line(f"  {tie}")
 
 
-def _tie(reference: Reference, prompt: list[int], got: list[int], expected: list[int]) -> str:
+def describe_tie(reference: Reference, prompt: list[int], got: list[int], expected: list[int]) -> str:
     """Describe the tie at which a row leaves the expected one. Raise AssertionError if it is not a tie."""
     position = next((n for n, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), None)
     assert position is not None, f"{len(got)} tokens instead of {len(expected)}, the same as far as they go"
