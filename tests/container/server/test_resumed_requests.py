@@ -18,8 +18,8 @@ from testing.server import Server, eventually
 
 Start = Callable[..., Server]
 
-LENGTHS = (10, 160, 90, 200)
-INTERVAL_S = 0.2
+LENGTHS = (8, 70, 40, 90)
+INTERVAL_S = 0.1
 COMMON: dict[str, Any] = {"ignore_eos": True, "temperature": 0}
 KINDS: list[dict[str, Any]] = [
     {},
@@ -173,15 +173,15 @@ def test_finished_named_job_is_answered_from_journal(begin: Callable[..., Server
 
 
 def test_unseeded_job_resumes_with_its_seeds(begin: Callable[..., Server]) -> None:
-    body = json.dumps(UNSEEDED | {"max_tokens": 400}) + "\n"
+    body = json.dumps(UNSEEDED | {"max_tokens": 250}) + "\n"
     server = begin()
     send_soon(server, None, body)
-    saved(server, 300)
+    saved(server, 150)
     server.send(signal.SIGKILL)
     server.exit_status()
     successor = begin()
     (first,) = told(send(successor, None, body=body))
-    assert generated(successor) < 700
+    assert generated(successor) < 400
     # The first answer has arrived, so that the next request is another one.
     (second,) = told(send(successor, None, body=body))
     assert {choice["seed"] for choice in first["choices"]}.isdisjoint(choice["seed"] for choice in second["choices"])
@@ -210,7 +210,7 @@ def test_disconnected_request_is_freed_and_journalled(shared: Server, undisturbe
     with shared.connect() as sock:
         head = f"Host: a\r\nContent-Type: application/jsonlines\r\nContent-Length: {len(body)}"
         sock.sendall(f"POST /invocations HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
-        wait_for_tokens(shared, before + 500)
+        wait_for_tokens(shared, before + 200)
     eventually(lambda: shared.metric("longhaul_sequences_running") == 0)
     assert told(send(shared, body=body)) == undisturbed
     assert generated(shared) - before == total(undisturbed)
@@ -250,7 +250,7 @@ def test_unseeded_requests_of_one_name_share_generation(shared: Server) -> None:
 def test_remaining_request_has_whole_answer(shared: Server, undisturbed: list[Any], body: str) -> None:
     before = generated(shared)
     other = send_soon(shared, "left", body)
-    wait_for_tokens(shared, before + 500)
+    wait_for_tokens(shared, before + 200)
     assert send(shared, "left", timeout_s=1.5, body=body).headers["x-longhaul-finish-reason"] == "deadline"
     assert told(other.result()) == undisturbed
     assert generated(shared) - before == total(undisturbed)
@@ -270,7 +270,7 @@ def test_other_request_with_known_name_conflicts(begin: Callable[..., Server]) -
 
     server = begin()
     running = send_soon(server, "a-job")
-    wait_for_tokens(server, 500)
+    wait_for_tokens(server, 200)
     conflict(server)
     assert running.result().status_code == 200
     conflict(server)
@@ -296,7 +296,7 @@ def test_sigterm_journals_open_work(begin: Callable[..., Server], undisturbed: l
     body = BODY + "".join(json.dumps(line | {"max_tokens": 8000, "stop": []}) + "\n" for line in LINES[:12])
     server = begin(LONGHAUL_CHECKPOINT_INTERVAL_S=3600)
     named, unnamed = send_soon(server, "a-job", body), send_soon(server, None, body.replace(" is", " was"))
-    wait_for_tokens(server, 1000)
+    wait_for_tokens(server, 500)
     if state == "standing still":
         server.kill_engine(signal.SIGSTOP)
     began = time.monotonic()
