@@ -40,6 +40,7 @@ from container.engine.worker.paged_cache import PagedCache
 from container.engine.worker.refusal import ModelRefused
 from container.engine.worker.sampler import Sampler
 from container.engine.worker.score_guard import ScoreGuard, describe_fault
+from container.engine.worker.states import SequenceStates
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Batch(ContinuousBatchingManager):
         self._last_gauges = (0, 0)
         self._cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._layout = loaded.layout
+        self._states = SequenceStates(loaded.model, loaded.layout)
         fair_scheduler.register()
         super().__init__(
             model=cast(Any, BatchedModel(loaded.model, loaded.layout, self._describe_step)),
@@ -172,7 +174,10 @@ class Batch(ContinuousBatchingManager):
         return processor
 
     def _describe_step(self, arguments: dict[str, Any]) -> ForwardStep:
-        return describe_step(arguments, self._inputs_and_outputs.requests_in_batch)
+        step = describe_step(arguments, self._inputs_and_outputs.requests_in_batch)
+        if self._layout.states:
+            self._states.begin(step, self.processor.scheduler.active_requests.keys())
+        return step
 
     @property
     def processor(self) -> ContinuousBatchProcessor:
@@ -269,6 +274,8 @@ class Batch(ContinuousBatchingManager):
     def _report(self, processor: ContinuousBatchProcessor, stepped: bool) -> None:
         scheduler = processor.scheduler
         active = frozenset(scheduler.active_requests)
+        if self._layout.states:
+            self._states.keep(active)
         preempted = len((self._active - active) & scheduler.waiting_requests.keys())
         self._active = active
         gauges = (len(active), len(scheduler.waiting_requests))

@@ -6,8 +6,12 @@ models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
+
+import torch
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -44,9 +48,17 @@ class AttentionCall:
         return self.query_heads, self.key_heads, self.key_size, self.value_size
 
 
+Axes = int | tuple["Axes", ...]
+"""Axis of a tensor on which the step's tokens lie, or AXIS_OF_NONE; of a tuple's parts one by one."""
+AXIS_OF_NONE = -1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateModule:
-    """A module that keeps something of a sequence from step to step, in a layer of transformers' cache."""
+    """A module that keeps something of a sequence from step to step, in a layer of transformers' cache.
+
+    Its tensors have sequences on their first axis, and there one sequence.
+    """
 
     name: str
     """Path in the model, as `get_submodule` takes it."""
@@ -56,6 +68,42 @@ class StateModule:
     """Whether it keeps keys that it picks from; else it is recurrent or a convolution."""
     takes_single_tokens: bool = False
     """Whether it forgets its state over a later piece of a prompt, and so must be given one token at a time."""
+    cache_name: str
+    """Name of the argument that takes the cache."""
+    takes_mask: bool
+    """Whether it is given an `attention_mask`."""
+    arguments: Mapping[str, Axes]
+    """Axis of the tokens in each of its other arguments, by name."""
+    result: Axes
+
+    def cut(self, given: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+        """Return the arguments of the tokens [start, end) alone."""
+        return {name: _cut(given.get(name), axes, start, end) for name, axes in self.arguments.items()}
+
+    def take(self, given: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+        """Return the arguments of these tokens [B], each as a sequence of its own."""
+        return {name: _take(given.get(name), axes, tokens) for name, axes in self.arguments.items()}
+
+    def fixed(self, cache: Any, mask: torch.Tensor | None) -> dict[str, Any]:
+        """Return the arguments that have no tokens to cut."""
+        return {self.cache_name: cache} | ({"attention_mask": mask} if self.takes_mask else {})
+
+    def taking_single_tokens(self) -> StateModule:
+        return replace(self, takes_single_tokens=True)
+
+
+def _cut(given: Any, axes: Axes, start: int, end: int) -> Any:
+    if isinstance(axes, tuple):
+        return tuple(_cut(part, axis, start, end) for part, axis in zip(given, axes, strict=True))
+    return given if axes == AXIS_OF_NONE or given is None else given.narrow(axes, start, end - start)
+
+
+def _take(given: Any, axes: Axes, tokens: torch.Tensor) -> Any:
+    if isinstance(axes, tuple):
+        return tuple(_take(part, axis, tokens) for part, axis in zip(given, axes, strict=True))
+    if axes == AXIS_OF_NONE or given is None:
+        return given
+    return given.index_select(axes, tokens).transpose(0, axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

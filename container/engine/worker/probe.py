@@ -18,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from container.engine.worker import attention
 from container.engine.worker.layout import FULL, SLIDING, AttentionCall, Layout
 from container.engine.worker.refusal import ModelRefused
+from container.engine.worker.state_probe import find_states
 
 _TOKENS = 3
 _MEANINGLESS = frozenset(
@@ -156,7 +157,14 @@ def probe(model: PreTrainedModel) -> Layout:
     ids = torch.arange(_TOKENS, device=model.device).unsqueeze(0)
     with _recorded(recorder), torch.no_grad():
         model(input_ids=ids, use_cache=False)
-    layout = Layout(calls=tuple(recorder.calls))
+    with _recorded(_Recorder()):
+        states = find_states(model)
+    layout = Layout(
+        calls=tuple(recorder.calls),
+        states=states.modules,
+        state_bytes=states.state_bytes,
+        index_bytes_per_token=states.index_bytes_per_token,
+    )
     if not layout.calls and not layout.states:
         raise ModelRefused(f"the code of {type(model).__name__} takes no attention function: {_WAY_OUT}")
     windows = sorted({call.window for call in layout.calls if call.window is not None})
