@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 from container.engine.worker.attention_plan import DecodeGroup, Prefill, StepPlan, plan_picked, plan_step
 from container.engine.worker.flash_attention import flash_attention
@@ -267,3 +268,15 @@ def _attend_with_sinks(
 def register() -> None:
     """Make `attn_implementation=NAME` mean this attention, for models loaded from now on."""
     AttentionInterface.register(NAME, attend)
+
+
+def register_masks() -> None:
+    """Have the library give its models a mask, without content: those that pick keys themselves cut it to pieces."""
+    AttentionMaskInterface.register(NAME, _empty_mask)
+
+
+def _empty_mask(
+    batch_size: int, q_length: int, kv_length: int, *, device: torch.device | str = "cpu", **kwargs: Any
+) -> torch.Tensor:
+    """Return zeros [B, 1, Q, K], all of which are one."""
+    return torch.zeros(1, device=device).expand(batch_size, 1, q_length, kv_length)

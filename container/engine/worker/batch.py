@@ -32,23 +32,15 @@ from container.engine.messages import Cancel, EngineConfig, EngineInfo, Failed, 
 from container.engine.sequence import FinishReason
 from container.engine.worker import fair_scheduler
 from container.engine.worker.batched_model import BatchedModel
-from container.engine.worker.flash_attention import FLASH
+from container.engine.worker.capacity import PAGE_TOKENS, Capacity, plan_capacity
 from container.engine.worker.forward_step import ForwardStep, describe_step
-from container.engine.worker.memory import cache_tokens
 from container.engine.worker.model import LoadedModel
 from container.engine.worker.paged_cache import PagedCache
-from container.engine.worker.refusal import ModelRefused
 from container.engine.worker.sampler import Sampler
 from container.engine.worker.score_guard import ScoreGuard, describe_fault
 from container.engine.worker.states import SequenceStates
 
 logger = logging.getLogger(__name__)
-
-PAGE_TOKENS = 32
-"""Prompts share a cached prefix in whole pages of this many tokens."""
-
-_MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a step takes well under a second on two cores, and fills a GPU
-_MAX_RUNNING = {"cpu": 64, "cuda": 256}
 
 
 class _FailureRouter(OutputRouter):
@@ -127,7 +119,7 @@ class Batch(ContinuousBatchingManager):
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 do_sample=False, eos_token_id=-1, max_new_tokens=1
             ),
-            continuous_batching_config=_configuration(loaded, settings),
+            continuous_batching_config=_configuration(plan_capacity(loaded, settings)),
         )
         self._dtype = loaded.dtype
         self._guard = _guard(loaded, self.continuous_batching_config)
@@ -147,7 +139,10 @@ class Batch(ContinuousBatchingManager):
         cache = PagedCache(self._layout, config, device=self.model.device, dtype=self.model.dtype)
         self._use_prefix_sharing = cache.use_prefix_sharing
         update_cb_config_after_cache_creation(config, cache.num_blocks, cache.max_batch_tokens)
-        scheduler = fair_scheduler.FairScheduler(cache, config.safety_margin, config.max_requests_per_batch or 1)
+        most = config.max_requests_per_batch or 1
+        scheduler = fair_scheduler.FairScheduler(cache, config.safety_margin, most)
+        if self._layout.states:
+            scheduler.max_active = most
         processor = ContinuousBatchProcessor(
             cache=cache,
             config=self.model.config,
@@ -314,51 +309,15 @@ def _guard(loaded: LoadedModel, config: ContinuousBatchingConfig) -> ScoreGuard:
     return guard
 
 
-def _configuration(loaded: LoadedModel, settings: EngineConfig) -> ContinuousBatchingConfig:
-    kind = loaded.device.type
-    batch_tokens = settings.max_batch_tokens or _MAX_BATCH_TOKENS[kind]
-    running = min(_MAX_RUNNING[kind], batch_tokens)
+def _configuration(capacity: Capacity) -> ContinuousBatchingConfig:
     return ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
-        num_blocks=max(1, _cache_tokens(loaded, settings, batch_tokens, running) // PAGE_TOKENS),
-        max_batch_tokens=batch_tokens,
-        max_requests_per_batch=running,
+        num_blocks=max(1, capacity.cache_tokens // PAGE_TOKENS),
+        max_batch_tokens=capacity.batch_tokens,
+        max_requests_per_batch=capacity.running,
         scheduler_type=fair_scheduler.NAME,
-        # The library takes our attention's name for one that needs masks and reserves memory for them; the size
-        # above has accounted for everything, so its own check must not fail on masks that never exist.
-        max_memory_percent=100.0,
         max_blocks_per_request=0,
         use_cuda_graph=False,  # the sampler's parameters are read by Python in each forward pass
         use_async_batching=False,
         auto_switch_to_flash=False,
     )
-
-
-def _cache_tokens(loaded: LoadedModel, settings: EngineConfig, batch_tokens: int, running: int) -> int:
-    if settings.kv_cache_tokens is not None:
-        return settings.kv_cache_tokens
-    config, per_element = loaded.config, loaded.dtype.itemsize
-    # The widest moments of a step: an MLP's two halves and its input, or the scores with the sampler's copies.
-    width = 2 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 2 * config.hidden_size
-    step_bytes = batch_tokens * width * per_element + running * config.vocab_size * 4 * 4
-    copies = 1
-    if loaded.attention != FLASH:
-        copies = 3  # the keys and values as read, and padded to no more than twice their length
-        # The mask of a long prompt's last piece, and its scores three times over where PyTorch's kernels don't serve.
-        explicit = (call.query_heads for call in loaded.layout.calls if call.softcap is not None)
-        heads = max(explicit, default=0)
-        step_bytes += batch_tokens * loaded.max_model_len * (per_element + 3 * heads * 4)
-    tokens = cache_tokens(
-        loaded.device,
-        bytes_per_token=loaded.kv_bytes_per_token,
-        layers=loaded.layout.places_of_largest_size,
-        copies=copies,
-        step_bytes=step_bytes,
-        max_model_len=loaded.max_model_len,
-    )
-    if tokens < PAGE_TOKENS:
-        raise ModelRefused(
-            f"the model fills {loaded.device}: no memory is left for a KV cache "
-            f"({loaded.kv_bytes_per_token} bytes a token, {step_bytes} bytes a step)"
-        )
-    return min(tokens, running * loaded.max_model_len)

@@ -49,6 +49,9 @@ class FairScheduler(FIFOScheduler):
     def __init__(self, cache: PagedAttentionCache, safety_margin: float | None, max_requests_per_batch: int) -> None:
         super().__init__(cache, _MARGIN if safety_margin is None else safety_margin, max_requests_per_batch)
 
+    max_active: int | None = None
+    """Most sequences within at a time, where each of them keeps a state; None: as many as have room in the cache."""
+
     def reset(self) -> None:
         super().reset()
         self._pages = CachePages(self.cache)
@@ -64,6 +67,8 @@ class FairScheduler(FIFOScheduler):
         others = (state for state in self.active_requests.values() if not is_newcomer(state))
         self._kept = min(others, key=_age, default=None)
         self._chosen = [] if self.block_new_requests else self._choose()
+        if self.max_active is not None:
+            self._chosen = self._chosen[: max(0, self.max_active - len(self.active_requests))]
         self._make_room(token_budget)
         scheduled: tuple[list[FutureRequestState] | None, bool, int, int]
         scheduled = super().schedule_batch(token_budget, cache_budget)

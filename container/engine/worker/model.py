@@ -240,7 +240,5 @@ def _load_weights(
         name, found, expected = mismatched[0]
         what = f"{settings.model_dir}: {len(mismatched)} weights have another shape than config.json says"
         raise ModelRefused(f"{what}; the first is {name}, {list(found)} instead of {list(expected)}")
-    if own_code and not model._supports_attention_backend:
-        raise ModelRefused(f"the code of {type(model).__name__} fixes its attention function: it can't run in batches")
     model.train(False)
     return model

@@ -7,6 +7,7 @@ because it would be silently wrong.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from container.engine.worker.refusal import ModelRefused
 from container.engine.worker.state_probe import find_states
 
 _TOKENS = 3
+_HIDDEN = -1e4
+"""Score from which on down a key has no share: its exponential is zero."""
 _MEANINGLESS = frozenset(
     {"is_causal", "position_ids", "cache_position", "position_embeddings", "past_key_values", "return_dict"}
 )
@@ -38,10 +41,11 @@ class _Sight:
 
 @dataclass(slots=True)
 class _Recorder:
-    """Takes the attention calls and the masks of the forward pass."""
+    """Takes the attention calls and the masks of the forward pass of a model of class `code`."""
 
+    code: type[PreTrainedModel]
     calls: list[AttentionCall] = field(default_factory=list)
-    masks: dict[int, tuple[torch.Tensor, _Sight]] = field(default_factory=dict)
+    masks: dict[int, tuple[torch.Tensor, _Sight | ModelRefused]] = field(default_factory=dict)
     """Masks that the library has made, by the address of their storage: layers may take a part of one."""
 
     def make_mask(
@@ -56,10 +60,14 @@ class _Recorder:
         device: torch.device | str = "cpu",
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Make a causal mask [B, 1, Q, K], and note what it stands for."""
+        """Make a causal mask [B, 1, Q, K], and note what it stands for. Not all masks are used."""
         mask = torch.zeros(batch_size, 1, q_length, kv_length, dtype=dtype, device=device)
         mask += torch.full((q_length, kv_length), float("-inf"), dtype=dtype, device=device).triu(1)
-        self.masks[mask.untyped_storage().data_ptr()] = (mask, _sight(mask_function, local_size, device))
+        try:
+            sight: _Sight | ModelRefused = _sight(mask_function, local_size, device)
+        except ModelRefused as refusal:
+            sight = refusal
+        self.masks[mask.untyped_storage().data_ptr()] = (mask, sight)
         return mask
 
     def attend(
@@ -76,7 +84,9 @@ class _Recorder:
         sliding_window: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Note the call. Returns zeros of the right shape."""
+        """Note the call. Returns zeros of the right shape. Raises ModelRefused if it fits no batch."""
+        if "position_ids" not in inspect.signature(self.code.forward).parameters:
+            raise ModelRefused(f"the code of {self.code.__name__} counts positions by its own cache: {_WAY_OUT}")
         if unknown := sorted(name for name, given in kwargs.items() if name not in _KNOWN and _means_something(given)):
             raise ModelRefused(f"this model calls attention with {', '.join(unknown)}, which {_WAY_OUT} with")
         if key.shape[2] != query.shape[2]:
@@ -104,9 +114,11 @@ class _Recorder:
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
     def _sight_of(self, mask: torch.Tensor, *, is_indexed: bool, window: int | None) -> _Sight:
-        known = self.masks.get(mask.untyped_storage().data_ptr())
-        if known is not None:
-            return known[1]
+        _, sight = self.masks.get(mask.untyped_storage().data_ptr(), (None, None))
+        if isinstance(sight, ModelRefused):
+            raise sight
+        if sight is not None:
+            return sight
         if is_indexed:  # a mask of the picked keys
             return _Sight()
         if _is_causal(mask):
@@ -126,7 +138,7 @@ def _is_causal(mask: torch.Tensor) -> bool:
     if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2]:
         return False
     seen = mask if mask.dtype == torch.bool else mask == 0
-    hidden = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
+    hidden = ~mask if mask.dtype == torch.bool else mask <= _HIDDEN
     expected = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()
     return bool((seen == expected).all() and (hidden == ~expected).all())
 
@@ -153,11 +165,10 @@ def _sight(mask_function: Callable[..., torch.Tensor], size: int | None, device:
 
 def probe(model: PreTrainedModel) -> Layout:
     """Find the layout of the model, which was loaded with our attention. Raises ModelRefused with the reason."""
-    recorder = _Recorder()
-    ids = torch.arange(_TOKENS, device=model.device).unsqueeze(0)
-    with _recorded(recorder), torch.no_grad():
-        model(input_ids=ids, use_cache=False)
-    with _recorded(_Recorder()):
+    recorder = _Recorder(type(model))
+    with _recorded(recorder):
+        _run(model)
+    with _recorded(_Recorder(type(model))):
         states = find_states(model)
     layout = Layout(
         calls=tuple(recorder.calls),
@@ -165,12 +176,31 @@ def probe(model: PreTrainedModel) -> Layout:
         state_bytes=states.state_bytes,
         index_bytes_per_token=states.index_bytes_per_token,
     )
+    _check(type(model), layout)
+    if any(call.is_indexed for call in layout.calls):
+        attention.register_masks()
+    return layout
+
+
+def _run(model: PreTrainedModel) -> None:
+    ids = torch.arange(_TOKENS, device=model.device).unsqueeze(0)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    except (ModelRefused, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the latter may pass: a restart is worth trying
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ModelRefused(f"the code of {type(model).__name__} fails without a cache of its own: {cause}") from error
+
+
+def _check(code: type[PreTrainedModel], layout: Layout) -> None:
+    """Raise ModelRefused if the model's calls don't fit a batch together."""
     if not layout.calls and not layout.states:
-        raise ModelRefused(f"the code of {type(model).__name__} takes no attention function: {_WAY_OUT}")
+        raise ModelRefused(f"the code of {code.__name__} fixes its attention function: {_WAY_OUT}")
     windows = sorted({call.window for call in layout.calls if call.window is not None})
     if len(windows) > 1:
         raise ModelRefused(f"this model has windows of {' and '.join(map(str, windows))} tokens: one size is supported")
-    return layout
 
 
 @contextlib.contextmanager

@@ -165,7 +165,11 @@ class OwnConfig(LlamaConfig):
 
 class OwnModel(LlamaForCausalLM):
     config_class = OwnConfig
-    _supports_attention_backend = {attention}
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers if not {attention} else ():
+            layer.self_attn.forward = lambda hidden_states, **kwargs: (hidden_states, None)
 """
 
 
