@@ -59,9 +59,10 @@ def load(settings: EngineConfig) -> LoadedModel:
     dtype = _dtype(settings.dtype, device, config)
     attention.register()
     model = _load_weights(settings, device, dtype, own_code=own_code)
-    layout = probe(model)
+    with packed_linear.watched_weights(model) as read:
+        layout = probe(model)
     if packed_linear.can_pack(device, dtype):
-        packed_linear.pack_linears(model)
+        packed_linear.pack_linears(model, except_for=read)
     return LoadedModel(
         model=model,
         config=config,

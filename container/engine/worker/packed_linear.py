@@ -7,7 +7,11 @@ bits, as a batch does.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import platform
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 
@@ -36,9 +40,55 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def pack_linears(model: torch.nn.Module) -> None:
+Slot = tuple[type[torch.nn.Module], str]
+"""Place of a layer: the class of the module that has it, and its name there."""
+
+
+class _WatchedLinear(torch.nn.Linear):
+    """A linear layer that notes when its weight is read by anything but its own forward pass."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.__dict__["_is_running"] = True
+        try:
+            return super().forward(inputs)
+        finally:
+            self.__dict__["_is_running"] = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and not self.__dict__.get("_is_running"):
+            self.__dict__["_note_read"]()
+        return super().__getattr__(name)
+
+
+@contextlib.contextmanager
+def watched_weights(model: torch.nn.Module) -> Iterator[set[Slot]]:
+    """Collect the places of linear layers whose weights the model's own code reads meanwhile: it needs them plain.
+
+    A layer counts for all in the same place: not every expert is used by a few tokens.
+    """
+    read: set[Slot] = set()
+    watched = list(_linears(model))
+    for owner, name, linear in watched:
+        linear.__dict__["_note_read"] = functools.partial(read.add, (type(owner), name))
+        linear.__class__ = _WatchedLinear
+    try:
+        yield read
+    finally:
+        for _, _, linear in watched:
+            linear.__class__ = torch.nn.Linear
+            for name in ("_note_read", "_is_running"):
+                linear.__dict__.pop(name, None)
+
+
+def pack_linears(model: torch.nn.Module, except_for: Collection[Slot] = ()) -> None:
     """Replace every plain linear layer of the model, in place."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+    for owner, name, linear in list(_linears(model)):
+        if (type(owner), name) not in except_for:
+            setattr(owner, name, PackedLinear(linear))
+
+
+def _linears(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Linear]]:
+    for owner in model.modules():
+        for name, child in owner.named_children():
             if type(child) is torch.nn.Linear:
-                setattr(module, name, PackedLinear(child))
+                yield owner, name, child
