@@ -25,6 +25,8 @@ class Row:
     start: int
     end: int
     past: int
+    prompt: int
+    """Tokens of its prompt: later ones were generated, even if they are computed anew."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,7 +65,9 @@ def describe_step(arguments: dict[str, Any], sequences: Iterable[FutureRequestSt
     rows, end = [], 0
     for future in sequences:
         start, end = end, end + future.query_length
-        rows.append(Row(future.state.request_id, start, end, future.state.position_offset - future.query_length))
+        state = future.state
+        past, prompt = state.position_offset - future.query_length, state.logit_processor_kwargs["prompt_tokens"]
+        rows.append(Row(state.request_id, start, end, past, prompt))
     key_starts = {
         kind: list(accumulate((allocator.get_seqlen_k(row.past, row.end - row.start) for row in rows), initial=0))
         for kind, allocator in cache.cache_allocators.items()

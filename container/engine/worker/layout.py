@@ -7,7 +7,7 @@ models.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,8 @@ class StateModule:
     """Whether it keeps keys that it picks from; else it is recurrent or a convolution."""
     takes_single_tokens: bool = False
     """Whether it forgets its state over a later piece of a prompt, and so must be given one token at a time."""
+    decodes_otherwise: bool = False
+    """Whether a token alone gives other results than within a piece: what was decoded is then decoded again."""
     cache_name: str
     """Name of the argument that takes the cache."""
     takes_mask: bool
@@ -88,8 +90,17 @@ class StateModule:
         """Return the arguments that have no tokens to cut."""
         return {self.cache_name: cache} | ({"attention_mask": mask} if self.takes_mask else {})
 
-    def taking_single_tokens(self) -> StateModule:
-        return replace(self, takes_single_tokens=True)
+    def piece_ends(self, start: int, end: int, *, past: int, prompt: int) -> list[int]:
+        """Return the ends of the pieces to run the tokens [start, end) of a step in, behind `past` earlier ones.
+
+        The sequence's first `prompt` tokens are its prompt's; the others were decoded before, and are computed anew.
+        """
+        if self.takes_single_tokens and past:
+            return list(range(start + 1, end + 1))
+        if self.decodes_otherwise:
+            decoded = min(end, max(start, start + prompt - past))
+            return [*([decoded] if decoded > start else []), *range(decoded + 1, end + 1)]
+        return [end]
 
 
 def _cut(given: Any, axes: Axes, start: int, end: int) -> Any:

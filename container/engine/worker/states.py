@@ -165,9 +165,7 @@ class _Stateful:
     def _prefill(self, row: Row, given: dict[str, Any]) -> Any:
         """Run one sequence's piece of a prompt."""
         cache = self._states.of(row.request_id)
-        ends = [row.end]
-        if row.past and self._found.takes_single_tokens:
-            ends = list(range(row.start + 1, row.end + 1))
+        ends = self._found.piece_ends(row.start, row.end, past=row.past, prompt=row.prompt)
         starts = [row.start, *ends[:-1]]
         pieces = [
             self._plain(**(self._found.cut(given, start, end) | self._found.fixed(cache, None)))
