@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,49 +19,39 @@ from container.engine.worker.probe import probe
 from container.engine.worker.refusal import ModelRefused
 from testing.container.hand_turned_engine import Engine
 from testing.exactness import Reference
-from testing.tiny_models import VOCABULARY, WINDOW, TinyModel, random_prompt
+from testing.model_recipes import FIELDS
+from testing.model_zoo import tiny_checkpoint
+from testing.tiny_models import TinyModel, random_prompt
 
 AssertExact = Callable[..., None]
 
-TWO_KINDS = ["sliding_attention", "full_attention"]
-LATENT: dict[str, Any] = {
-    "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
-    "v_head_dim": 12, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
-    "topk_group": 1, "moe_intermediate_size": 32,
-}  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "deepseek_v3": LATENT,
-    "deepseek_v32": LATENT | {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 16},
-    "diffllama": {"num_key_value_heads": 2},
-    "gemma4_text": {
-        "num_hidden_layers": 4, "layer_types": TWO_KINDS * 2, "num_kv_shared_layers": 2, "sliding_window": WINDOW,
-        "num_key_value_heads": 2, "head_dim": 16, "num_global_key_value_heads": 1, "global_head_dim": 32,
-        "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY, "initializer_range": 0.2,
-    },
-    "gpt_oss": {
-        "layer_types": TWO_KINDS, "sliding_window": WINDOW, "num_key_value_heads": 2, "head_dim": 16,
-        "num_local_experts": 4, "num_experts_per_tok": 2,
-    },
-    "hrm_text": {"num_key_value_heads": 4, "initializer_range": 0.22},
-    "jetmoe": {"num_key_value_heads": 2, "kv_channels": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "llama4_text": {
-        "num_key_value_heads": 2, "head_dim": 16, "attention_chunk_size": WINDOW, "intermediate_size_mlp": 96,
-        "num_local_experts": 4, "num_experts_per_tok": 1, "layer_types": ["chunked_attention", "full_attention"],
-    },
-    "mimo_v2_flash": {
-        "layer_types": ["full_attention", "sliding_attention"], "sliding_window": WINDOW, "head_dim": 16,
-        "v_head_dim": 12, "num_key_value_heads": 2, "swa_num_key_value_heads": 4, "swa_head_dim": 16,
-        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-    },
-    "stablelm": {"num_key_value_heads": 2},
-}  # fmt: skip
+UNUSUAL = (
+    "deepseek_v3",
+    "deepseek_v32",
+    "diffllama",
+    "gemma4_text",
+    "gpt_oss",
+    "hrm_text",
+    "jetmoe",
+    "llama4_text",
+    "mimo_v2_flash",
+    "stablelm",
+)
+WINDOW = FIELDS["sliding_window"]
 
-PROMPTS = [random_prompt(n) for n in (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 32, 33, 77)]
+PROMPTS = [random_prompt(n) for n in (1, WINDOW - 1, WINDOW + 1, 2 * WINDOW, 77)]
 
 
-@pytest.fixture
-def model_of(tiny: TinyModel) -> Callable[..., str]:
-    return lambda family, **changes: tiny(family, **(MODELS.get(family, {}) | changes))
+@pytest.fixture(scope="session")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Return a function that makes a tiny model of any type, without a stop token, once for all tests."""
+
+    @cache
+    def get(model_type: str = "llama", **changes: Any) -> str:
+        directory = tmp_path_factory.mktemp(model_type)
+        return tiny_checkpoint(AutoModelForCausalLM, model_type, directory, eos_token_id=None, **changes)
+
+    return get
 
 
 def call(**changes: Any) -> AttentionCall:
@@ -74,38 +65,32 @@ def load(directory: str) -> PreTrainedModel:
     return model
 
 
+LATENT = call(key_heads=4, key_size=24, value_size=12)
+SLIDES = call(kind=SLIDING, window=WINDOW)
 EXPECTED: dict[str, list[AttentionCall]] = {
-    "deepseek_v3": [call(key_heads=4, key_size=24, value_size=12)] * 2,
-    "deepseek_v32": [call(key_heads=4, key_size=24, value_size=12, is_indexed=True)] * 2,
-    "diffllama": [call()] * 4,
-    "gemma2": [call(kind=SLIDING, window=WINDOW, softcap=5.0), call(softcap=5.0)]
-    + [call(kind=SLIDING, window=WINDOW, softcap=5.0)] * 2,
-    "gemma4_text": [call(kind=SLIDING, window=WINDOW), call(key_size=32, value_size=32)] * 2,
-    "gpt_oss": [call(kind=SLIDING, window=WINDOW, has_sinks=True), call(has_sinks=True)],
-    "jetmoe": [call(key_heads=4)] * 2,
-    "llama4_text": [call(chunk=WINDOW), call()],
-    "mimo_v2_flash": [
-        call(value_size=12),
-        call(kind=SLIDING, window=WINDOW, key_heads=4, value_size=12, has_sinks=True),
-    ],
-    "mistral": [call(kind=SLIDING, window=WINDOW)] * 2,
-    "stablelm": [call()] * 2,
+    "deepseek_v3": [LATENT] * 4,
+    "deepseek_v32": [replace(LATENT, is_indexed=True)] * 4,
+    "diffllama": [call()] * 8,
+    "gemma2": [replace(SLIDES, softcap=50.0), call(softcap=50.0)] * 2,
+    "gemma4_text": [SLIDES, call(key_heads=1, key_size=32, value_size=32)] * 3,
+    "gpt_oss": [replace(SLIDES, has_sinks=True), call(has_sinks=True)] * 2,
+    "jetmoe": [call(key_heads=4)] * 4,
+    "llama4_text": [call(chunk=WINDOW), call()] * 2,
+    "mimo_v2_flash": [call(value_size=12), replace(SLIDES, key_heads=4, value_size=12, has_sinks=True)] * 2,
+    "mistral": [SLIDES] * 4,
+    "qwen3_5_text": [call()] * 2,
+    "stablelm": [call()] * 4,
 }
 
 
 @pytest.mark.parametrize("family", EXPECTED)
-def test_probe_finds_calls_of_a_step(model_of: Callable[..., str], family: str) -> None:
-    assert list(probe(load(model_of(family))).calls) == EXPECTED[family]
+def test_probe_finds_calls_of_a_step(unusual: TinyModel, family: str) -> None:
+    assert list(probe(load(unusual(family))).calls) == EXPECTED[family]
 
 
-ATTENTION_ALONE = sorted(MODELS.keys() - {"deepseek_v32"})
-
-
-@pytest.mark.parametrize("family", ATTENTION_ALONE)
-def test_unusual_attention_equals_generate(
-    model_of: Callable[..., str], assert_exact: AssertExact, family: str
-) -> None:
-    directory = model_of(family)
+@pytest.mark.parametrize("family", UNUSUAL)
+def test_unusual_attention_equals_generate(unusual: TinyModel, assert_exact: AssertExact, family: str) -> None:
+    directory = unusual(family)
     reference = Reference(directory)
     engine = Engine(directory, max_batch_tokens=40, unverified_models=True)
     assert_exact(reference, PROMPTS, engine.generate(PROMPTS), reference.generate(PROMPTS))
@@ -114,13 +99,11 @@ def test_unusual_attention_equals_generate(
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "llama4_text"])
-def test_unusual_attention_survives_preemption(
-    model_of: Callable[..., str], assert_exact: AssertExact, family: str
-) -> None:
-    directory = model_of(family, **({"sliding_window": 40} if family == "gpt_oss" else {}))
-    prompts = [random_prompt(20 + n, seed=n) for n in range(6)]
+def test_unusual_attention_survives_preemption(unusual: TinyModel, assert_exact: AssertExact, family: str) -> None:
+    directory = unusual(family, sliding_window=40) if family == "gpt_oss" else unusual(family)
+    prompts = [random_prompt(20 + n, seed=n) for n in range(5)]
     reference = Reference(directory)
-    engine = Engine(directory, kv_cache_tokens=160, unverified_models=True)
+    engine = Engine(directory, kv_cache_tokens=128, unverified_models=True)
     outputs = engine.generate(prompts, max_new_tokens=40)
     assert_exact(reference, prompts, outputs, reference.generate(prompts, new_tokens=40))
     assert engine.preemptions > 0
@@ -263,3 +246,17 @@ def group(**changes: Any) -> CallGroup:
 def test_calls_share_rows_of_one_length(calls: list[AttentionCall], groups: list[CallGroup], elements: int) -> None:
     layout = Layout(calls=tuple(calls))
     assert (list(layout.groups), layout.elements_per_token) == (groups, elements)
+
+
+def test_no_more_states_than_may_run(unusual: TinyModel) -> None:
+    """Newcomers go ahead of prompts half done, so that without states more are within than a step serves."""
+    most = {}
+    for family in ("llama", "lfm2"):
+        engine = Engine(unusual(family), max_batch_tokens=4, unverified_models=True)
+        for id in range(12):
+            engine.submit(id, random_prompt(30 - 2 * id), newcomer=True, max_new_tokens=4)
+            engine.turn()
+        engine.finish(range(12))
+        assert engine.info.max_running == 4
+        most[family] = max(running for running, _ in engine.loads)
+    assert most["lfm2"] <= 4 < most["llama"]
