@@ -29,6 +29,7 @@ from container.engine.worker.paged_cache import Place
 # Neither "sdpa" nor "eager" (for which the library builds masks over the whole batch) nor with "flash" in it
 # (for which it imports kernels).
 NAME = "longhaul_varlen"
+_ALIGNED = 8  # elements by which kernels want a head to grow
 
 Record = Callable[..., tuple[torch.Tensor, None]]
 recording: ContextVar[Record | None] = ContextVar("recording", default=None)
@@ -209,10 +210,12 @@ def _prefill(
         x[prefill.k0 : prefill.k1].transpose(0, 1).repeat_interleave(query.shape[1] // x.shape[1], dim=0).unsqueeze(0)
         for x in (keys, values)
     )
+    mask, is_causal = prefill.mask, prefill.mask is None
     own_sinks = None if sinks is None else sinks.view(1, -1, 1)
-    is_causal = prefill.mask is None
-    out = _attend(query, key, value, prefill.mask, scale, softcap, own_sinks, is_causal=is_causal)
-    return out[0].transpose(0, 1)
+    if softcap is None and own_sinks is not None:
+        query, key, value, mask = _with_sink_keys(query, key, value, mask, scale, own_sinks)
+        own_sinks, is_causal = None, False
+    return _attend(query, key, value, mask, scale, softcap, own_sinks, is_causal=is_causal)[0].transpose(0, 1)
 
 
 def _attend(
@@ -229,7 +232,8 @@ def _attend(
     if softcap is None and sinks is None:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale)
     if softcap is None:
-        return _attend_with_sinks(query, key, value, mask, scale, sinks, is_causal=is_causal)
+        assert sinks is not None and not is_causal, "decoding rows have a mask or none"
+        return _attend_with_sinks(query, key, value, mask, scale, sinks)
     # Gemma 2's capped scores (https://arxiv.org/abs/2408.00118, section 2) fit no fused kernel of PyTorch's.
     scores = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap
     if is_causal:
@@ -248,21 +252,37 @@ def _attend_with_sinks(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float,
-    sinks: torch.Tensor | None,
-    *,
-    is_causal: bool,
+    sinks: torch.Tensor,
 ) -> torch.Tensor:
     """Attend with one more key per sequence, whose score the mask brings and whose value is zero."""
-    assert sinks is not None
     keys = key.shape[2]
     wider = query.new_zeros((*query.shape[:3], keys + 1))
-    if is_causal:
-        wider[..., :keys] = query.new_full((query.shape[2], keys), float("-inf")).triu_(1)
     if mask is not None:
         wider[..., :keys] = mask
     wider[..., keys] = sinks
     key, value = (pad(x, (0, 0, 0, 1)) for x in (key, value))
     return scaled_dot_product_attention(query, key, value, attn_mask=wider, scale=scale)
+
+
+def _with_sink_keys(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    sinks: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries, keys [1, H, K + 1, D + 8], values and mask [Q, K + 1] with the sinks [1, H, 1] as one more key.
+
+    One more element, 1 in all queries and 0 in all other keys, brings the sink's score: so all heads share a mask.
+    """
+    queries, keys, size = query.shape[2], key.shape[2], query.shape[3]
+    if mask is None:
+        mask = query.new_full((queries, keys), float("-inf")).triu_(1)
+    query, key = pad(query, (0, _ALIGNED)), pad(key, (0, _ALIGNED, 0, 1))
+    query[..., size] = 1.0
+    key[:, :, keys, size] = sinks[..., 0] / scale
+    return query, key, pad(value, (0, 0, 0, 1)), pad(mask, (0, 1))
 
 
 def register() -> None:

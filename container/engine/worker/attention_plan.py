@@ -69,6 +69,8 @@ def plan_step(
             has_few_keys |= seen < _FEW_KEYS
             decodes.append((seen, q0, k1 - seen))
         elif q1 > q0:
+            if chunk is not None:  # what is before the first query's chunk is not seen
+                k0 += (k1 - k0 - (q1 - q0)) // chunk * chunk
             prefills.append(Prefill(q0, q1, k0, k1, _prefill_mask(q1 - q0, k1 - k0, window, chunk, dtype, device)))
     decodes.sort()
     # Length classes by powers of two bound the padding: no row is padded to more than twice its length.

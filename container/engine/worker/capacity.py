@@ -52,11 +52,8 @@ def _cache_tokens(loaded: LoadedModel, settings: EngineConfig, batch_tokens: int
     if loaded.attention != FLASH:
         copies = 3  # the keys and values as read, and padded to no more than twice their length
         # The mask of a long prompt's last piece, and its scores three times over where PyTorch's kernels don't serve.
-        # With sinks, each head has a mask of its own.
         capped = max((call.query_heads for call in layout.calls if call.softcap is not None), default=0)
-        with_sinks = max((call.query_heads for call in layout.calls if call.has_sinks), default=0)
-        masks = (1 + with_sinks) * per_element
-        step_bytes += batch_tokens * loaded.max_model_len * (masks + 3 * capped * 4)
+        step_bytes += batch_tokens * loaded.max_model_len * (per_element + 3 * capped * 4)
     bytes_per_token = loaded.kv_bytes_per_token + layout.index_bytes_per_token
     held_bytes = running * layout.state_bytes
     tokens = cache_tokens(
