@@ -1,4 +1,4 @@
-"""`scripts/bench throughput|fairness|memory|journal|guard|acceptance|payloads|alarms`: measures of a quiet machine."""
+"""`scripts/bench throughput|fairness|memory|journal|guard|acceptance|payloads|alarms|hybrid`, on a quiet machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks import acceptance, alarms, fairness, guard, journal, memory, payloads, throughput
+from benchmarks import acceptance, alarms, fairness, guard, hybrid, journal, memory, payloads, throughput
 from testing import ROOT
 
 MAX_BUSY_PERCENT = 10.0
@@ -26,6 +26,7 @@ MEASURES = {
     "acceptance": acceptance,
     "payloads": payloads,
     "alarms": alarms,
+    "hybrid": hybrid,
 }
 
 

@@ -264,14 +264,16 @@ def _packed(model_dir: Path) -> PreTrainedModel:
     return model
 
 
-def measure(systems: dict[str, System], prompts: list[Prompt], runs: int) -> dict[str, list[float]]:
-    """Measure the seconds of each run. A third of the prompts warms up; the order of the systems turns from round to
-    round."""
+def measure(
+    systems: dict[str, System], prompts: list[Prompt], runs: int, *, warm_up_share: int = WARM_UP_SHARE
+) -> dict[str, list[float]]:
+    """Measure the seconds of each run. One prompt in `warm_up_share` warms up; the order of the systems turns from
+    round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     names = list(systems)
     try:
         for round_ in range(runs + 1):
-            todo = with_new_prefix(prompts if round_ else prompts[::WARM_UP_SHARE], round_)
+            todo = with_new_prefix(prompts if round_ else prompts[::warm_up_share], round_)
             for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
                 started = time.perf_counter()
                 counts = systems[name].run(todo)
