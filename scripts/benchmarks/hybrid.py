@@ -15,6 +15,7 @@ import argparse
 import random
 import statistics
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with watched_weights(packed) as read, torch.no_grad():
             packed(torch.tensor([prompts[0].ids]))
         pack_linears(packed, except_for=read)
-        systems: dict[str, System] = {"direct": Direct(folder), "loop": Loop(_model()), "packed": Loop(packed)}
+        systems: dict[str, System] = {"direct": Direct(Path(folder)), "loop": Loop(_model()), "packed": Loop(packed)}
         seconds = measure(systems, prompts, options.runs, warm_up_share=1)
     report(seconds, options.rows * options.new)
     return {"rows": options.rows, "prompt": options.prompt, "new": options.new, "seconds": seconds}
@@ -93,8 +94,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _model() -> PreTrainedModel:
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3_5_text", **SHAPE)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    return model.eval()
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    model.train(False)
+    return model
 
 
 def report(seconds: dict[str, list[float]], tokens: int) -> None:
