@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from container.engine.messages import EngineConfig
 from container.engine.worker.model import load
 from container.engine.worker.refusal import ModelRefused
-from testing.tiny_models import save_tiny_family
+from testing.tiny_models import TinyModel, save_tiny_family
 
 
 def llama(directory: Path, shard_size: str = "1GB") -> Path:
@@ -193,3 +193,8 @@ def test_trusted_code_with_own_attention_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     with pytest.raises(ModelRefused, match="fixes its attention function"):
         load(own_model(tmp_path / "stubborn_own", attention=False))
+
+
+def test_attention_chosen_by_name_is_refused(tiny: TinyModel) -> None:
+    with pytest.raises(ModelRefused, match="fixes its attention functions"):
+        load(EngineConfig(model_dir=tiny("falcon"), threads=1, unverified_models=True))
