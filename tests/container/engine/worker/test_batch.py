@@ -59,8 +59,9 @@ def test_prompt_lengths_straddle_window_page_and_step() -> None:
     assert all(min(lengths) < limit < max(lengths) for limit in (WINDOW, PAGE_TOKENS, BATCH_TOKENS))
 
 
-def test_every_supported_family_is_tried() -> None:
-    assert set(FAMILIES) == model.SUPPORTED - {"gemma3"}, "gemma3 is gemma3_text with a vision tower"
+def test_families_tried_here_are_supported() -> None:
+    """All other types are tried by `scripts/survey-models`."""
+    assert set(FAMILIES) <= model.SUPPORTED
 
 
 @pytest.mark.parametrize(
