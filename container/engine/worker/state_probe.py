@@ -148,9 +148,15 @@ def _watch(model: PreTrainedModel, config: PretrainedConfig, tokens: int) -> _Pa
     assert isinstance(seen.cache, _WatchedCache)
     seen.cache.watch(note)
     ids = torch.arange(tokens, device=model.device).unsqueeze(0)
+    given = {"input_ids": ids, "use_cache": True, cache_argument(inspect.signature(model.forward)): seen.cache}
     try:
         with torch.no_grad():
-            model(input_ids=ids, use_cache=True, **{cache_argument(inspect.signature(model.forward)): seen.cache})
+            model(**given)
+    except (ModelRefused, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the latter may pass: a restart is worth trying
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise UnknownState(f"the code of {type(model).__name__} fails with the library's cache: {cause}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,6 +187,10 @@ def _describe(model: PreTrainedModel, config: PretrainedConfig, name: str, uses:
         for key, given in first.arguments.items()
         if key not in special
     }
+    # An indexer's second axis has the tokens, its third the picks, which may be as many.
+    result = 1 if first.is_indexer else _axes(f"{name}: its result", first.result, second.result)
+    if (result[0] if isinstance(result, tuple) else result) == AXIS_OF_NONE:
+        raise UnknownState(f"{name}: its result has no tokens: {_WAY_OUT}")
     found = StateModule(
         name=name,
         layer=first.layer,
@@ -188,8 +198,7 @@ def _describe(model: PreTrainedModel, config: PretrainedConfig, name: str, uses:
         cache_name=cache_name,
         takes_mask="attention_mask" in first.arguments,
         arguments=arguments,
-        # An indexer's second axis has the tokens, its third the picks, which may be as many.
-        result=1 if first.is_indexer else _axes(f"{name}: its result", first.result, second.result),
+        result=result,
     )
     if found.is_indexer:
         return found
