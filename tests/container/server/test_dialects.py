@@ -302,7 +302,7 @@ def real_server(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> Ite
         yield server
 
 
-NEW_TOKENS = 24
+NEW_TOKENS = 12
 PENALTY = 1.3
 """On repetition: left to itself, so small a model soon repeats a token, which would show nothing."""
 

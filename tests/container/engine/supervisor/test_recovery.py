@@ -83,12 +83,9 @@ async def generate(model_dir: str, kill_at: list[int]) -> list[Sequence]:
     return sequences
 
 
-@pytest.mark.parametrize("kill_at", [[300], [14, 120, 500]], ids=str)
-def test_batch_of_killed_engine_equals_undisturbed_one(
-    tiny: TinyModel, assert_exact: AssertExact, kill_at: list[int]
-) -> None:
+def test_batch_of_killed_engine_equals_undisturbed_one(tiny: TinyModel, assert_exact: AssertExact) -> None:
     undisturbed = asyncio.run(generate(tiny(), []))
-    disturbed = asyncio.run(generate(tiny(), kill_at))
+    disturbed = asyncio.run(generate(tiny(), kill_at=[14, 120, 500]))
     prompts = [one.prompt_ids.tolist() for one in undisturbed]
     outputs, due = ([one.output_ids for one in run] for run in (disturbed, undisturbed))
     assert_exact(Reference(tiny()), prompts, outputs, due)
@@ -108,12 +105,12 @@ PROMPTS = ["The sea is", "The sky is", "Once upon a time", "A"]
 
 
 def lines() -> list[dict[str, Any]]:
-    whole = {"max_tokens": 150, "ignore_eos": True}
+    whole = {"max_tokens": 80, "ignore_eos": True}
     ways: list[dict[str, Any]] = [
         {"temperature": 0},
         {"temperature": 0, "logprobs": 2},
         {"temperature": 0.8, "seed": 4, "n": 3},
-        {"temperature": 0.7, "seed": 5, "stop": ["e", "a"], "min_tokens": 90},
+        {"temperature": 0.7, "seed": 5, "stop": ["e", "a"], "min_tokens": 50},
         {"temperature": 0, "presence_penalty": 0.5, "repetition_penalty": 1.1},
     ]
     return [{"prompt": prompt} | whole | way for way in ways for prompt in PROMPTS]
@@ -138,7 +135,7 @@ def test_file_of_four_engines_equals_undisturbed_one(start: Start) -> None:
     body = "".join(json.dumps(line) + "\n" for line in lines()) + "\n"  # a line more: another job
     before = server.metric("longhaul_generation_tokens_total")
     answer = server.post_soon(content=body, headers={"content-type": "application/jsonlines"})
-    for tokens in (100, 1000, 2000):
+    for tokens in (60, 500, 1000):
         reaches(server, "longhaul_generation_tokens_total", before + tokens)
         server.kill_engine()
     assert answer.result().status_code == 200

@@ -118,5 +118,5 @@ def test_random_arrivals_change_and_leave_nothing(tiny: TinyModel, family: str) 
         engine.batch.processor.scheduler.safety_margin = 0.0  # lets in what soon has to go again
         return Arrivals(engine, alone, preemptions.append)
 
-    run_state_machine_as_test(arrivals, settings=fuzz_settings(16, stateful_step_count=30))
+    run_state_machine_as_test(arrivals, settings=fuzz_settings(10, stateful_step_count=30))
     assert any(preemptions), "a cache that holds them all would show nothing"
