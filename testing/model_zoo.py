@@ -31,7 +31,7 @@ _DELICATE = ("A_log", "dt_bias", ".D", "dt_proj", "inv_freq", "lambda", "recurre
 """Parts of the names of weights that a recurrence raises to powers: large changes would end in zeros or infinity."""
 
 
-def tiny_checkpoint(auto: Any, model_type: str, directory: str | Path, **changes: Any) -> str:
+def tiny_checkpoint(auto: Any, model_type: str, directory: str | Path, *, seed: int = 1, **changes: Any) -> str:
     """Save a tiny random float32 model, the same for the same arguments, and return its directory.
 
     `auto` is the class that makes it, such as AutoModelForCausalLM; `changes` are fields of its configuration. Raises
@@ -42,7 +42,7 @@ def tiny_checkpoint(auto: Any, model_type: str, directory: str | Path, **changes
     parameters = sum(weight.numel() for weight in model.parameters())
     if parameters > MAX_PARAMETERS:
         raise ValueError(f"{model_type} is not small: {parameters} parameters")
-    stir_weights(model)
+    stir_weights(model, seed)
     model.save_pretrained(directory)
     return str(directory)
 
@@ -91,9 +91,9 @@ def _tiny_fields(config_class: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**tiny, **recipe}.items() if value is not DROP}
 
 
-def stir_weights(model: Any) -> None:
+def stir_weights(model: Any, seed: int = 1) -> None:
     """Draw weights of which every one matters: none stays at the zero or one that it is initialized to."""
-    noise = torch.Generator().manual_seed(1)
+    noise = torch.Generator().manual_seed(seed)
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = head is not None and table is not None and getattr(head, "weight", None) is getattr(table, "weight", None)
     for name, weight in model.named_parameters():

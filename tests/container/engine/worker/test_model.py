@@ -47,7 +47,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (only_pickle, "LONGHAUL_ALLOW_PICKLE"),
     "a missing weight": (lose_a_weight, "model.norm.weight"),
     "an unsupported type": (lambda d: AutoConfig.for_model("bloom").save_pretrained(d), "bloom"),
-    "attention sinks": (lambda d: change_config(d, model_type="gpt_oss"), "gpt_oss"),
+    "a mask of its own": (lambda d: change_config(d, model_type="doge"), "doge"),
     "code of its own": (lambda d: change_config(d, model_type="own", auto_map={"AutoConfig": "x.Y"}), "TRUST_REMOTE"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "config"),
     "a config that fits nothing": (lambda d: change_config(d, num_attention_heads=5), "not a multiple"),
