@@ -214,6 +214,13 @@ class Settings:
     trust_remote_code: bool = _setting(
         "LONGHAUL_TRUST_REMOTE_CODE", _SWITCH, "run Python code that comes with a model", default=False, shown="off"
     )
+    unverified_models: bool = _setting(
+        "LONGHAUL_UNVERIFIED_MODELS",
+        _SWITCH,
+        "run model types that are not in the table of models, after a check of their tokens at each start",
+        default=False,
+        shown="off",
+    )
     allow_pickle: bool = _setting(
         "LONGHAUL_ALLOW_PICKLE", _SWITCH, "load pickle weights, which can run code", default=False, shown="off"
     )

@@ -25,7 +25,7 @@ def test_defaults_need_no_variables() -> None:
     assert (settings.max_new_tokens, settings.stall_timeout_s) == (4096, 120.0)
     assert (settings.max_body_bytes, settings.max_json_bytes) == (1 << 30, 64 << 20)
     assert settings.spool_dir == tempfile.gettempdir()
-    assert not settings.trust_remote_code and not settings.allow_pickle
+    assert not settings.trust_remote_code and not settings.allow_pickle and not settings.unverified_models
 
 
 def test_variables_are_read() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -134,9 +135,16 @@ class Batch(ContinuousBatchingManager):
         """Do nothing: the model was loaded with our attention."""
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
-        """Create what the library does, with a cache that has a place for each attention call, and our preemption."""
+        """Create what the library does, with a cache that has a place for each attention call, and our preemption.
+
+        The loop begins with a new one, which takes over the memory of the cache, emptied.
+        """
         config = self.continuous_batching_config
-        cache = PagedCache(self._layout, config, device=self.model.device, dtype=self.model.dtype)
+        cache = None if self.batch_processor is None else self.batch_processor.cache
+        if isinstance(cache, PagedCache):
+            cache.reset()
+        else:
+            cache = PagedCache(self._layout, config, device=self.model.device, dtype=self.model.dtype)
         self._use_prefix_sharing = cache.use_prefix_sharing
         update_cb_config_after_cache_creation(config, cache.num_blocks, cache.max_batch_tokens)
         most = config.max_requests_per_batch or 1
@@ -197,6 +205,32 @@ class Batch(ContinuousBatchingManager):
             max_running=self.continuous_batching_config.max_requests_per_batch or 0,
             load_seconds=load_seconds,
         )
+
+    def try_out(self, submits: Sequence[Submit], step_tokens: int) -> dict[int, list[int]]:
+        """Generate in steps of at most `step_tokens`, before the loop is started, and forget it. Returns tokens by id.
+
+        Raises what a step raises, and RuntimeError for a sequence that fails.
+        """
+        report, tokens, ended = self._on_step, defaultdict[int, list[int]](list), set[int]()
+
+        def take(step: Step) -> None:
+            for new in step.tokens:
+                tokens[new.id] += new.token_ids
+                ended.update([new.id] if new.finish_reason else [])
+            if step.failed:
+                raise RuntimeError(step.failed[0].reason)
+
+        self._on_step, self.current_batch = take, 0
+        processor = self.processor
+        processor.max_batch_tokens = min(step_tokens, processor.max_batch_tokens)
+        for submit in submits:
+            self.submit(submit)
+        while len(ended) < len(submits):
+            self._generation_loop_body(processor, bootstrapping=False)
+        self.batch_processor = self._create_batch_processor()
+        self._states.keep(())
+        self._on_step, self._steps, self._active, self._last_gauges = report, 0, frozenset(), (0, 0)
+        return dict(tokens)
 
     def submit(self, message: Submit) -> None:
         self.add_request(

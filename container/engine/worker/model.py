@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
 from container.engine.messages import EngineConfig
 from container.engine.worker import attention, packed_linear
@@ -23,6 +23,7 @@ from container.engine.worker.memory import cpu_count
 from container.engine.worker.model_table import model_table
 from container.engine.worker.probe import probe
 from container.engine.worker.refusal import ModelRefused
+from container.engine.worker.text_model import check_kind, load_text_model
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class LoadedModel:
     max_model_len: int
     length_reason: str
     threads: int
+    is_measured: bool
+    """Whether the table has the model: if not, it has to pass a check of its own."""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -52,13 +55,14 @@ class LoadedModel:
 def load(settings: EngineConfig) -> LoadedModel:
     """Load the model's weights onto the device. Raises ModelRefused when no restart would help."""
     _check_weights(Path(settings.model_dir), settings.allow_pickle)
-    config, own_code = _read_config(settings)
+    whole, own_code = _read_config(settings)
+    config = whole.get_text_config()
     max_model_len, length_reason = _max_model_len(config, settings.max_model_len)
     device, threads = _device(settings.device, settings.needs_gpu), settings.threads or cpu_count()
     torch.set_num_threads(threads)
     dtype = _dtype(settings.dtype, device, config)
     attention.register()
-    model = _load_weights(settings, device, dtype, own_code=own_code)
+    model = _load_weights(settings, whole, device, dtype, own_code=own_code)
     with packed_linear.watched_weights(model) as read:
         layout = probe(model)
     if packed_linear.can_pack(device, dtype):
@@ -73,6 +77,7 @@ def load(settings: EngineConfig) -> LoadedModel:
         max_model_len=max_model_len,
         length_reason=length_reason,
         threads=threads,
+        is_measured=config.model_type in SUPPORTED and not own_code,
     )
 
 
@@ -103,10 +108,10 @@ def _check_weights(directory: Path, allow_pickle: bool) -> None:
 
 
 def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
-    """Return the text model's configuration and whether the model's own code runs.
+    """Return the whole model's configuration and whether the model's own code runs.
 
-    It runs only if it is trusted, and only for a model type that is not supported without it: some repositories still
-    carry code for a type that transformers has learned since.
+    It runs only if it is trusted, and only for a model type that transformers lacks: some repositories still
+    carry code for a type that transformers has learned since. Raises ModelRefused.
     """
     directory = settings.model_dir
     path = Path(directory) / "config.json"
@@ -115,7 +120,7 @@ def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelRefused(f"{path} is not JSON: {error}") from error
     try:
-        own_code = "auto_map" in raw and raw.get("model_type") not in SUPPORTED
+        own_code = "auto_map" in raw and raw.get("model_type") not in CONFIG_MAPPING
         if own_code and not settings.trust_remote_code:
             whole = None
         else:
@@ -129,21 +134,25 @@ def _read_config(settings: EngineConfig) -> tuple[PretrainedConfig, bool]:
             f"model type {raw.get('model_type')} brings its own Python code: "
             "set LONGHAUL_TRUST_REMOTE_CODE=1 if you trust its source"
         )
-    config = whole.get_text_config()
-    unknown = sorted({whole.model_type, config.model_type} - SUPPORTED)
-    if unknown and not own_code and not settings.unverified_models:
+    check_kind(whole, own_code=own_code)
+    if not own_code and not settings.unverified_models:
+        _check_type(whole.get_text_config().model_type)
+    return whole, own_code
+
+
+def _check_type(model_type: str) -> None:
+    """Raise ModelRefused for a type that the table doesn't have as equal."""
+    verdict = model_table().types.get(model_type)
+    if verdict is None:
         raise ModelRefused(
-            f"model type {unknown[0]} is not known to give right results under continuous batching; "
-            f"the supported types are {', '.join(sorted(SUPPORTED))}"
+            f"nobody has measured whether model type {model_type} gives right results in continuous batches: "
+            "LONGHAUL_UNVERIFIED_MODELS=1 lets it run if it passes a check at the start"
         )
-    if unknown:
-        logger.warning(
-            "model type %s runs its own code: its results have not been compared with those of model.generate",
-            unknown[0],
+    if not verdict.is_equal:
+        raise ModelRefused(
+            f"model type {model_type} is not supported: {verdict.reason}. With LONGHAUL_UNVERIFIED_MODELS=1 it "
+            "runs if it passes a check at the start"
         )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise ModelRefused(f"this {config.model_type} model attends in both directions: it is an encoder")
-    return config, own_code
 
 
 def _device(name: str | None, needs_gpu: bool) -> torch.device:
@@ -213,13 +222,12 @@ def _max_model_len(config: PretrainedConfig, wanted: int | None) -> tuple[int, s
 
 
 def _load_weights(
-    settings: EngineConfig, device: torch.device, dtype: torch.dtype, *, own_code: bool
+    settings: EngineConfig, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, *, own_code: bool
 ) -> PreTrainedModel:
     kwargs: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": attention.NAME,
         "use_safetensors": None if settings.allow_pickle else True,
-        "trust_remote_code": own_code,
         "local_files_only": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # they are refused below, in a sentence
@@ -227,7 +235,7 @@ def _load_weights(
     if device.type == "cuda":
         kwargs["device_map"] = {"": device}  # accelerate: straight to the GPU, no second copy in host memory
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(settings.model_dir, **kwargs)
+        loaded: Any = load_text_model(settings.model_dir, config, own_code=own_code, **kwargs)
     except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # these may pass: a restart is worth trying
     except Exception as error:

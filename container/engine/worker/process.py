@@ -87,6 +87,7 @@ def run(link: Link, config: EngineConfig) -> None:
     from container.engine.worker.batch import Batch
     from container.engine.worker.model import load
     from container.engine.worker.refusal import ModelRefused
+    from container.engine.worker.self_check import check_tokens
 
     gc.freeze()  # later collections leave out what the libraries have made
     gc.enable()
@@ -102,6 +103,8 @@ def run(link: Link, config: EngineConfig) -> None:
     try:
         loaded = load(config)
         batch = Batch(loaded, config, on_step=link.send, on_crash=lambda error: crash(link, error))
+        if not loaded.is_measured:
+            check_tokens(batch, loaded, batch.info(loaded, 0.0).max_sequence_tokens)
     except ModelRefused as refusal:
         link.send(Refused(str(refusal)))
         sys.exit(1)

@@ -58,7 +58,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         "can't be loaded: ImportError",
     ),
     "an encoder": (lambda d: save_tiny_family(d, "gemma3_text", use_bidirectional_attention=True), "both directions"),
-    "images": (lambda d: change_config(d, model_type="llava", text_config={"model_type": "llama"}), "llava"),
+    "images beside a text model that is not supported": (
+        lambda d: change_config(d, model_type="llava", text_config={"model_type": "bloom"}),
+        "bloom.*LONGHAUL_UNVERIFIED_MODELS",
+    ),
+    "an encoder-decoder": (lambda d: AutoConfig.for_model("bart").save_pretrained(d), "is an encoder-decoder"),
+    "no text model": (lambda d: AutoConfig.for_model("vit").save_pretrained(d), "no code that generates text"),
     "a broken index": (break_index, "not an index of weights"),
 }
 
@@ -180,13 +185,11 @@ def own_model(directory: Path, *, attention: bool) -> EngineConfig:
     return EngineConfig(model_dir=str(directory), threads=1, trust_remote_code=True)
 
 
-def test_trusted_code_runs_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_trusted_code_has_to_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     loaded = load(own_model(tmp_path / "trusted_own", attention=True))
     assert (type(loaded.model).__name__, loaded.config.model_type) == ("OwnModel", "own")
-    assert "its results have not been compared" in caplog.text
+    assert not loaded.is_measured
 
 
 def test_trusted_code_with_own_attention_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
