@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import queue
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from container.engine.messages import EngineConfig, Step
+from container.engine.messages import EngineConfig, Step, Submit
+from container.engine.sequence import Sampling
 from container.engine.worker.batch import Batch
 from container.engine.worker.model import LoadedModel, load
 from container.engine.worker.refusal import ModelRefused
 from container.engine.worker.self_check import check_tokens
-from testing.model_zoo import tiny_checkpoint
+from testing.exactness import Reference
+from testing.model_zoo import tiny_checkpoint, zoo_prompts
 
 COUNTS_POSITIONS_BY_STEP = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,3 +60,23 @@ def test_model_with_positions_by_step_is_refused(tmp_path: Path, monkeypatch: py
     assert not loaded.is_measured
     with pytest.raises(ModelRefused, match="own gives other tokens in batches than its own forward pass"):
         check_tokens(batch, loaded, 256)
+
+
+def test_checked_batch_serves_as_new(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(AutoModelForCausalLM, "lfm2", tmp_path)
+    config = EngineConfig(
+        model_dir=directory, device="cpu", threads=1, max_model_len=256, kv_cache_tokens=512, unverified_models=True
+    )
+    loaded, steps = load(config), queue.SimpleQueue[Step]()
+    batch = Batch(loaded, config, on_step=steps.put, on_crash=lambda error: None)
+    check_tokens(batch, loaded, 256)
+    batch.start()
+    (prompt,) = zoo_prompts(1, (70,))
+    batch.submit(Submit(7, prompt, Sampling(max_new_tokens=8)))
+    output: list[int] = []
+    while len(output) < 8:
+        for new in steps.get(timeout=20).tokens:
+            assert new.id == 7
+            output += new.token_ids
+    batch.stop(block=True)
+    assert [output] == Reference(directory).generate([prompt], new_tokens=8)
