@@ -1,93 +1,89 @@
-"""`scripts/survey-models`: which types of models give `model.generate`'s tokens in continuous batches."""
+"""`scripts/survey-models`: which model types give `model.generate`'s tokens in our batches, by tiny random models."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
-import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import msgspec
 import transformers
+from surveying import readme
+from surveying.isolation import try_models
+from surveying.trial import LEAN, WHOLE, Result
+from surveying.verdicts import NOT_TRIED, SAMPLE, is_as_in_table, make_table, write_table
 from tqdm import tqdm
 
-from container.engine.worker.model_table import PATH, ModelTable, Verdict, model_table
-from surveying.isolation import survey_each
-from surveying.readme import write_readme
-from surveying.trials import Result
-from surveying.types import SAMPLE, surveyed_types
-from surveying.verdicts import describe, verdict, verdicts
-
-LIMIT_S = 170.0
+from container.engine.worker.model_table import model_table
+from testing.model_zoo import CAUSAL_TYPES, WRAPPER_TYPES
 
 
 def main() -> None:
-    options = _options()
-    tqdm.monitor_interval = 0  # its thread must not be in a process that forks
-    names = list(SAMPLE) if options.sample else options.types or surveyed_types()
-    if unknown := sorted(set(names) - set(surveyed_types())):
-        sys.exit(f"not surveyed: {', '.join(unknown)}")
-    started = time.monotonic()
-    results = _survey(names, jobs=options.jobs, limit_s=options.limit, known=_known(options.json), file=options.json)
-    equal = sum(result.is_equal for result in results.values())
-    print(f"{len(results)} types, {equal} equal, in {time.monotonic() - started:.0f} seconds")
-    if options.write:
-        types = verdicts(results)
-        kept = {} if options.types == [] and not options.sample else dict(model_table().types)
-        _write(ModelTable(transformers.__version__, dict(sorted({**kept, **types}.items()))))
-    if options.sample:
-        sys.exit(_compare_with_table(results))
-
-
-def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("types", nargs="*", help="model types (default: all)")
-    parser.add_argument("--sample", action="store_true", help="twenty types, one of each kind, against the table")
-    parser.add_argument("--write", action="store_true", help="write supported.json and the README's section")
-    parser.add_argument("--json", type=Path, help="keep results here; a later run goes on with the types it lacks")
-    parser.add_argument("--jobs", type=int, default=2, help="types at a time (default: 2)")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for a type (default: %(default).0f)")
-    return parser.parse_args()
+    parser.add_argument("types", nargs="*", help="model types; by default all")
+    parser.add_argument("--sample", action="store_true", help="try one type of each kind, and compare with the table")
+    parser.add_argument("--lean", action="store_true", help="use fewer and shorter prompts, as --sample does")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, each on one thread (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
+    parser.add_argument("--write", action="store_true", help="renew the table in the engine and in the README")
+    options = parser.parse_args()
+    if options.write and (options.types or options.sample or options.lean):
+        parser.error("--write is for the whole survey")
+    if unknown := set(options.types) - {*CAUSAL_TYPES, *WRAPPER_TYPES}:
+        parser.error(f"transformers {transformers.__version__} has no {', '.join(sorted(unknown))}")
+    types = options.types or (SAMPLE if options.sample else (*CAUSAL_TYPES, *WRAPPER_TYPES))
+    results = _try(sorted(set(types) - NOT_TRIED.keys()), lean=options.sample or options.lean, jobs=options.jobs)
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+    for result in results:
+        print(describe(result))
+    print(f"{sum(result.is_equal for result in results)} of {len(results)} types are equal")
+    if options.write:
+        write_table(make_table(results))
+        readme.write()
+    if options.sample:
+        sys.exit(_compare(results))
 
 
-def _known(file: Path | None) -> dict[str, Result]:
-    if file is None or not file.exists():
-        return {}
-    return msgspec.json.decode(file.read_bytes(), type=dict[str, Result])
-
-
-def _survey(
-    names: Sequence[str], *, jobs: int, limit_s: float, known: dict[str, Result], file: Path | None
-) -> dict[str, Result]:
-    results = {name: known[name] for name in names if name in known}
-    todo = [name for name in names if name not in known]
-    with tqdm(total=len(todo), unit="type", disable=None) as bar:
-        for name, result in survey_each(todo, jobs=jobs, limit_s=limit_s, note=bar.set_description):
-            results[name] = result
-            bar.write(f"{name:28} {result.seconds:5.1f} s  {describe(result)}", file=sys.stdout)
+def _try(types: list[str], *, lean: bool, jobs: int) -> list[Result]:
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    results = []
+    with tqdm(total=len(types), unit="type", disable=not sys.stderr.isatty()) as bar:
+        for result in try_models(types, LEAN if lean else WHOLE, jobs=jobs):
+            results.append(result)
+            bar.set_postfix_str(result.model_type)
             bar.update()
-            if file is not None:
-                file.write_bytes(msgspec.json.format(msgspec.json.encode({**known, **results}), indent=1))
-    return {name: results[name] for name in names}
+    return sorted(results, key=lambda result: result.model_type)
 
 
-def _write(table: ModelTable) -> None:
-    PATH.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
-    write_readme(table)
+def describe(result: Result) -> str:
+    """Describe a result in one line."""
+    if result.is_equal:
+        preempted = f"{result.preemptions} preempted" if result.preemptions else "none preempted"
+        ties = f", {result.ties} ties" if result.ties else ""
+        return f"{result.model_type}: equal, scores within {result.error:.0e}, {preempted}{ties}"
+    if result.refusal:
+        return f"{result.model_type}: refused: {result.refusal}"
+    if result.failure:
+        return f"{result.model_type}: fails ({result.stage}): {result.failure}"
+    checks = ", ".join(f"{count} answers {check}" for check, count in result.differing.items())
+    return f"{result.model_type}: differs: {checks}; scores within {result.error:.0e}"
 
 
-def _compare_with_table(results: dict[str, Result]) -> int:
-    """Tell which types are not as the table has them. Return how many."""
-    table = model_table().types
-    different = 0
-    for name, result in results.items():
-        found, known = verdict(name, result), table.get(name, Verdict("it is not in the table"))
-        if found != known:
-            different += 1
-            print(f"{name}: {found.reason or 'equal'}, but in the table: {known.reason or 'equal'}")
-    print(f"{different} types are not as in the table")
-    return min(different, 1)
+def _compare(results: Iterable[Result]) -> int:
+    """Print what differs from the table. Return the status to exit with."""
+    table = model_table()
+    other = [result for result in results if not is_as_in_table(result, table)]
+    for result in other:
+        print(f"not as in the table: {result.model_type}", file=sys.stderr)
+    return 1 if other else 0
 
 
 if __name__ == "__main__":

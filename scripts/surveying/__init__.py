@@ -1,1 +1,1 @@
-"""Parts of `scripts/survey-models`: types, trials of one model, isolated processes, and the table with its reasons."""
+"""The parts of `scripts/survey-models`: which model types give `model.generate`'s tokens in our batches."""

@@ -1,83 +1,71 @@
-"""Trials of types in processes of their own: a crash or a hang of one doesn't end the survey."""
+"""Trials in processes of their own, a few at a time: a crash or a hang ends one trial alone."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import multiprocessing
 import os
-import signal
+import resource
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 
 import msgspec
 import torch
 
-from surveying.trials import Result, survey
+from surveying.trial import Result, Size, try_model
+
+MAX_CPU_S = 150
+"""Processor seconds of one trial."""
+MAX_WAIT_S = 900.0
+"""Seconds of one trial: it may wait for other processes of the machine."""
 
 _FORK = multiprocessing.get_context("fork")
 
 
-class _Running:
-    """The process of one type."""
-
-    def __init__(self, model_type: str, limit_s: float) -> None:
-        self.model_type = model_type
-        self.connection, theirs = _FORK.Pipe(duplex=False)
-        self._limit_s = limit_s
-        self._started = time.monotonic()
-        self._process: BaseProcess = _FORK.Process(target=_survey_quietly, args=(model_type, theirs))
-        self._process.start()
-        theirs.close()
-
-    @property
-    def is_late(self) -> bool:
-        return time.monotonic() - self._started > self._limit_s
-
-    def end(self) -> Result:
-        """Take the result, and end the process and its children if it is still there."""
-        result = Result(failure=f"took more than {self._limit_s:.0f} seconds")
-        if self.connection.poll():
-            try:
-                result = msgspec.msgpack.decode(self.connection.recv_bytes(), type=Result)
-            except EOFError:
-                result = Result(failure="its process died")
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid or 0, signal.SIGKILL)
-        self._process.join()
-        self.connection.close()
-        result.seconds = round(time.monotonic() - self._started, 1)
-        return result
-
-
-def survey_each(
-    model_types: Iterable[str], *, jobs: int, limit_s: float, note: Callable[[str], None] = lambda _: None
-) -> Iterator[tuple[str, Result]]:
-    """Survey types, `jobs` at a time, and yield each one's result when it is there. `note` is told each that begins."""
-    waiting, running = list(model_types), list[_Running]()
+def try_models(model_types: Sequence[str], size: Size, *, jobs: int) -> Iterator[Result]:
+    """Yield the results as they come."""
+    waiting = list(reversed(model_types))
+    running: dict[Connection, tuple[str, multiprocessing.process.BaseProcess, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                note(waiting[0])
-                running.append(_Running(waiting.pop(0), limit_s))
-            ready = wait([one.connection for one in running], timeout=0.5)
-            for one in [one for one in running if one.connection in ready or one.is_late]:
-                running.remove(one)
-                yield one.model_type, one.end()
+                _start(waiting.pop(), size, running)
+            for connection in wait(list(running), timeout=1.0):
+                assert isinstance(connection, Connection)
+                yield _finish(connection, *running.pop(connection)[:2])
+            for _, process, started in running.values():
+                if time.monotonic() - started > MAX_WAIT_S:
+                    process.kill()
     finally:
-        for one in running:
-            one.end()
+        for _, process, _ in running.values():
+            process.kill()
 
 
-def _survey_quietly(model_type: str, connection: Connection) -> None:
-    os.setpgid(0, 0)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
+def _start(
+    model_type: str, size: Size, running: dict[Connection, tuple[str, multiprocessing.process.BaseProcess, float]]
+) -> None:
+    ours, theirs = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=_run, args=(theirs, lambda: try_model(model_type, size)))
+    process.start()
+    theirs.close()
+    running[ours] = (model_type, process, time.monotonic())
+
+
+def _run(connection: Connection, trial: Callable[[], Result]) -> None:
+    """Send the result of the trial, on one thread and without output."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
     torch.set_num_threads(1)
-    connection.send_bytes(msgspec.msgpack.encode(survey(model_type)))
+    connection.send_bytes(msgspec.json.encode(trial()))
+
+
+def _finish(connection: Connection, model_type: str, process: multiprocessing.process.BaseProcess) -> Result:
+    try:
+        result = msgspec.json.decode(connection.recv_bytes(), type=Result)
+    except EOFError:
+        result = Result(model_type=model_type, failure="the process ended in the middle: a crash, or the time limit")
+    connection.close()
+    process.join()
+    return result

@@ -1,90 +1,121 @@
-"""Verdicts by type of text model, out of results; with words for users where the engine's own reason is not enough."""
+"""The engine's table made from results: each type's verdict, with a reason that users understand."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from container.engine.worker.model_table import Verdict
-from surveying.trials import MAX_ERROR, Result
-from surveying.types import NOT_TRIED, is_causal
+import msgspec
+import transformers
 
-_DECODERS = "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr"
-_OWN_ATTENTION = "its own code computes attention and takes no other function for it"
-_UNMADE = "no tiny model of it is made yet, so that nothing is known"
+from container.engine.worker.model_table import PATH, ModelTable, Verdict
+from surveying.trial import Result
+from testing.model_zoo import CAUSAL_TYPES
 
-REASONS: dict[str, str] = {
-    "deepseek_v4": "it compresses keys in windows and blocks, in a cache of its own",
-    "emu3": _UNMADE,
-    "falcon": _OWN_ATTENTION,
-    "gemma3n": "it needs timm and Pillow to load its vision tower",
-    "glm5_next_text": "it pools the keys of its indexer, in a cache of its own",
-    "gpt_neo": _OWN_ATTENTION,
-    "gptj": _OWN_ATTENTION,
-    "inkling2_text": "its position bias counts from the beginning of each step",
-    "inkling_text": "its position bias counts from the beginning of each step",
-    "minimax": "its lightning attention has a cache of its own",
-    "minimax_m3_vl_text": "its indexer picks blocks of keys, in a cache of its own",
-    "moshi": "it speaks: its own answers differ with and without a cache",
-    "qwen4_exp": "it keeps compressed keys and n-grams, in a cache of its own",
-    "qwen4_exp_text": "it keeps compressed keys and n-grams, in a cache of its own",
-    "recurrent_gemma": "it keeps its state in its modules, for all sequences at once",
-    "rwkv": "it has no attention, and keeps its state in a form of its own",
-    "xlm": _OWN_ATTENTION,
-    "xlnet": _OWN_ATTENTION,
-    "xlstm": "it has no attention, and keeps its state in a form of its own",
-    **dict.fromkeys(_DECODERS.split(), "it is the decoder of an encoder-decoder"),
+SAMPLE = (
+    "bart",  # decoder of an encoder-decoder
+    "bloom",  # attention code of its own
+    "deepseek_v3",  # latent attention
+    "deepseek_v32",  # picked keys
+    "falcon_mamba",  # Mamba-1
+    "gemma2",  # soft caps
+    "gemma4_text",  # two sizes of heads, shared layers
+    "gpt2",  # learnt positions
+    "gpt_oss",  # sinks
+    "hrm_text",  # several calls in a layer
+    "hunyuan_v1_moe",  # linear layers whose weight is read
+    "jamba",  # Mamba-1 beside attention and experts
+    "lfm2",  # short convolutions
+    "llama",  # plain
+    "llama4_text",  # chunks
+    "mamba2",  # Mamba-2
+    "mistral",  # sliding layers alone
+    "qwen3_5_text",  # delta rule
+    "qwen3_moe",  # experts
+    "stablelm",  # layers that lose the step's arguments
+)
+"""One type of each kind, for CI."""
+
+NOT_TRIED: dict[str, str] = {
+    "blt": "it reads bytes in patches that a second model cuts",
+    "fuyu": "its prompts are images",
+    "git": "its prompts are images",
+    "moss_transcribe_diarize": "its prompts are speech",
+    "musicgen": "it generates music",
+    "musicgen_melody": "it generates music",
+    "reformer": "its attention takes prompts of fixed lengths alone",
 }
-"""Words for users on types that are not equal, before the engine's own."""
+"""Why types were not tried: they are refused too."""
+
+_ENCODER_DECODER = "it is the decoder of an encoder-decoder, which continuous batches have no encoder for"
+_OWN_CACHE = "it keeps a cache of its own kind"
+_PARTS = "no tiny model of it can be made without what only a released checkpoint has"
+_REASONS: dict[str, str] = {
+    **dict.fromkeys(
+        [
+            "bart",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "mvp",
+            "pegasus",
+            "plbart",
+            "prophetnet",
+            "trocr",
+            "whisper",
+        ],
+        _ENCODER_DECODER,
+    ),
+    **dict.fromkeys(
+        ["deepseek_v4", "glm5_next", "minimax", "minimax_m3_vl_text", "qwen4_exp", "qwen4_exp_text"], _OWN_CACHE
+    ),
+    **dict.fromkeys(["recurrent_gemma", "rwkv", "xlstm"], "it keeps a state of its own kind, outside the cache"),
+    **dict.fromkeys(
+        ["inkling_text", "inkling2_text"], "it counts positions as if each step of a batch began a sequence"
+    ),
+    **dict.fromkeys(["gemma4_assistant", "gemma4_unified_assistant"], "it drafts from another model's keys"),
+    "gemma3n": "its vision tower needs timm and Pillow to load",
+    "moshi": "it speaks: its text is not consistent without sound",
+}
+_WAY_OUT = "serve it with model.generate"
 
 
-def verdicts(results: Mapping[str, Result]) -> dict[str, Verdict]:
-    """Return a verdict for each causal type, and for the text models of others, sorted by type."""
-    found: dict[str, Verdict] = {name: Verdict(f"not tried: {why}") for name, why in NOT_TRIED.items()}
-    for name, result in results.items():
-        if is_causal(name):
-            found[name] = verdict(name, result)
-    for result in results.values():
-        text_type = result.text_type
-        if text_type and text_type not in results and not is_causal(text_type):
-            before, now = found.get(text_type), verdict(text_type, result)
-            if before is None or not now.is_equal:  # of two wrappers, the worse one counts
-                found[text_type] = now
-    return dict(sorted(found.items()))
+def make_table(results: Iterable[Result]) -> ModelTable:
+    """Make the table. A wrapper's result stands for its text type unless that has one of its own."""
+    verdicts = {name: Verdict(reason=reason) for name, reason in NOT_TRIED.items()}
+    wrappers: dict[str, list[Result]] = {}
+    for result in results:
+        if result.model_type in CAUSAL_TYPES:
+            verdicts[result.model_type] = Verdict(reason=reason_of(result))
+        elif result.text_type:
+            wrappers.setdefault(result.text_type, []).append(result)
+    for text_type, tried in wrappers.items():
+        if text_type not in verdicts:
+            best = next((result for result in tried if result.is_equal), tried[0])
+            verdicts[text_type] = Verdict(reason=reason_of(best))
+    return ModelTable(transformers=transformers.__version__, types=dict(sorted(verdicts.items())))
 
 
-def verdict(name: str, result: Result) -> Verdict:
+def reason_of(result: Result) -> str:
+    """Return why the type is refused, and the way out; empty if it is equal."""
     if result.is_equal:
-        return Verdict()
-    return Verdict(REASONS.get(name) or _reason(result))
-
-
-def _reason(result: Result) -> str:
-    if "fixes its attention function" in result.refusal:
-        return _OWN_ATTENTION
+        return ""
+    if reason := _REASONS.get(result.model_type):
+        return f"{reason}: {_WAY_OUT}"
     if result.refusal:
-        without_class = re.sub(r"^the code of \w+", "its code", result.refusal)
-        return without_class.removesuffix(": it can't run in continuous batches")
-    if result.unmade:
-        return _UNMADE
-    if result.failure:
-        return f"it fails in a batch: {result.failure.partition(':')[0]}"
-    return "its answers in a batch differ from those of model.generate"
+        return result.refusal
+    if result.stage in ("build", "generate"):
+        return f"{_PARTS}: LONGHAUL_UNVERIFIED_MODELS=1 tries it"
+    if result.differing:
+        return f"its answers in batches are not those of model.generate: {_WAY_OUT}"
+    return f"its code fails in batches: {_WAY_OUT}"
 
 
-def describe(result: Result) -> str:
-    """Describe a result in a line, for the terminal."""
-    if result.is_equal:
-        ties = f", {result.ties} at ties" if result.ties else ""
-        return f"equal{ties}, error {result.error:.0e}, {result.preemptions} preempted"
-    if result.refusal:
-        return f"refused: {result.refusal}"
-    if result.unmade:
-        return f"not made: {result.unmade}"
-    wrong = ", ".join(f"{trial} {rows}" for trial, rows in result.differing.items() if rows)
-    parts = [
-        f"rows that differ: {wrong}" if wrong else "",
-        f"error {result.error:.0e}" if result.error > MAX_ERROR else "",
-        f"fails: {result.failure}" if result.failure else "",
-    ]
-    return "; ".join(part for part in parts if part)
+def is_as_in_table(result: Result, table: ModelTable) -> bool:
+    name = result.model_type if result.model_type in CAUSAL_TYPES else result.text_type
+    return result.is_equal == (name in table.equal)
+
+
+def write_table(table: ModelTable) -> None:
+    PATH.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
