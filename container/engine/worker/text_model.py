@@ -32,7 +32,7 @@ def check_kind(config: PretrainedConfig, *, own_code: bool) -> None:
             f"own tokens: {_NO_BATCH}. Take a decoder-only model"
         )
     if getattr(text, "use_bidirectional_attention", False) not in (False, None, "vision"):  # "vision": in images alone
-        raise ModelRefused(f"this {text.model_type} model attends in both directions: it is an encoder")
+        raise ModelRefused(f"this {text.model_type} model attends in both directions: {_NO_BATCH}")
     if not own_code and _code_for(config) is None:
         raise ModelRefused(
             f"transformers has no code that generates text with model type {config.model_type}. Take a causal "
