@@ -75,6 +75,7 @@ _REASONS: dict[str, str] = {
         ["inkling_text", "inkling2_text"], "it counts positions as if each step of a batch began a sequence"
     ),
     **dict.fromkeys(["gemma4_assistant", "gemma4_unified_assistant"], "it drafts from another model's keys"),
+    "xlnet": "its code fixes its attention functions",
     "gemma3n": "its vision tower needs timm and Pillow to load",
     "moshi": "it speaks: its text is not consistent without sound",
 }
