@@ -37,6 +37,8 @@ class _Sight:
 
     window: int | None = None
     chunk: int | None = None
+    is_confirmed: bool = True
+    """False where the mask was seen over the pass's few tokens alone: then the call itself has to name the window."""
 
 
 @dataclass(slots=True)
@@ -117,6 +119,8 @@ class _Recorder:
         _, sight = self.masks.get(mask.untyped_storage().data_ptr(), (None, None))
         if isinstance(sight, ModelRefused):
             raise sight
+        if sight is not None and not sight.is_confirmed and sight.window != window:
+            raise ModelRefused(f"this model masks attention in a way of its own: {_WAY_OUT}")
         if sight is not None:
             return sight
         if is_indexed:  # a mask of the picked keys
@@ -149,7 +153,11 @@ def _sight(mask_function: Callable[..., torch.Tensor], size: int | None, device:
     key, zero = torch.arange(last + 2, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     try:
         seen = torch.as_tensor(mask_function(zero, zero, torch.full_like(key, last), key)).expand(key.shape)
-    except Exception as error:  # a function of the model's own, which knows the probe's few tokens alone
+    except IndexError as error:  # it looks up something of each token, as where images are, and these are too far
+        if _is_causal(_evaluate(mask_function, device)):
+            return _Sight(window=size, is_confirmed=False)
+        raise ModelRefused(f"this model masks attention in a way of its own: {_WAY_OUT}") from error
+    except Exception as error:
         raise ModelRefused(f"this model masks attention in a way of its own: {_WAY_OUT}") from error
     if bool(seen[last + 1]):
         raise ModelRefused("this model attends in both directions: it is an encoder")
@@ -161,6 +169,13 @@ def _sight(mask_function: Callable[..., torch.Tensor], size: int | None, device:
         if torch.equal(seen, (key >= first) & (key <= last)):
             return sight
     raise ModelRefused(f"this model masks attention in a way of its own: {_WAY_OUT}")
+
+
+def _evaluate(mask_function: Callable[..., torch.Tensor], device: torch.device | str) -> torch.Tensor:
+    """Return which of the pass's keys each of its queries sees, [Q, K]."""
+    token, zero = torch.arange(_TOKENS, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    rows = [mask_function(zero, zero, query.expand(_TOKENS), token) for query in token]
+    return torch.stack([torch.as_tensor(row).expand(_TOKENS) for row in rows])
 
 
 def probe(model: PreTrainedModel) -> Layout:

@@ -20,6 +20,7 @@ WRAPPERS = (
     "cohere_compass",
     "gemma3",
     "gemma4",
+    "gemma4_unified",
     "internvl",
     "llama4",
     "llava",
@@ -41,7 +42,8 @@ TOWERS: dict[str, dict[str, Any]] = {
             "head_dim": 16,
             "position_embedding_size": 16,
         }
-    }
+    },
+    "gemma4_unified": {"vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 8, "output_proj_dims": 32}},
 }
 """Parts for images that a type's tiny configuration lacks."""
 NEW_TOKENS = 10
