@@ -66,7 +66,7 @@ def write(path: Path = README) -> None:
 
 def _general(reason: str) -> str:
     """Leave out the names of classes, so that one reason has one row."""
-    return re.sub(r"the code of \w+", "its code", reason).replace("this model ", "it ").replace("|", "/")
+    return re.sub(r"the code of (this model|\w+)", "its code", reason).replace("this model ", "it ").replace("|", "/")
 
 
 def _by_number(entry: tuple[str, list[str]]) -> tuple[int, str]:

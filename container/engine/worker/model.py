@@ -241,7 +241,7 @@ def _load_weights(
     except Exception as error:
         if isinstance(error, KeyError) and error.args == (attention.NAME,):  # it looks among classes of its own
             raise ModelRefused(
-                "the code of this model fixes its attention functions: it can't run in continuous batches"
+                "the code of this model fixes its attention function: it can't run in continuous batches"
             ) from error
         cause = f"{type(error).__name__}: {error}"
         raise ModelRefused(f"{settings.model_dir}: the weights can't be loaded: {cause}") from error

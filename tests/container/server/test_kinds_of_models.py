@@ -19,9 +19,7 @@ from testing.model_zoo import tiny_checkpoint
 from testing.server import Server, eventually
 
 KINDS = {  # what each asks of the engine
-    "llama": "attention alone",
     "gpt_oss": "attention sinks and windows",
-    "deepseek_v3": "keys and values of different sizes",
     "qwen3_5_text": "delta rule and full attention in turns",
     "mamba2": "no attention at all",
 }
