@@ -199,5 +199,5 @@ def test_trusted_code_with_own_attention_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_attention_chosen_by_name_is_refused(tiny: TinyModel) -> None:
-    with pytest.raises(ModelRefused, match="fixes its attention functions"):
+    with pytest.raises(ModelRefused, match="fixes its attention function"):
         load(EngineConfig(model_dir=tiny("falcon"), threads=1, unverified_models=True))
