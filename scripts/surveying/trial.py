@@ -76,7 +76,7 @@ def try_model(model_type: str, size: Size) -> Result:
         try:
             _Trial(result, size, Path(directory)).run()
         except ModelRefused as refusal:
-            result.refusal = str(refusal).replace(f"{directory}/model: ", "").replace(directory, "")
+            result.refusal = " ".join(str(refusal).split()).replace(f"{directory}/model: ", "").replace(directory, "")
         except Exception as error:
             result.failure = f"{type(error).__name__}: {' '.join(str(error).split())}".replace(directory, "")[:300]
     return result

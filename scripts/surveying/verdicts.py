@@ -75,7 +75,7 @@ _REASONS: dict[str, str] = {
         ["inkling_text", "inkling2_text"], "it counts positions as if each step of a batch began a sequence"
     ),
     **dict.fromkeys(["gemma4_assistant", "gemma4_unified_assistant"], "it drafts from another model's keys"),
-    "xlnet": "its code fixes its attention functions",
+    "xlnet": "its code fixes its attention function",
     "gemma3n": "its vision tower needs timm and Pillow to load",
     "moshi": "it speaks: its text is not consistent without sound",
 }
@@ -104,6 +104,8 @@ def reason_of(result: Result) -> str:
         return ""
     if reason := _REASONS.get(result.model_type):
         return f"{reason}: {_WAY_OUT}"
+    if "can't be loaded" in result.refusal:
+        return f"transformers loads it as no language model: {_WAY_OUT}"
     if result.refusal:
         return result.refusal
     if result.stage in ("build", "generate"):

@@ -151,6 +151,7 @@ class Batch(ContinuousBatchingManager):
         scheduler = fair_scheduler.FairScheduler(cache, config.safety_margin, most)
         if self._layout.states:
             scheduler.max_active = most
+            scheduler.leaves_no_single_token = any(module.decodes_otherwise for module in self._layout.states)
         processor = ContinuousBatchProcessor(
             cache=cache,
             config=self.model.config,

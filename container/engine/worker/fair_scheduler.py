@@ -52,6 +52,9 @@ class FairScheduler(FIFOScheduler):
     max_active: int | None = None
     """Most sequences within at a time, where each of them keeps a state; None: as many as have room in the cache."""
 
+    leaves_no_single_token: bool = False
+    """Whether a prompt's last piece has two tokens at least, where the model would take a single one for decoding."""
+
     def reset(self) -> None:
         super().reset()
         self._pages = CachePages(self.cache)
@@ -73,6 +76,17 @@ class FairScheduler(FIFOScheduler):
         scheduled: tuple[list[FutureRequestState] | None, bool, int, int]
         scheduled = super().schedule_batch(token_budget, cache_budget)
         return scheduled
+
+    def _schedule_request(
+        self,
+        state: RequestState,
+        request_tokens: list[int],
+        token_budget: int,
+        request_ids_to_remove_from_waiting: set[str],
+    ) -> None:
+        if self.leaves_no_single_token and token_budget > 2 and len(request_tokens) == token_budget + 1:
+            token_budget -= 1
+        super()._schedule_request(state, request_tokens, token_budget, request_ids_to_remove_from_waiting)
 
     def add_waiting_request(self, state: RequestState) -> None:
         super().add_waiting_request(state)

@@ -43,7 +43,8 @@ def check_kind(config: PretrainedConfig, *, own_code: bool) -> None:
 def load_text_model(model_dir: str, config: PretrainedConfig, *, own_code: bool, **kwargs: Any) -> Any:
     """Return what `from_pretrained` does, model and loading report. Raises what it raises."""
     code = None if own_code else _code_for(config)
-    if code is None or code.config_class is not type(config) or config.get_text_config() is config:
+    is_plain = config.get_text_config() is config and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if code is None or code.config_class is not type(config) or is_plain:
         return AutoModelForCausalLM.from_pretrained(model_dir, trust_remote_code=own_code, **kwargs)
     loaded: Any = _text_alone(code).from_pretrained(model_dir, config=config, **kwargs)
     loaded[0].__class__ = code
