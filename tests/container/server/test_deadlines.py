@@ -132,7 +132,7 @@ def test_cut_hugging_face_text_has_details(server: Server) -> None:
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
 def test_cut_chat_says_so_in_choice(server: Server, more: dict[str, Any]) -> None:
-    answer = cut(ask(server, CHAT | more, "/v1/chat/completions", timeout_s=TIMEOUT_S + 4 * bool(more)))
+    answer = cut(ask(server, CHAT | more, "/v1/chat/completions", timeout_s=TIMEOUT_S + 8 * bool(more)))
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == "deadline" and choice["message"]["content"]
     assert answer["usage"]["completion_tokens"] > 0
@@ -140,7 +140,7 @@ def test_cut_chat_says_so_in_choice(server: Server, more: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("more", [{}, LARGE], ids=["small", "large"])
 def test_cut_completion_marks_and_counts_each_choice(server: Server, more: dict[str, Any]) -> None:
-    answer = cut(ask(server, COMPLETION | more, timeout_s=TIMEOUT_S + 4 * bool(more)))
+    answer = cut(ask(server, COMPLETION | more, timeout_s=TIMEOUT_S + 8 * bool(more)))
     assert [choice["finish_reason"] for choice in answer["choices"]] == ["deadline"] * 4
     tokens = [len(choice["logprobs"]["tokens"]) for choice in answer["choices"]]
     assert answer["usage"]["completion_tokens"] == sum(tokens) > 0
