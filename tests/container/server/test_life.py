@@ -88,7 +88,8 @@ def test_unsupported_model_stops_the_start(start: Start, tmp_path: Path, tiny_mo
     shutil.copytree(tiny_model_dir, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"model_type": "bloom"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    assert "model type bloom is not supported: the code of BloomForCausalLM fixes its attention function" in refusal(start(tmp_path / "model"))
+    said = refusal(start(tmp_path / "model"))
+    assert "model type bloom is not supported: the code of BloomForCausalLM fixes its attention function" in said
 
 
 def test_unreadable_tokenizer_stops_the_start(start: Start, tmp_path: Path, tiny_model_dir: Path) -> None:
