@@ -149,10 +149,7 @@ def _check_type(model_type: str) -> None:
             "LONGHAUL_UNVERIFIED_MODELS=1 lets it run if it passes a check at the start"
         )
     if not verdict.is_equal:
-        raise ModelRefused(
-            f"model type {model_type} is not supported: {verdict.reason}. With LONGHAUL_UNVERIFIED_MODELS=1 it "
-            "runs if it passes a check at the start"
-        )
+        raise ModelRefused(f"model type {model_type} is not supported: {verdict.reason}")
 
 
 def _device(name: str | None, needs_gpu: bool) -> torch.device:

@@ -19,6 +19,9 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from container.engine.worker.forward_step import ForwardStep, Row, current
 from container.engine.worker.layout import AXIS_OF_NONE, Axes, Layout, StateModule
 
+_PLAIN = "_forward_outside_steps"
+"""Attribute of a module that keeps its own forward pass."""
+
 
 class MissingState(Exception):
     """A sequence is to go on, but what its layers have kept of it is not there."""
@@ -127,7 +130,8 @@ class _Stateful:
     """One module with a state, in place of its forward pass."""
 
     def __init__(self, module: torch.nn.Module, found: StateModule, states: SequenceStates) -> None:
-        self._plain: Callable[..., Any] = module.forward
+        # Another batch of the same model may have wrapped it: its wrapper would look for its own states.
+        self._plain: Callable[..., Any] = module.__dict__.setdefault(_PLAIN, module.forward)
         self._module, self._found, self._states = module, found, states
         self._names = list(inspect.signature(type(module).forward).parameters)[1:]
 

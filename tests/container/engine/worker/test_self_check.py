@@ -62,6 +62,13 @@ def test_model_with_positions_by_step_is_refused(tmp_path: Path, monkeypatch: py
         check_tokens(batch, loaded, 256)
 
 
+def test_model_with_hidden_state_is_refused(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(AutoModelForCausalLM, "recurrent_gemma", tmp_path)
+    batch, loaded, _ = load_batch(directory, kv_cache_tokens=512, unverified_models=True)
+    with pytest.raises(ModelRefused, match="recurrent_gemma gives other tokens in batches"):
+        check_tokens(batch, loaded, 256)
+
+
 def test_checked_batch_serves_as_new(tmp_path: Path) -> None:
     directory = tiny_checkpoint(AutoModelForCausalLM, "lfm2", tmp_path)
     config = EngineConfig(

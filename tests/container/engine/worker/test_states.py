@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from container.engine.worker.states import SequenceStates
 from testing.container.hand_turned_engine import Engine
 from testing.exactness import Reference
 from testing.model_zoo import tiny_checkpoint, zoo_prompts
@@ -95,3 +96,12 @@ def test_states_count_in_the_layout(hybrid: str, tmp_path: Path) -> None:
     assert len(layout.states) == 2 and not layout.shares_prefixes
     # Two layers: convolution [128, 4] and state [4, 16, 16], both in float32.
     assert layout.state_bytes == 2 * 4 * (128 * 4 + 4 * 16 * 16)
+
+
+def test_second_batch_of_a_model_keeps_its_own_states(hybrid: str, assert_exact: AssertExact) -> None:
+    reference, first = Reference(hybrid, eos_token_id=-1), engine(hybrid)
+    second = SequenceStates(first.batch.model._model, first.batch._layout)
+    expected = reference.generate(PROMPTS, new_tokens=NEW_TOKENS)
+    first.batch._states = second  # as the batch that was made last, whose steps these are
+    assert_exact(reference, PROMPTS, first.generate(PROMPTS, max_new_tokens=NEW_TOKENS), expected)
+    assert len(second) == 0
