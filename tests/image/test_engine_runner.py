@@ -128,8 +128,10 @@ def test_sigterm_comes_before_sigkill(tmp_path: Path, small: str, environment: d
         started = time.monotonic()
         await world.change("e", status="Deleting")
         await world.until_gone("e")
+        seconds = time.monotonic() - started
+        await world.fleet.send_last_logs()
         assert any("bye" in line for line in world.said) is not is_killed
-        return time.monotonic() - started
+        return seconds
 
     seconds = run(tmp_path, small, work, stop_grace_s=grace_s)
     assert grace_s <= seconds < grace_s + 3 if is_killed else seconds < grace_s
