@@ -26,9 +26,9 @@ _INTERVAL_S = 0.02
 
 class Served:
     """A server, started when it is made and ended by `close`. Its journal is its own, so that it continues no
-    other's work."""
+    other's work. `checkout` is the folder whose `./serve` it is."""
 
-    def __init__(self, model_dir: Path, **settings: object) -> None:
+    def __init__(self, model_dir: Path, checkout: Path = ROOT, **settings: object) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -40,7 +40,7 @@ class Served:
             "LONGHAUL_LOG_LEVEL": "WARNING",
         }
         environment |= {name: str(value) for name, value in settings.items()}
-        self.process = subprocess.Popen([ROOT / "serve"], env=environment)
+        self.process = subprocess.Popen([checkout / "serve"], cwd=checkout, env=environment)
         while self._ping() != 200:
             if self.process.poll() is not None:
                 sys.exit("the server ended before it was ready")

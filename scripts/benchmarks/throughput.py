@@ -1,6 +1,7 @@
 """Throughput of the server beside its limits and its alternatives, in one run on one machine.
 
 served    `./serve`, all prompts in one JSON-lines body over HTTP
+other     the same, by the `./serve` of another checkout (`--other FOLDER`), such as an older version's
 direct    the same continuous batch fed directly, without HTTP, text or a second process
 limit     a plain forward loop over `DynamicCache`: each prompt prefilled once without padding, then all rows decoded
           together, finished ones dropped. No scheduler, no paging, no sampling: the forward passes alone.
@@ -8,7 +9,7 @@ packed    the same loop with linear layers packed as the engine packs them: the 
 static    `model.generate` in arrival-order batches of 16, each as long as its longest row
 
 All generate the same numbers of tokens for the same prompts, greedily, ignoring end-of-sequence. Runs alternate; the
-table shows medians, spread, and ratios of medians.
+table shows medians, spread, and the median of each round's ratio, which a machine that grows slower moves little.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from testing import ROOT
 from .serving import Served
 
 SYSTEMS = ("served", "direct", "limit", "packed", "static")
+OTHER = "other"
 STATIC_BATCH = 16
 WARM_UP_SHARE = 3
 _FIRST_TOKENS = 1000
@@ -81,8 +83,8 @@ class System(Protocol):
 class OverHTTP:
     """`./serve`, in processes of its own."""
 
-    def __init__(self, model_dir: Path) -> None:
-        self._served = Served(model_dir, LONGHAUL_DTYPE="float32")
+    def __init__(self, model_dir: Path, checkout: Path = ROOT) -> None:
+        self._served = Served(model_dir, checkout, LONGHAUL_DTYPE="float32")
 
     def run(self, prompts: list[Prompt]) -> list[int]:
         body = b"".join(json.dumps(_request(prompt)).encode() + b"\n" for prompt in prompts)
@@ -230,11 +232,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--other", type=Path, metavar="FOLDER", help="another checkout, set up, to compare with")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     prompts = make_prompts(options.prompts, options.model, options.seed)
     systems = _systems(options.model, options.only)
+    if options.other is not None:
+        systems[OTHER] = OverHTTP(options.model, options.other.resolve())
     seconds = measure(systems, prompts, options.runs)
     report(seconds, prompts)
     return {"jobs": [[len(prompt.ids), prompt.new_tokens] for prompt in prompts], "seconds": seconds}
@@ -295,5 +300,8 @@ def report(seconds: dict[str, list[float]], prompts: list[Prompt]) -> None:
     print("| system | median s | spread | new tokens/s | served is faster by a factor of |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         spread = (max(times) - min(times)) / medians[name]
-        ratio = f"{medians[name] / medians['served']:.2f}" if "served" in medians else ""
+        ratio = ""
+        if "served" in seconds:
+            ratios = [own / served for own, served in zip(times, seconds["served"], strict=True)]
+            ratio = f"{statistics.median(ratios):.3f}"
         print(f"| {name} | {medians[name]:.2f} | {spread:.0%} | {tokens / medians[name]:.1f} | {ratio} |")
