@@ -17,6 +17,7 @@ from .random_model import save_words
 from .settings import NotHere, Settings
 
 _LIMIT_S = 60.0
+_TOKENS = 256  # so many that a quick GPU is still at work when the engine is killed
 # Takes all memory of the GPU but what the argument says, in MiB, until it is ended.
 _HOG = """
 import sys, time, torch
@@ -46,7 +47,7 @@ def _killed(settings: Settings) -> dict[str, Any]:
     On a GPU one may differ: other rows beside it round its sums otherwise.
     """
     lines = [
-        {"prompt": prompt, "max_tokens": settings.new_tokens, "ignore_eos": True, "temperature": heat, "seed": row}
+        {"prompt": prompt, "max_tokens": _TOKENS, "ignore_eos": True, "temperature": heat, "seed": row}
         for row, prompt in enumerate(make_prompts(settings.compared_rows, 20, VOCABULARY))
         for heat in (0, 0.8)
     ]
@@ -56,7 +57,7 @@ def _killed(settings: Settings) -> dict[str, Any]:
         before = server.metric("longhaul_generation_tokens_total")
         # Another job, so that nothing of it comes from the journal: one line more.
         asked = server.post_soon(content=_lines([*lines, lines[0]]), headers={"content-type": "application/jsonlines"})
-        some = len(lines) * settings.new_tokens // 4
+        some = len(lines) * _TOKENS // 4
         eventually(lambda: server.metric("longhaul_generation_tokens_total") >= before + some, _LIMIT_S)
         server.kill_engine()
         killed = time.monotonic()

@@ -53,9 +53,9 @@ class Settings:
     rows: tuple[int, ...] = (1, 64)
     """Prompts at once in the measures."""
     prompt_tokens: int = 128
-    new_tokens: int = 256
+    new_tokens: int = 128
     compared_rows: int = 12
-    compared_tokens: int = 48
+    compared_tokens: int = 32
     server: dict[str, str] = field(default_factory=dict)
     """Environment variables of the servers."""
 

@@ -3,7 +3,7 @@
 limit    time to read the weights once a step, by the memory bandwidth measured here: no system decodes faster
 engine   the engine's batch in this process, whose reports have times
 served   `./serve` over HTTP
-library  `transformers serve --continuous-batching` over HTTP
+library  `transformers serve --continuous-batching` over HTTP, with PyTorch's attention: its own kernels need a network
 static   `model.generate` on all rows at once
 
 Reading prompts counts: only `engine` tells the tokens behind the first ones apart.
